@@ -1,0 +1,3 @@
+"""The package version, read by the build and by `poolalloc --version`."""
+
+__version__ = "0.1.0"

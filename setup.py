@@ -1,0 +1,38 @@
+"""Packaging: hands the native build to CMakeLists.txt and collects what it installs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeBuild(build_ext):
+    """Runs cmake once for the whole package; POOLALLOC_CMAKE_ARGS adds arguments to the configure step."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Configure, build and install into the package folder (the source tree for an editable install)."""
+        if shutil.which("cmake") is None:
+            raise SystemExit("poolalloc: cmake was not found; install it with: pip install cmake ninja")
+        compiler = os.environ.get("CXX", "c++")
+        if shutil.which(compiler.split()[0]) is None:
+            raise SystemExit(f"poolalloc: no C++ compiler ({compiler}); install one, for example: apt-get install g++")
+        destination = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = Path(self.build_temp).resolve() / "cmake"
+        build.mkdir(parents=True, exist_ok=True)
+        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        configure = ["cmake", "-S", str(ROOT), "-B", str(build), *generator, f"-DPython_EXECUTABLE={sys.executable}",
+                     f"-DCMAKE_INSTALL_PREFIX={destination}", "-DCMAKE_BUILD_TYPE=Release",
+                     *os.environ.get("POOLALLOC_CMAKE_ARGS", "").split()]  # fmt: skip
+        for command in (configure, ["cmake", "--build", str(build), "--parallel"], ["cmake", "--install", str(build)]):
+            subprocess.run(command, check=True)
+
+
+setup(ext_modules=[Extension("poolalloc._core", sources=[])], cmdclass={"build_ext": CMakeBuild})
