@@ -1,0 +1,81 @@
+// The face of core: memory for (bytes, device, stream), on every device. plugin, python and replay call only this.
+//
+// All calls may come from any thread. Nothing here waits for the device except empty_cache, release_pool and the
+// out-of-memory ladder of allocate, and those hold no lock while they wait.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "core/errors.h"
+#include "core/options.h"
+#include "core/stats.h"
+#include "core/types.h"
+#include "driver/driver.h"
+
+namespace poolalloc {
+
+class DeviceHeap;
+class CountingDriver;
+
+class POOLALLOC_API Allocator {
+ public:
+  // `driver` must outlive the allocator. Throws ConfigError. Touches no device before the first allocation on it.
+  Allocator(Driver& driver, const Options& options);
+  ~Allocator();
+  Allocator(const Allocator&) = delete;
+  Allocator& operator=(const Allocator&) = delete;
+
+  // Returns memory of at least `bytes` (a multiple of kGranularity is set aside), or 0 for 0 bytes.
+  // Throws OutOfMemory, DriverError, UsageError (no such device).
+  Address allocate(Bytes bytes, DeviceIndex device, StreamId stream);
+  // Gives a block back; 0 is ignored. It may be handed out again at once on its own stream, and after the completion of
+  // what the recorded streams had enqueued until now. Throws UsageError if `address` is not the start of a live block.
+  void free(Address address);
+  // `stream` uses the block too. Throws UsageError if `address` is not the start of a live block.
+  void record_stream(Address address, StreamId stream);
+
+  // The block that contains `address`: its start, and its rounded size in *bytes if not null. 0 if not ours.
+  Address base_allocation(Address address, Bytes* bytes = nullptr) const;
+  bool owns(Address address) const;
+
+  // Gives every idle page back to the driver, after the work that may still touch it has completed.
+  // Returns the bytes given back.
+  Bytes empty_cache();
+  // At most this fraction of the device. Throws UsageError outside (0, 1].
+  void set_memory_fraction(double fraction, DeviceIndex device);
+  double memory_fraction(DeviceIndex device) const;
+
+  // From now on requests on `device` whose stream `filter` accepts come from `pool`, until end_allocate_to_pool.
+  // A pool counts its users: begin_allocate_to_pool of a new one makes it with one user.
+  void begin_allocate_to_pool(DeviceIndex device, PoolId pool, std::function<bool(StreamId)> filter);
+  void end_allocate_to_pool(DeviceIndex device, PoolId pool);
+  // One user less; at none, its idle memory goes back to the device, and blocks still live go back when freed.
+  void release_pool(DeviceIndex device, PoolId pool);
+
+  // Devices this process has used.
+  std::vector<DeviceIndex> devices() const;
+  // Zeros for a device not used yet. Throws UsageError (no such device).
+  DeviceStats stats(DeviceIndex device) const;
+  void reset_peak_stats(DeviceIndex device);
+
+  const Options& options() const { return options_; }
+  // Throws InvariantViolation if an equation of any structure does not hold.
+  void validate() const;
+
+ private:
+  DeviceHeap& device_heap(DeviceIndex device);
+  DeviceHeap* existing(DeviceIndex device) const;
+
+  Options options_;
+  std::unique_ptr<CountingDriver> driver_;
+  int device_count_ = -1;  // unknown until a device is first used
+  mutable std::mutex mutex_;
+  static constexpr int kMaxDevices = 64;
+  std::atomic<DeviceHeap*> heaps_[kMaxDevices] = {};
+};
+
+}  // namespace poolalloc

@@ -1,0 +1,45 @@
+// Options of an allocator, generated from options.def, and the text forms they come in.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/types.h"
+
+namespace poolalloc {
+
+struct POOLALLOC_API Options {
+  using bytes = Bytes;
+  using integer = std::int64_t;
+  using number = double;
+  using boolean = bool;
+#define OPTION(name, type, default_value, minimum, maximum, unit, help) type name = default_value;
+#include "core/options.def"
+#undef OPTION
+};
+
+// One row of the table, for those who print, check or document it.
+struct OptionInfo {
+  const char* name;
+  const char* type;  // "bytes", "integer", "number" or "boolean"
+  double default_value;
+  double minimum;
+  double maximum;
+  const char* unit;
+  const char* help;
+};
+POOLALLOC_API const std::vector<OptionInfo>& option_table();
+
+// Sets one option from text. Throws ConfigError naming the key, the value, what is allowed and the nearest known key.
+POOLALLOC_API void set_option(Options& options, const std::string& name, const std::string& value);
+// Reads "key:value,key:value" (POOLALLOC_CONF) on top of `options`. Throws ConfigError.
+POOLALLOC_API void parse_options(Options& options, const std::string& text);
+// Throws ConfigError if an option is out of range or two contradict each other.
+POOLALLOC_API void check_options(const Options& options);
+// "262144", "256 KiB", "2MiB", "1.5 GiB" or "10 GB" to bytes. Throws ConfigError.
+POOLALLOC_API Bytes parse_bytes(const std::string& text);
+// 2097152 to "2 MiB", 1536 to "1.50 KiB".
+POOLALLOC_API std::string format_bytes(Bytes bytes);
+
+}  // namespace poolalloc

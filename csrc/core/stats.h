@@ -1,0 +1,89 @@
+// What poolalloc counts, by the words of the manual. All byte figures obey, per bin, pool, stream and device:
+//
+//   rounded  = live + pending            blocks that cannot be handed out now
+//   requested <= live                    asked by the program, before rounding
+//   rounded  <= resident                 resident: physical pages under at least one such block
+//   reserved = resident + idle           idle: physical pages held, under none
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/types.h"
+
+namespace poolalloc {
+
+// A quantity over time. `total` only grows: what was ever added; what was taken away is total - current.
+struct Counter {
+  std::int64_t current = 0;
+  std::int64_t peak = 0;
+  std::uint64_t total = 0;
+
+  void add(Bytes amount) {
+    current += static_cast<std::int64_t>(amount);
+    total += amount;
+    if (current > peak) peak = current;
+  }
+  void subtract(Bytes amount) { current -= static_cast<std::int64_t>(amount); }
+  void reset_peak() { peak = current; }
+};
+
+// The byte quantities; POOLALLOC_QUANTITIES lists them once for everyone who prints or exports them.
+#define POOLALLOC_QUANTITIES(X) X(requested) X(live) X(pending) X(resident) X(idle) X(reserved)
+#define POOLALLOC_EVENTS(X)                                                   \
+  X(allocations)       /* blocks handed out */                                \
+  X(frees)             /* blocks given back */                                \
+  X(pages_created)     /* physical pages taken from the driver */             \
+  X(pages_destroyed)   /* physical pages given back to the driver */          \
+  X(pages_aliased)     /* idle pages mapped at one more address */            \
+  X(pages_stolen)      /* idle pages taken from another stream */             \
+  X(pending_completed) /* pending frees whose events completed */             \
+  X(retries)           /* allocations that needed the out-of-memory ladder */ \
+  X(out_of_memory)     /* allocations that failed after it */
+
+struct BinStats {
+  Bytes block_bytes = 0;
+  std::uint64_t live_blocks = 0;  // pending ones included
+  std::uint64_t allocations = 0;  // ever
+  Bytes requested = 0;
+  Bytes rounded = 0;
+  Bytes resident = 0;  // pages of its slabs
+};
+
+struct HeapStats {
+  StreamId stream = 0;
+  PoolId pool;
+#define X(name) Counter name;
+  POOLALLOC_QUANTITIES(X)
+#undef X
+#define X(name) std::uint64_t name = 0;
+  POOLALLOC_EVENTS(X)
+#undef X
+  std::uint64_t live_blocks = 0;  // pending ones included
+  Bytes arena_rounded = 0;        // blocks placed in the arena, live and pending
+  Bytes arena_resident = 0;       // pages under them
+  Bytes address_space = 0;        // addresses ever used by the arena and the slabs
+  std::uint64_t mappings = 0;     // pages mapped now, aliases included
+  std::uint64_t metadata_bytes = 0;
+  std::vector<BinStats> bins;  // only bins ever used
+};
+
+struct DeviceStats {
+  DeviceIndex device = 0;
+  Bytes total_bytes = 0;  // of the card
+  Bytes limit_bytes = 0;  // what poolalloc may hold of it
+#define X(name) Counter name;
+  POOLALLOC_QUANTITIES(X)
+#undef X
+#define X(name) std::uint64_t name = 0;
+  POOLALLOC_EVENTS(X)
+#undef X
+  std::uint64_t live_blocks = 0;
+  std::uint64_t metadata_bytes = 0;
+  Bytes unmapped = 0;  // idle pages that belong to no stream now; part of idle
+  std::vector<HeapStats> heaps;
+  std::map<std::string, std::uint64_t> driver_calls;  // by kind, whole process
+};
+
+}  // namespace poolalloc

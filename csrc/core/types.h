@@ -1,0 +1,33 @@
+// The plain types that every layer shares. Nothing here allocates, calls a device or knows of torch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(_WIN32)
+#error "poolalloc supports Linux"
+#endif
+#define POOLALLOC_API __attribute__((visibility("default")))
+
+namespace poolalloc {
+
+using Bytes = std::uint64_t;
+using Address = std::uint64_t;   // of device memory; 0 is no address
+using StreamId = std::uint64_t;  // a CUstream as an integer; 0 is the legacy default stream
+using DeviceIndex = int;
+
+// Placement granularity: every block starts and ends on a multiple of it. The same as torch's own allocator.
+inline constexpr Bytes kGranularity = 512;
+// The unit of physical memory. The granularity of cuMemCreate on every card to date.
+inline constexpr Bytes kPageBytes = Bytes{2} << 20;
+
+inline constexpr Bytes round_up(Bytes value, Bytes multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// A private pool, as torch names them (MempoolId_t). {0, 0} is the ordinary pool of a device.
+struct PoolId {
+  std::uint64_t first = 0;
+  std::uint64_t second = 0;
+  friend bool operator==(const PoolId&, const PoolId&) = default;
+};
+
+}  // namespace poolalloc
