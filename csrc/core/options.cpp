@@ -1,0 +1,313 @@
+// Options as text: "key:value,key:value", one value, a size. The table itself is options.def; poolalloc/config.py reads
+// the same forms in Python and must accept and refuse the same texts (tests/core/test_config.py compares the two).
+// Not here: TOML and the environment, which Python reads.
+#include "core/options.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <locale>
+#include <numeric>
+#include <set>
+#include <sstream>
+#include <string_view>
+
+#include "core/errors.h"
+
+namespace poolalloc {
+namespace {
+
+using Wide = unsigned __int128;
+
+bool is_space(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r' || c == '\v' || c == '\f'; }
+bool is_digit(char c) { return c >= '0' && c <= '9'; }
+char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
+
+std::string_view trim(std::string_view text) {
+  while (!text.empty() && is_space(text.front())) text.remove_prefix(1);
+  while (!text.empty() && is_space(text.back())) text.remove_suffix(1);
+  return text;
+}
+
+std::string lowered(std::string_view text) {
+  std::string result(text);
+  std::transform(result.begin(), result.end(), result.begin(), lower);
+  return result;
+}
+
+std::string quoted(std::string_view text) { return '"' + std::string(text) + '"'; }
+
+// The digits at the front of `text`, removed from it.
+std::string_view take_digits(std::string_view& text) {
+  std::size_t length = 0;
+  while (length < text.size() && is_digit(text[length])) ++length;
+  std::string_view digits = text.substr(0, length);
+  text.remove_prefix(length);
+  return digits;
+}
+
+bool take_sign(std::string_view& text) {
+  if (text.empty() || (text.front() != '+' && text.front() != '-')) return false;
+  bool negative = text.front() == '-';
+  text.remove_prefix(1);
+  return negative;
+}
+
+// How many single-letter changes turn one word into the other.
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      std::size_t substitution = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, substitution});
+    }
+  }
+  return row.back();
+}
+
+const OptionInfo& nearest_option(std::string_view name) {
+  const auto& table = option_table();
+  std::string wanted = lowered(name);
+  return *std::min_element(table.begin(), table.end(), [&](const OptionInfo& a, const OptionInfo& b) {
+    return edit_distance(wanted, a.name) < edit_distance(wanted, b.name);
+  });
+}
+
+std::string format_value(const OptionInfo& info, double value) {
+  if (std::string_view(info.type) == "bytes") return format_bytes(static_cast<Bytes>(value));
+  std::ostringstream out;
+  out.imbue(std::locale::classic());
+  out << value;
+  return out.str();
+}
+
+std::string allowed(const OptionInfo& info) {
+  if (std::string_view(info.type) == "boolean") return "allowed: true or false";
+  return "allowed: " + format_value(info, info.minimum) + " to " + format_value(info, info.maximum) + " (" + info.type +
+         ", " + info.unit + ")";
+}
+
+[[noreturn]] void throw_unknown(std::string_view name, std::string_view value) {
+  const OptionInfo& nearest = nearest_option(name);
+  std::string known;
+  for (const OptionInfo& info : option_table()) known += (known.empty() ? "" : ", ") + std::string(info.name);
+  throw ConfigError("unknown option " + quoted(name) + " (value " + quoted(value) + "); nearest known option: " +
+                    nearest.name + " (" + allowed(nearest) + "); known options: " + known);
+}
+
+[[noreturn]] void throw_value(const OptionInfo& info, std::string_view value, std::string_view problem) {
+  throw ConfigError("option " + std::string(info.name) + ": " + quoted(value) + " " + std::string(problem) + "; " +
+                    allowed(info));
+}
+
+[[noreturn]] void throw_size(std::string_view text, std::string_view problem) {
+  throw ConfigError("size " + quoted(text) + " " + std::string(problem) +
+                    "; write plain bytes or a number with B, KB, MB, GB, TB, KiB, MiB, GiB or TiB, such as \"2 MiB\"");
+}
+
+// Text to one type of the table. Each returns false for a text that is no such value at all.
+bool read(std::string_view text, Bytes* value) {
+  try {
+    *value = parse_bytes(std::string(text));
+  } catch (const ConfigError&) {
+    return false;
+  }
+  return true;
+}
+
+bool read(std::string_view text, std::int64_t* value) {
+  bool negative = take_sign(text);
+  std::string_view digits = take_digits(text);
+  if (digits.empty() || !text.empty()) return false;
+  // Beyond 2^63 the value stays there: it is a number, and out of every range.
+  constexpr Wide kLimit = Wide{1} << 63;
+  Wide magnitude = 0;
+  for (char digit : digits) magnitude = std::min(magnitude * 10 + static_cast<unsigned>(digit - '0'), kLimit);
+  if (!negative) magnitude = std::min(magnitude, kLimit - 1);
+  *value = static_cast<std::int64_t>(negative ? -static_cast<__int128>(magnitude) : static_cast<__int128>(magnitude));
+  return true;
+}
+
+bool read(std::string_view text, double* value) {
+  std::string_view rest = text;
+  take_sign(rest);
+  std::size_t digits = take_digits(rest).size();
+  if (!rest.empty() && rest.front() == '.') {
+    rest.remove_prefix(1);
+    digits += take_digits(rest).size();
+  }
+  if (digits == 0) return false;
+  if (!rest.empty() && lower(rest.front()) == 'e') {
+    rest.remove_prefix(1);
+    take_sign(rest);
+    if (take_digits(rest).empty()) return false;
+  }
+  if (!rest.empty()) return false;
+  std::istringstream in{std::string(text)};
+  in.imbue(std::locale::classic());  // the program may have set a locale that writes 0,5
+  in >> *value;                      // beyond the largest double: the largest double, out of every range
+  return true;
+}
+
+[[maybe_unused]] bool read(std::string_view text, bool* value) {
+  std::string word = lowered(text);
+  *value = word == "true" || word == "1";
+  return *value || word == "false" || word == "0";
+}
+
+const char* type_problem(std::string_view type) {
+  if (type == "bytes") return "is not a size in bytes (such as 1048576 or \"1 MiB\")";
+  if (type == "integer") return "is not a whole number";
+  if (type == "number") return "is not a number";
+  return "is not true or false";
+}
+
+template <typename T>
+bool in_range(const OptionInfo& info, T value) {
+  return static_cast<double>(value) >= info.minimum && static_cast<double>(value) <= info.maximum;
+}
+
+template <typename T>
+void set_value(T& field, const OptionInfo& info, std::string_view text) {
+  T value{};
+  if (!read(text, &value)) throw_value(info, text, type_problem(info.type));
+  if (!in_range(info, value)) throw_value(info, text, "is out of range");
+  field = value;
+}
+
+template <typename T>
+void check_value(T value, const OptionInfo& info) {
+  if (!in_range(info, value)) throw_value(info, format_value(info, static_cast<double>(value)), "is out of range");
+}
+
+const OptionInfo& find_option(std::string_view name) {
+  for (const OptionInfo& info : option_table())
+    if (name == info.name) return info;
+  throw InvariantViolation("options.def and option_table() disagree");
+}
+
+void apply(Options& options, std::string_view name, std::string_view value) {
+  name = trim(name);
+  value = trim(value);
+#define OPTION(option, type, default_value, minimum, maximum, unit, help) \
+  if (name == #option) return set_value(options.option, find_option(name), value);
+#include "core/options.def"
+#undef OPTION
+  throw_unknown(name, value);
+}
+
+}  // namespace
+
+const std::vector<OptionInfo>& option_table() {
+  static const std::vector<OptionInfo> table = {
+#define OPTION(name, type, default_value, minimum, maximum, unit, help)                                          \
+  {#name, #type, static_cast<double>(default_value), static_cast<double>(minimum), static_cast<double>(maximum), \
+   unit,  help},
+#include "core/options.def"
+#undef OPTION
+  };
+  return table;
+}
+
+void set_option(Options& options, const std::string& name, const std::string& value) { apply(options, name, value); }
+
+void parse_options(Options& options, const std::string& text) {
+  Options result = options;
+  std::string_view rest = trim(text);
+  std::set<std::string, std::less<>> seen;
+  bool more = !rest.empty();
+  while (more) {
+    std::size_t comma = rest.find(',');
+    more = comma != std::string_view::npos;
+    std::string_view entry = trim(rest.substr(0, comma));
+    if (more) rest.remove_prefix(comma + 1);
+    std::size_t colon = entry.find(':');
+    if (colon == std::string_view::npos)
+      throw ConfigError("options: " + quoted(entry) + " in " + quoted(text) +
+                        " has no value; write key:value,key:value, such as \"" + option_table().front().name + ":0\"");
+    std::string_view name = trim(entry.substr(0, colon));
+    std::string_view value = trim(entry.substr(colon + 1));
+    apply(result, name, value);
+    if (!seen.emplace(name).second)
+      throw ConfigError("option " + std::string(name) + ": " + quoted(value) + " is a second value in " + quoted(text) +
+                        "; allowed: one");
+  }
+  check_options(result);
+  options = result;
+}
+
+void check_options(const Options& options) {
+#define OPTION(name, type, default_value, minimum, maximum, unit, help) check_value(options.name, find_option(#name));
+#include "core/options.def"
+#undef OPTION
+  // A limit that leaves no room for one page would refuse every allocation.
+  if (options.memory_limit != 0 && options.memory_limit < kPageBytes)
+    throw_value(find_option("memory_limit"), format_bytes(options.memory_limit),
+                "is less than one page of " + format_bytes(kPageBytes) + ", so nothing could be allocated");
+  if (options.memory_fraction == 0)
+    throw_value(find_option("memory_fraction"), "0", "leaves poolalloc no memory, so nothing could be allocated");
+}
+
+Bytes parse_bytes(const std::string& text) {
+  static constexpr struct {
+    const char* name;
+    Bytes bytes;
+  } kUnits[] = {{"", 1},
+                {"b", 1},
+                {"kb", 1000},
+                {"mb", 1000ULL * 1000},
+                {"gb", 1000ULL * 1000 * 1000},
+                {"tb", 1000ULL * 1000 * 1000 * 1000},
+                {"kib", 1ULL << 10},
+                {"mib", 1ULL << 20},
+                {"gib", 1ULL << 30},
+                {"tib", 1ULL << 40}};
+  std::string_view rest = trim(text);
+  std::string_view whole = take_digits(rest);
+  std::string_view fraction;
+  if (!rest.empty() && rest.front() == '.') {
+    rest.remove_prefix(1);
+    fraction = take_digits(rest);
+    if (fraction.empty()) throw_size(text, "is not a size");
+  }
+  if (whole.empty()) throw_size(text, "is not a size");
+  std::string unit_name = lowered(trim(rest));
+  const auto* unit = std::find_if(std::begin(kUnits), std::end(kUnits), [&](auto& u) { return unit_name == u.name; });
+  if (unit == std::end(kUnits)) throw_size(text, "is not a size");
+
+  // Exact arithmetic: doubles lose bytes above 2^53, and Python must come to the same figure.
+  constexpr Wide kLimit = Wide{1} << 63;
+  Wide bytes = 0;
+  for (char digit : whole) bytes = std::min(bytes * 10 + static_cast<unsigned>(digit - '0'), kLimit);
+  bytes *= unit->bytes;
+  Wide numerator = 0;
+  Wide denominator = 1;
+  // 18 digits of a fraction of a tebibyte are far below a byte; further ones cannot change the whole bytes but by
+  // carry.
+  for (char digit : fraction.substr(0, 18)) {
+    numerator = numerator * 10 + static_cast<unsigned>(digit - '0');
+    denominator *= 10;
+  }
+  bytes += numerator * unit->bytes / denominator;
+  if (bytes >= kLimit) throw_size(text, "is too large (the largest is below 8388608 TiB)");
+  return static_cast<Bytes>(bytes);
+}
+
+std::string format_bytes(Bytes bytes) {
+  static constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  std::size_t unit = 0;
+  while (unit + 1 < std::size(kUnits) && bytes >> (10 * (unit + 1)) != 0) ++unit;
+  char text[48];
+  Bytes scale = Bytes{1} << (10 * unit);
+  if (bytes % scale == 0)
+    std::snprintf(text, sizeof text, "%llu %s", static_cast<unsigned long long>(bytes / scale), kUnits[unit]);
+  else
+    std::snprintf(text, sizeof text, "%.2f %s", static_cast<double>(bytes) / static_cast<double>(scale), kUnits[unit]);
+  return text;
+}
+
+}  // namespace poolalloc
