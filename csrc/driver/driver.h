@@ -13,6 +13,7 @@
 //   keeps its memory until the last mapping goes.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 #include "core/types.h"
@@ -76,10 +77,46 @@ class POOLALLOC_API Driver {
 };
 
 // The kinds of calls, in the order of the interface; names are used in statistics, JSON and ModelDriver::fail.
-#define POOLALLOC_DRIVER_CALLS(X)                                                                                     \
-  X(reserve)                                                                                                          \
-  X(release) X(create) X(destroy) X(map) X(allow_access) X(unmap) X(allocate_segment) X(free_segment) X(create_event) \
-      X(destroy_event) X(record_event) X(query_event) X(synchronize_event) X(stream_wait_event) X(synchronize_device) \
-          X(stream_capturing) X(copy_to_host) X(copy_from_host) X(memory_info)
+// device_count and device_info are not counted: they ask the driver nothing that it has not said before.
+// clang-format off
+#define POOLALLOC_DRIVER_CALLS(X) \
+  X(memory_info)                  \
+  X(reserve)                      \
+  X(release)                      \
+  X(create)                       \
+  X(destroy)                      \
+  X(map)                          \
+  X(allow_access)                 \
+  X(unmap)                        \
+  X(allocate_segment)             \
+  X(free_segment)                 \
+  X(create_event)                 \
+  X(destroy_event)                \
+  X(record_event)                 \
+  X(query_event)                  \
+  X(synchronize_event)            \
+  X(stream_wait_event)            \
+  X(synchronize_device)           \
+  X(stream_capturing)             \
+  X(copy_to_host)                 \
+  X(copy_from_host)
+// clang-format on
+
+enum class DriverCall {
+#define X(name) name,
+  POOLALLOC_DRIVER_CALLS(X)
+#undef X
+};
+
+inline constexpr const char* kDriverCallNames[] = {
+#define X(name) #name,
+    POOLALLOC_DRIVER_CALLS(X)
+#undef X
+};
+inline constexpr std::size_t kDriverCallKinds = sizeof(kDriverCallNames) / sizeof(kDriverCallNames[0]);
+
+inline constexpr const char* driver_call_name(DriverCall call) {
+  return kDriverCallNames[static_cast<std::size_t>(call)];
+}
 
 }  // namespace poolalloc

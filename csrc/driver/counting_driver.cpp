@@ -1,0 +1,119 @@
+// See counting_driver.h. Every method counts, then forwards.
+#include "driver/counting_driver.h"
+
+namespace poolalloc {
+
+std::map<std::string, std::uint64_t> CountingDriver::calls() const {
+  std::map<std::string, std::uint64_t> result;
+  for (std::size_t kind = 0; kind < kDriverCallKinds; ++kind)
+    if (std::uint64_t count = counts_[kind].load(relaxed)) result[kDriverCallNames[kind]] = count;
+  return result;
+}
+
+int CountingDriver::device_count() { return driver_.device_count(); }
+
+Status CountingDriver::device_info(DeviceIndex device, DeviceInfo* info) { return driver_.device_info(device, info); }
+
+std::string CountingDriver::last_error() const { return driver_.last_error(); }
+
+Status CountingDriver::memory_info(DeviceIndex device, Bytes* free_bytes, Bytes* total_bytes) {
+  count(DriverCall::memory_info);
+  return driver_.memory_info(device, free_bytes, total_bytes);
+}
+
+Status CountingDriver::reserve(DeviceIndex device, Bytes bytes, Bytes alignment, Address* address) {
+  count(DriverCall::reserve);
+  return driver_.reserve(device, bytes, alignment, address);
+}
+
+Status CountingDriver::release(DeviceIndex device, Address address, Bytes bytes) {
+  count(DriverCall::release);
+  return driver_.release(device, address, bytes);
+}
+
+Status CountingDriver::create(DeviceIndex device, Bytes bytes, PhysicalHandle* handle) {
+  count(DriverCall::create);
+  return driver_.create(device, bytes, handle);
+}
+
+Status CountingDriver::destroy(DeviceIndex device, PhysicalHandle handle) {
+  count(DriverCall::destroy);
+  return driver_.destroy(device, handle);
+}
+
+Status CountingDriver::map(DeviceIndex device, Address address, Bytes bytes, PhysicalHandle handle) {
+  count(DriverCall::map);
+  return driver_.map(device, address, bytes, handle);
+}
+
+Status CountingDriver::allow_access(DeviceIndex device, Address address, Bytes bytes) {
+  count(DriverCall::allow_access);
+  return driver_.allow_access(device, address, bytes);
+}
+
+Status CountingDriver::unmap(DeviceIndex device, Address address, Bytes bytes) {
+  count(DriverCall::unmap);
+  return driver_.unmap(device, address, bytes);
+}
+
+Status CountingDriver::allocate_segment(DeviceIndex device, Bytes bytes, Address* address) {
+  count(DriverCall::allocate_segment);
+  return driver_.allocate_segment(device, bytes, address);
+}
+
+Status CountingDriver::free_segment(DeviceIndex device, Address address) {
+  count(DriverCall::free_segment);
+  return driver_.free_segment(device, address);
+}
+
+Status CountingDriver::create_event(DeviceIndex device, EventHandle* event) {
+  count(DriverCall::create_event);
+  return driver_.create_event(device, event);
+}
+
+Status CountingDriver::destroy_event(DeviceIndex device, EventHandle event) {
+  count(DriverCall::destroy_event);
+  return driver_.destroy_event(device, event);
+}
+
+Status CountingDriver::record_event(DeviceIndex device, EventHandle event, StreamId stream) {
+  count(DriverCall::record_event);
+  return driver_.record_event(device, event, stream);
+}
+
+Status CountingDriver::query_event(DeviceIndex device, EventHandle event) {
+  count(DriverCall::query_event);
+  return driver_.query_event(device, event);
+}
+
+Status CountingDriver::synchronize_event(DeviceIndex device, EventHandle event) {
+  count(DriverCall::synchronize_event);
+  return driver_.synchronize_event(device, event);
+}
+
+Status CountingDriver::stream_wait_event(DeviceIndex device, StreamId stream, EventHandle event) {
+  count(DriverCall::stream_wait_event);
+  return driver_.stream_wait_event(device, stream, event);
+}
+
+Status CountingDriver::synchronize_device(DeviceIndex device) {
+  count(DriverCall::synchronize_device);
+  return driver_.synchronize_device(device);
+}
+
+Status CountingDriver::stream_capturing(DeviceIndex device, StreamId stream, bool* capturing) {
+  count(DriverCall::stream_capturing);
+  return driver_.stream_capturing(device, stream, capturing);
+}
+
+Status CountingDriver::copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes) {
+  count(DriverCall::copy_to_host);
+  return driver_.copy_to_host(device, host, address, bytes);
+}
+
+Status CountingDriver::copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes) {
+  count(DriverCall::copy_from_host);
+  return driver_.copy_from_host(device, address, host, bytes);
+}
+
+}  // namespace poolalloc

@@ -1,0 +1,56 @@
+// An adaptor that counts the calls made through it, by kind; the device work is the wrapped driver's.
+// It judges nothing: a call that fails is counted too, since it cost the time of one.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "driver/driver.h"
+
+namespace poolalloc {
+
+class POOLALLOC_API CountingDriver final : public Driver {
+ public:
+  // `driver` must outlive this.
+  explicit CountingDriver(Driver& driver) : driver_(driver) {}
+
+  // Calls of one kind since construction. Any thread; exact once the callers have stopped.
+  std::uint64_t calls(DriverCall call) const { return counts_[static_cast<std::size_t>(call)].load(relaxed); }
+  // The kinds called at least once, by name.
+  std::map<std::string, std::uint64_t> calls() const;
+
+  int device_count() override;
+  Status device_info(DeviceIndex device, DeviceInfo* info) override;
+  Status memory_info(DeviceIndex device, Bytes* free_bytes, Bytes* total_bytes) override;
+  Status reserve(DeviceIndex device, Bytes bytes, Bytes alignment, Address* address) override;
+  Status release(DeviceIndex device, Address address, Bytes bytes) override;
+  Status create(DeviceIndex device, Bytes bytes, PhysicalHandle* handle) override;
+  Status destroy(DeviceIndex device, PhysicalHandle handle) override;
+  Status map(DeviceIndex device, Address address, Bytes bytes, PhysicalHandle handle) override;
+  Status allow_access(DeviceIndex device, Address address, Bytes bytes) override;
+  Status unmap(DeviceIndex device, Address address, Bytes bytes) override;
+  Status allocate_segment(DeviceIndex device, Bytes bytes, Address* address) override;
+  Status free_segment(DeviceIndex device, Address address) override;
+  Status create_event(DeviceIndex device, EventHandle* event) override;
+  Status destroy_event(DeviceIndex device, EventHandle event) override;
+  Status record_event(DeviceIndex device, EventHandle event, StreamId stream) override;
+  Status query_event(DeviceIndex device, EventHandle event) override;
+  Status synchronize_event(DeviceIndex device, EventHandle event) override;
+  Status stream_wait_event(DeviceIndex device, StreamId stream, EventHandle event) override;
+  Status synchronize_device(DeviceIndex device) override;
+  Status stream_capturing(DeviceIndex device, StreamId stream, bool* capturing) override;
+  Status copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes) override;
+  Status copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes) override;
+  std::string last_error() const override;
+
+ private:
+  static constexpr std::memory_order relaxed = std::memory_order_relaxed;
+  void count(DriverCall call) { counts_[static_cast<std::size_t>(call)].fetch_add(1, relaxed); }
+
+  Driver& driver_;
+  std::atomic<std::uint64_t> counts_[kDriverCallKinds] = {};
+};
+
+}  // namespace poolalloc
