@@ -1,0 +1,129 @@
+// NCCL's functions that must do more than succeed: communicators know their rank and size, and memory is real.
+// Collectives move nothing: what they would deliver is a computed value, and those are zeros. No rank waits for
+// another, so ranks meet only where torch itself makes them meet.
+// Not for device-side communicators, one-sided signals, windows and changing a communicator's size: refused.
+#include <cstring>
+
+#include "stub.h"
+
+extern "C" int cudaMalloc(void** pointer, std::size_t bytes);
+extern "C" int cudaFree(void* pointer);
+
+namespace poolalloc::simgpu_stubs {
+namespace {
+
+constexpr int kUnhandledCudaError = 1;
+constexpr int kInvalidUsage = 5;
+constexpr int kFirstCustomOperation = 5;  // behind sum, product, maximum, minimum, average
+
+struct Communicator {
+  int size;
+  int rank;
+};
+
+struct UniqueId {
+  char text[128];
+};
+
+int make_communicator(Communicator** communicator, int size, int rank) {
+  *communicator = new Communicator{size, rank};
+  return 0;
+}
+
+}  // namespace
+
+SIMGPU_STUB int ncclGetVersion(int* version) {
+  *version = 22809;
+  return 0;
+}
+SIMGPU_STUB const char* ncclGetErrorString(int status) {
+  return status == 0               ? "no error"
+         : status == kInvalidUsage ? "not supported by the simulated NCCL"
+                                   : "error of the simulated NCCL";
+}
+SIMGPU_STUB const char* ncclGetLastError(const Communicator*) { return ""; }
+
+// --- communicators ---
+SIMGPU_STUB int ncclGetUniqueId(UniqueId* id) {
+  static std::atomic<std::uint64_t> next{1};
+  const std::uint64_t number = next.fetch_add(1);
+  *id = {};
+  std::memcpy(id->text, &number, sizeof number);
+  return 0;
+}
+SIMGPU_STUB int ncclCommInitRank(Communicator** communicator, int size, UniqueId, int rank) {
+  return make_communicator(communicator, size, rank);
+}
+SIMGPU_STUB int ncclCommInitRankConfig(Communicator** communicator, int size, UniqueId, int rank, void*) {
+  return make_communicator(communicator, size, rank);
+}
+SIMGPU_STUB int ncclCommInitRankScalable(Communicator** communicator, int size, int rank, int, UniqueId*, void*) {
+  return make_communicator(communicator, size, rank);
+}
+SIMGPU_STUB int ncclCommInitAll(Communicator** communicators, int size, const int*) {
+  for (int rank = 0; rank < size; ++rank) {
+    make_communicator(&communicators[rank], size, rank);
+  }
+  return 0;
+}
+// Who else has this colour is known only by asking the other ranks. torch passes the new rank as the key and keeps the
+// group's size itself, so the parent's size stands in.
+SIMGPU_STUB int ncclCommSplit(const Communicator* communicator, int color, int key, Communicator** split, void*) {
+  *split = nullptr;
+  return color < 0 ? 0 : make_communicator(split, communicator->size, key);
+}
+SIMGPU_STUB int ncclCommDestroy(Communicator* communicator) {
+  delete communicator;
+  return 0;
+}
+SIMGPU_STUB int ncclCommAbort(Communicator* communicator) { return ncclCommDestroy(communicator); }
+SIMGPU_STUB int ncclCommCount(const Communicator* communicator, int* size) {
+  *size = communicator->size;
+  return 0;
+}
+SIMGPU_STUB int ncclCommUserRank(const Communicator* communicator, int* rank) {
+  *rank = communicator->rank;
+  return 0;
+}
+SIMGPU_STUB int ncclCommGetAsyncError(const Communicator*, int* error) {
+  *error = 0;
+  return 0;
+}
+SIMGPU_STUB int ncclCommRegister(const Communicator*, void*, std::size_t, void** handle) {
+  *handle = new_handle();
+  return 0;
+}
+SIMGPU_STUB int ncclRedOpCreatePreMulSum(int* operation, void*, int, int, const Communicator*) {
+  *operation = kFirstCustomOperation;
+  return 0;
+}
+
+// --- memory ---
+SIMGPU_STUB int ncclMemAlloc(void** pointer, std::size_t bytes) {
+  return cudaMalloc(pointer, bytes) == 0 ? 0 : kUnhandledCudaError;
+}
+SIMGPU_STUB int ncclMemFree(void* pointer) { return cudaFree(pointer) == 0 ? 0 : kUnhandledCudaError; }
+
+// --- refused ---
+#define REFUSE(function) \
+  SIMGPU_STUB int function() { return kInvalidUsage; }
+REFUSE(ncclCommGetUniqueId)
+REFUSE(ncclCommGrow)
+REFUSE(ncclCommMemStats)
+REFUSE(ncclCommResume)
+REFUSE(ncclCommRevoke)
+REFUSE(ncclCommShrink)
+REFUSE(ncclCommSuspend)
+REFUSE(ncclCommWindowDeregister)
+REFUSE(ncclCommWindowRegister)
+REFUSE(ncclDevCommCreate)
+REFUSE(ncclDevCommDestroy)
+REFUSE(ncclGetLsaMultimemDevicePointer)
+REFUSE(ncclGetPeerDevicePointer)
+REFUSE(ncclGroupSimulateEnd)
+REFUSE(ncclPutSignal)
+REFUSE(ncclSignal)
+REFUSE(ncclWaitSignal)
+REFUSE(ncclWinGetUserPtr)
+
+}  // namespace poolalloc::simgpu_stubs
