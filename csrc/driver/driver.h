@@ -7,7 +7,9 @@
 //   thread names the call and the driver's code; nothing has changed).
 // - May block until the device is done: synchronize_event, and unmap / release, which some drivers order behind running
 //   work. Nothing else waits for the device.
-// - Never called during the capture of a CUDA graph by the streams concerned: query_event, synchronize_event, unmap.
+// - Never called while a CUDA graph is captured from any stream of the device: query_event, synchronize_event,
+//   synchronize_device, unmap, copy_to_host, copy_from_host. An event recorded on a capturing stream belongs to the
+//   graph: it is never queried, and only streams of that capture may wait for it.
 // - Sizes and addresses given to create / map / unmap / allow_access are multiples of DeviceInfo::granularity.
 // - One physical handle may be mapped at several addresses at once (aliasing). Destroying a handle that is still mapped
 //   keeps its memory until the last mapping goes.
