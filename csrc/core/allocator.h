@@ -18,6 +18,7 @@
 
 namespace poolalloc {
 
+class AddressTable;
 class DeviceHeap;
 class CountingDriver;
 
@@ -68,11 +69,14 @@ class POOLALLOC_API Allocator {
 
  private:
   DeviceHeap& device_heap(DeviceIndex device);
+  [[gnu::noinline]] DeviceHeap& make_device_heap(DeviceIndex device);
   DeviceHeap* existing(DeviceIndex device) const;
+  void check_device(DeviceIndex device) const;
+  [[noreturn]] void unknown(Address address) const;
 
   Options options_;
   std::unique_ptr<CountingDriver> driver_;
-  int device_count_ = -1;  // unknown until a device is first used
+  std::unique_ptr<AddressTable> addresses_;
   mutable std::mutex mutex_;
   static constexpr int kMaxDevices = 64;
   std::atomic<DeviceHeap*> heaps_[kMaxDevices] = {};

@@ -1,0 +1,135 @@
+#include "core/allocator.h"
+
+#include <sstream>
+
+#include "core/device_heap.h"
+#include "driver/counting_driver.h"
+
+namespace poolalloc {
+
+Allocator::Allocator(Driver& driver, const Options& options)
+    : options_(options),
+      driver_(std::make_unique<CountingDriver>(driver)),
+      addresses_(std::make_unique<AddressTable>()) {
+  check_options(options_);
+}
+
+Allocator::~Allocator() {
+  for (auto& slot : heaps_) delete slot.load();
+}
+
+DeviceHeap* Allocator::existing(DeviceIndex device) const {
+  return device >= 0 && device < kMaxDevices ? heaps_[device].load(std::memory_order_acquire) : nullptr;
+}
+
+DeviceHeap& Allocator::device_heap(DeviceIndex device) {
+  if (DeviceHeap* heap = existing(device)) [[likely]]
+    return *heap;
+  return make_device_heap(device);
+}
+
+DeviceHeap& Allocator::make_device_heap(DeviceIndex device) {
+  check_device(device);
+  std::lock_guard guard(mutex_);
+  if (DeviceHeap* heap = existing(device)) return *heap;
+  auto* heap = new DeviceHeap(*driver_, device, *addresses_, options_);
+  heaps_[device].store(heap, std::memory_order_release);
+  return *heap;
+}
+
+void Allocator::check_device(DeviceIndex device) const {
+  const int count = driver_->device_count();
+  if (device < 0 || device >= count || device >= kMaxDevices)
+    throw UsageError("no device " + std::to_string(device) + "; this machine has " + std::to_string(count));
+}
+
+Address Allocator::allocate(Bytes bytes, DeviceIndex device, StreamId stream) {
+  if (bytes == 0) return 0;
+  return device_heap(device).allocate(bytes, stream);
+}
+
+void Allocator::free(Address address) {
+  if (address == 0) return;
+  Heap* heap = addresses_->find(address);
+  if (heap == nullptr || !heap->free(address)) [[unlikely]]
+    unknown(address);
+}
+
+void Allocator::record_stream(Address address, StreamId stream) {
+  if (address == 0) return;
+  Heap* heap = addresses_->find(address);
+  if (heap == nullptr || !heap->record_stream(address, stream)) unknown(address);
+}
+
+void Allocator::unknown(Address address) const {
+  std::ostringstream text;
+  text << "0x" << std::hex << address << " is not the start of a live block of poolalloc";
+  throw UsageError(text.str());
+}
+
+Address Allocator::base_allocation(Address address, Bytes* bytes) const {
+  Heap* heap = addresses_->find(address);
+  if (heap == nullptr) return 0;
+  const auto found = heap->containing(address);
+  if (!found) return 0;
+  if (bytes != nullptr) *bytes = found->second;
+  return found->first;
+}
+
+bool Allocator::owns(Address address) const { return addresses_->find(address) != nullptr; }
+
+Bytes Allocator::empty_cache() {
+  Bytes bytes = 0;
+  for (DeviceIndex device : devices()) bytes += existing(device)->empty_cache();
+  return bytes;
+}
+
+void Allocator::set_memory_fraction(double fraction, DeviceIndex device) {
+  if (!(fraction > 0 && fraction <= 1))
+    throw UsageError("memory fraction " + std::to_string(fraction) + " is not in (0, 1]");
+  device_heap(device).set_fraction(fraction);
+}
+
+double Allocator::memory_fraction(DeviceIndex device) const {
+  const DeviceHeap* heap = existing(device);
+  return heap != nullptr ? heap->fraction() : options_.memory_fraction;
+}
+
+void Allocator::begin_allocate_to_pool(DeviceIndex device, PoolId pool, std::function<bool(StreamId)> filter) {
+  device_heap(device).begin_allocate_to_pool(pool, std::move(filter));
+}
+
+void Allocator::end_allocate_to_pool(DeviceIndex device, PoolId pool) {
+  device_heap(device).end_allocate_to_pool(pool);
+}
+
+void Allocator::release_pool(DeviceIndex device, PoolId pool) { device_heap(device).release_pool(pool); }
+
+std::vector<DeviceIndex> Allocator::devices() const {
+  std::vector<DeviceIndex> used;
+  for (DeviceIndex device = 0; device < kMaxDevices; ++device)
+    if (existing(device) != nullptr) used.push_back(device);
+  return used;
+}
+
+DeviceStats Allocator::stats(DeviceIndex device) const {
+  DeviceStats stats;
+  if (const DeviceHeap* heap = existing(device)) {
+    stats = heap->stats();
+  } else {
+    check_device(device);
+    stats.device = device;
+  }
+  stats.driver_calls = driver_->calls();
+  return stats;
+}
+
+void Allocator::reset_peak_stats(DeviceIndex device) {
+  if (DeviceHeap* heap = existing(device)) heap->reset_peaks();
+}
+
+void Allocator::validate() const {
+  for (DeviceIndex device : devices()) existing(device)->validate();
+}
+
+}  // namespace poolalloc

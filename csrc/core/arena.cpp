@@ -1,0 +1,234 @@
+#include "core/arena.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "core/check.h"
+
+namespace poolalloc {
+
+namespace {
+PageIndex page_of(Bytes offset) { return static_cast<PageIndex>(offset / kPageBytes); }
+}  // namespace
+
+Arena::Arena(Residency& residency, PageIndex first, int candidates)
+    : residency_(residency),
+      first_offset_(first * kPageBytes),
+      candidates_(candidates),
+      top_(first_offset_),
+      highest_(top_) {}
+
+Status Arena::allocate(Bytes bytes, Block** block) {
+  const Bytes size = round_up(bytes, kGranularity);
+  const Plan chosen = plan(size);
+  if (chosen.score == ~std::uint64_t{0}) return Status::not_supported;
+  const Status status = residency_.acquire(page_of(chosen.offset), page_of(chosen.offset + size - 1));
+  if (status != Status::ok) return status;
+  *block = carve(chosen, size);
+  (*block)->requested = bytes;
+  ++live_blocks_;
+  return Status::ok;
+}
+
+void Arena::free(Block* block) {
+  residency_.release(page_of(block->offset), page_of(block->end() - 1));
+  block->requested = 0;
+  --live_blocks_;
+  if (Block* before = block->previous; before != nullptr && !before->live()) {
+    unindex_hole(before);
+    before->size += block->size;
+    remove(block);
+    block = before;
+  }
+  if (Block* after = block->next; after != nullptr && !after->live()) {
+    unindex_hole(after);
+    block->size += after->size;
+    remove(after);
+  }
+  if (block->next == nullptr) {
+    top_ = block->offset;  // the pages keep their frames, and are fresh addresses again
+    remove(block);
+  } else {
+    index_hole(block);
+  }
+}
+
+// Best fit, but paid in memory: among the smallest holes that fit, the one whose pages cost least.
+Arena::Plan Arena::plan(Bytes size) const {
+  Plan best;
+  int left = candidates_;
+  for (Block* hole = hole_at_least(size); hole != nullptr && left-- > 0; hole = hole_after(*hole)) {
+    const Bytes low = hole->offset;
+    const Bytes high = hole->end() - size;
+    if (const std::uint64_t cost = score(low, size); cost < best.score) best = {hole, low, cost};
+    if (best.score == 0) return best;
+    if (high == low) {  // a hole of just this size that needs no driver call: what a repeating program leaves behind
+      if (static_cast<std::uint32_t>(best.score) == 0) return best;
+      continue;
+    }
+    if (const std::uint64_t cost = score(high, size); cost < best.score) best = {hole, high, cost};
+    if (best.score == 0) return best;
+  }
+  if (top_ + size <= residency_.pages() * kPageBytes) {
+    // Fresh addresses only when they are cheaper: every use of them leaves one more hole behind.
+    const std::uint64_t cost = score(top_, size);
+    if (cost < best.score) best = {nullptr, top_, cost};
+  }
+  return best;
+}
+
+std::uint64_t Arena::score(Bytes offset, Bytes size) const {
+  const Residency::Cost cost = residency_.cost(page_of(offset), page_of(offset + size - 1));
+  if (!cost.possible) return ~std::uint64_t{0};
+  return (std::uint64_t{cost.resident} << 32) | cost.maps;
+}
+
+Arena::Block* Arena::carve(const Plan& plan, Bytes size) {
+  if (plan.hole == nullptr) {
+    top_ += size;
+    highest_ = std::max(highest_, top_);
+    return insert_between(last_, nullptr, plan.offset, size);
+  }
+  Block* hole = plan.hole;
+  unindex_hole(hole);
+  if (plan.offset > hole->offset) {  // placed at the high end: the hole keeps its low part
+    hole->size -= size;
+    index_hole(hole);
+    return insert_between(hole, hole->next, plan.offset, size);
+  }
+  if (const Bytes rest = hole->size - size; rest != 0) {
+    hole->size = size;
+    index_hole(insert_between(hole, hole->next, hole->end(), rest));
+  }
+  return hole;
+}
+
+Arena::Block* Arena::hole_at_least(Bytes size) const {
+  const int own = hole_class(size);
+  if ((classes_[own / 64] >> (own % 64)) & 1) {
+    if (Block* hole = holes_[own].first_that([size](const Block& block) { return block.size >= size; })) return hole;
+  }
+  return smallest_above(own);  // any hole of a higher class is large enough
+}
+
+// The smallest hole of all classes above this one.
+Arena::Block* Arena::smallest_above(int own) const {
+  for (int word = (own + 1) / 64; word < kWords; ++word) {
+    std::uint64_t bits = classes_[word];
+    if (word == (own + 1) / 64) bits &= ~std::uint64_t{0} << ((own + 1) % 64);
+    if (bits != 0) return holes_[word * 64 + std::countr_zero(bits)].first();
+  }
+  return nullptr;
+}
+
+Arena::Block* Arena::hole_after(const Block& hole) const {
+  const int own = hole_class(hole.size);
+  if (Block* next = holes_[own].after(hole)) return next;
+  return smallest_above(own);
+}
+
+void Arena::index_hole(Block* hole) {
+  const int own = hole_class(hole->size);
+  hole->priority = tree_priority(hole->offset);
+  holes_[own].insert(hole);
+  classes_[own / 64] |= std::uint64_t{1} << (own % 64);
+}
+
+void Arena::unindex_hole(Block* hole) {
+  const int own = hole_class(hole->size);
+  holes_[own].remove(hole);
+  if (holes_[own].empty()) classes_[own / 64] &= ~(std::uint64_t{1} << (own % 64));
+}
+
+Arena::Block* Arena::insert_between(Block* previous, Block* next, Bytes offset, Bytes size) {
+  Block* block = take_record();
+  block->offset = offset;
+  block->size = size;
+  block->previous = previous;
+  block->next = next;
+  (previous != nullptr ? previous->next : first_) = block;
+  (next != nullptr ? next->previous : last_) = block;
+  const PageIndex page = page_of(offset);
+  Block* starts = residency_.owner<Block>(page);
+  if (starts == nullptr || starts->offset > offset) residency_.set_owner(page, block);
+  return block;
+}
+
+void Arena::remove(Block* block) {
+  const PageIndex page = page_of(block->offset);
+  if (residency_.owner<Block>(page) == block) {
+    const bool next_here = block->next != nullptr && page_of(block->next->offset) == page;
+    residency_.set_owner(page, next_here ? block->next : nullptr);
+  }
+  (block->previous != nullptr ? block->previous->next : first_) = block->next;
+  (block->next != nullptr ? block->next->previous : last_) = block->previous;
+  block->next = unused_;
+  unused_ = block;
+}
+
+Arena::Block* Arena::take_record() {
+  if (unused_ == nullptr) {
+    chunks_.emplace_back(new Block[kChunk]);
+    for (std::size_t i = kChunk; i-- > 0;) {
+      chunks_.back()[i].next = unused_;
+      unused_ = &chunks_.back()[i];
+    }
+  }
+  Block* block = unused_;
+  unused_ = block->next;
+  block->requested = 0;
+  return block;
+}
+
+Arena::Block* Arena::at(Bytes offset) const {
+  Block* block = residency_.owner<Block>(page_of(offset));
+  while (block != nullptr && block->offset < offset) block = block->next;
+  return block != nullptr && block->offset == offset ? block : nullptr;
+}
+
+Arena::Block* Arena::containing(Bytes offset) const {
+  if (offset < first_offset_ || offset >= top_) return nullptr;
+  // The nearest page at or before the offset in which a block starts at or before it.
+  for (PageIndex page = page_of(offset);; --page) {
+    Block* block = residency_.owner<Block>(page);
+    if (block != nullptr && block->offset <= offset) {
+      while (block->end() <= offset) block = block->next;
+      return block->live() ? block : nullptr;
+    }
+  }
+}
+
+void Arena::validate(std::vector<std::uint32_t>& blocks_of) const {
+  Bytes expected = first_offset_;
+  std::uint64_t live = 0, holes = 0;
+  const Block* previous = nullptr;
+  for (const Block* block = first_; block != nullptr; previous = block, block = block->next) {
+    POOLALLOC_ENSURE(block->offset == expected, "blocks and holes tile the arena");
+    POOLALLOC_ENSURE(block->size != 0 && block->size % kGranularity == 0, "sizes are multiples of the granularity");
+    POOLALLOC_ENSURE(block->previous == previous, "neighbours are doubly linked");
+    expected = block->end();
+    if (previous == nullptr || page_of(previous->offset) != page_of(block->offset))
+      POOLALLOC_ENSURE(residency_.owner<Block>(page_of(block->offset)) == block,
+                       "a page knows the first block that starts in it");
+    if (block->live()) {
+      POOLALLOC_ENSURE(block->requested <= block->size, "requested <= rounded");
+      ++live;
+      for (PageIndex page = page_of(block->offset); page <= page_of(block->end() - 1); ++page) ++blocks_of[page];
+    } else {
+      POOLALLOC_ENSURE(previous == nullptr || previous->live(), "neighbouring holes are merged");
+      POOLALLOC_ENSURE(block->next != nullptr, "no hole lies under the top");
+      ++holes;
+    }
+  }
+  POOLALLOC_ENSURE(previous == last_ && expected == top_, "the last block ends at the top");
+  POOLALLOC_ENSURE(live == live_blocks_, "live blocks are counted");
+  std::uint64_t indexed = 0;
+  for (int own = 0; own < kHoleClasses; ++own) {
+    POOLALLOC_ENSURE(holes_[own].valid(&indexed), "the tree of a class is ordered");
+    const bool marked = (classes_[own / 64] >> (own % 64)) & 1;
+    POOLALLOC_ENSURE(marked == !holes_[own].empty(), "a class is marked if it has holes");
+  }
+  POOLALLOC_ENSURE(indexed == holes, "every hole is indexed once");
+}
+
+}  // namespace poolalloc

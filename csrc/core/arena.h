@@ -1,0 +1,106 @@
+// The arena of a heap: blocks of any size, placed at 512 B granularity in holes of one large address range.
+//
+// Blocks and holes tile [first page, top) without gaps, neighbouring holes are merged, and everything from top on is
+// fresh. A hole owns no memory: residency.h knows which of its pages have a frame. Placement is planned without side
+// effects (plan), then carried out (place): the choice is the cheapest of the few smallest holes that fit, counted in
+// pages that become resident and pages to map, and of the fresh addresses above the top. Holes are found by size class
+// and, inside a class, in a tree ordered by size and address: best fit in O(log n).
+//
+// Source of the hole index: two-level segregated fit (Masmano and others, TLSF, 2004) with trees for lists.
+// Guarded by the heap's lock. Not for small blocks: slabs.h.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/ordered_tree.h"
+#include "core/residency.h"
+#include "core/size_class.h"
+#include "core/types.h"
+
+namespace poolalloc {
+
+class Arena {
+ public:
+  struct Block {
+    Bytes offset = 0;     // from the start of the heap's range
+    Bytes size = 0;       // multiple of kGranularity
+    Bytes requested = 0;  // 0: a hole
+    Block* previous = nullptr;
+    Block* next = nullptr;  // neighbours by address; null above the topmost block
+    Block* left = nullptr;  // in the tree of holes
+    Block* right = nullptr;
+    std::uint32_t priority = 0;
+
+    bool live() const { return requested != 0; }
+    Bytes end() const { return offset + size; }
+  };
+
+  // The arena uses pages first .. residency.pages() - 1.
+  Arena(Residency& residency, PageIndex first, int candidates);
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  // Places a block of round_up(bytes, 512). ok: *block is live and resident. Else nothing has changed: out_of_memory,
+  // or not_supported if no addresses are left.
+  Status allocate(Bytes bytes, Block** block);
+  void free(Block* block);
+
+  // The block that starts at `offset`, or null.
+  Block* at(Bytes offset) const;
+  // The live block that contains `offset`, or null.
+  Block* containing(Bytes offset) const;
+
+  Bytes top() const { return top_; }
+  Bytes highest() const { return highest_; }  // that top ever was
+  Bytes first_offset() const { return first_offset_; }
+  Block* first_block() const { return first_; }
+  std::uint64_t live_blocks() const { return live_blocks_; }
+  Bytes metadata_bytes() const { return chunks_.size() * kChunk * sizeof(Block) + sizeof(*this); }
+  // Checks tiling, merging, the index and the owner slots; adds each live block to blocks_of.
+  void validate(std::vector<std::uint32_t>& blocks_of) const;
+
+ private:
+  struct Order {
+    static bool less(const Block& a, const Block& b) {
+      return a.size != b.size ? a.size < b.size : a.offset < b.offset;
+    }
+  };
+  struct Plan {
+    Block* hole = nullptr;  // null: at the top
+    Bytes offset = 0;
+    std::uint64_t score = ~std::uint64_t{0};
+  };
+
+  Plan plan(Bytes size) const;
+  std::uint64_t score(Bytes offset, Bytes size) const;
+  Block* carve(const Plan& plan, Bytes size);
+  Block* hole_at_least(Bytes size) const;
+  Block* hole_after(const Block& hole) const;
+  Block* smallest_above(int own_class) const;
+  void index_hole(Block* hole);
+  void unindex_hole(Block* hole);
+  Block* insert_between(Block* previous, Block* next, Bytes offset, Bytes size);
+  void remove(Block* block);
+  Block* take_record();
+
+  static constexpr int kWords = (kHoleClasses + 63) / 64;
+  static constexpr std::size_t kChunk = 256;
+
+  Residency& residency_;
+  const Bytes first_offset_;
+  const int candidates_;
+  Bytes top_;
+  Bytes highest_;
+  Block* first_ = nullptr;
+  Block* last_ = nullptr;
+  std::array<OrderedTree<Block, Order>, kHoleClasses> holes_;
+  std::array<std::uint64_t, kWords> classes_{};  // bit set: the class has a hole
+  std::uint64_t live_blocks_ = 0;
+  std::vector<std::unique_ptr<Block[]>> chunks_;
+  Block* unused_ = nullptr;  // linked through next
+};
+
+}  // namespace poolalloc

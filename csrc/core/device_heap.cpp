@@ -1,0 +1,348 @@
+#include "core/device_heap.h"
+
+#include <algorithm>
+#include <sstream>
+
+#include "core/check.h"
+
+namespace poolalloc {
+
+DeviceHeap::DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& addresses, const Options& options)
+    : options_(options), addresses_(addresses), shared_(driver, device), fraction_(options.memory_fraction) {
+  if (driver.device_info(device, &info_) != Status::ok)
+    throw DriverError("cannot use device " + std::to_string(device) + ": " + driver.last_error());
+  if (!info_.virtual_memory)
+    throw DriverError("device " + std::to_string(device) + " (" + info_.name +
+                      ") has no virtual memory management, which poolalloc needs");
+  if (kPageBytes % info_.granularity != 0)
+    throw DriverError("device " + std::to_string(device) + " allocates in units of " + format_bytes(info_.granularity) +
+                      "; poolalloc works in pages of " + format_bytes(kPageBytes));
+  apply_limit();
+}
+
+DeviceHeap::~DeviceHeap() {
+  // The device's work is assumed done: whoever destroys an allocator has no block left that anyone uses.
+  for (auto& pool : pools_)
+    for (auto& heap : pool->heaps) destroy_heap(std::move(heap));
+  for (auto& heap : stream_heaps_) destroy_heap(std::move(heap));
+  shared_.supply.destroy_spare();
+}
+
+void DeviceHeap::apply_limit() {
+  Bytes limit = static_cast<Bytes>(fraction_ * static_cast<double>(info_.total_bytes));
+  if (options_.memory_limit != 0) limit = std::min(limit, options_.memory_limit);
+  shared_.supply.set_limit(limit);
+}
+
+void DeviceHeap::set_fraction(double fraction) {
+  std::lock_guard guard(mutex_);
+  fraction_ = fraction;
+  apply_limit();
+}
+
+// --- heaps -------------------------------------------------------------------------------------------------------
+
+std::unique_ptr<Heap> DeviceHeap::new_heap(StreamId stream, PoolId pool) {
+  // Slabs never need more addresses than the device has memory; the arena gets several times that, less where the
+  // driver has no such range left.
+  const Bytes slab_bytes = round_up(info_.total_bytes, kPageBytes);
+  Bytes arena_bytes =
+      round_up(static_cast<Bytes>(options_.address_space * static_cast<double>(info_.total_bytes)), kPageBytes);
+  for (;;) {
+    const Bytes bytes = round_up(slab_bytes + arena_bytes, AddressTable::kSlotBytes);
+    Address base = 0;
+    const Status status = shared_.driver.reserve(shared_.device, bytes, AddressTable::kSlotBytes, &base);
+    if (status == Status::ok) {
+      auto heap = std::make_unique<Heap>(shared_, stream, pool, base, slab_bytes, bytes - slab_bytes, options_);
+      addresses_.set(base, bytes, heap.get());
+      return heap;
+    }
+    if (arena_bytes <= slab_bytes)
+      throw DriverError("cannot reserve " + format_bytes(bytes) + " of addresses on device " +
+                        std::to_string(shared_.device) + ": " + shared_.driver.last_error());
+    arena_bytes = std::max(slab_bytes, arena_bytes / 2);
+  }
+}
+
+Heap& DeviceHeap::make_heap(StreamId stream) {
+  std::lock_guard guard(mutex_);
+  auto& bucket = buckets_[bucket_of(stream)];
+  for (StreamEntry* entry = bucket.load(); entry != nullptr; entry = entry->next)
+    if (entry->stream == stream) return *entry->heap;
+  stream_heaps_.push_back(new_heap(stream, PoolId{}));
+  Heap& heap = *stream_heaps_.back();
+  entries_.push_back(std::make_unique<StreamEntry>(StreamEntry{stream, &heap, bucket.load()}));
+  if (entries_.size() + pools_.size() > 1) shared_.several_heaps = true;
+  bucket.store(entries_.back().get(), std::memory_order_release);
+  return heap;
+}
+
+// A pool is being filled: its filter decides, the latest pool first. Filters are torch's code, so they run without a
+// lock.
+Heap& DeviceHeap::heap_while_routing(StreamId stream) {
+  std::vector<std::pair<PoolId, std::function<bool(StreamId)>>> routes;
+  {
+    std::lock_guard guard(mutex_);
+    for (auto pool = pools_.rbegin(); pool != pools_.rend(); ++pool)
+      if ((*pool)->routing) routes.emplace_back((*pool)->id, (*pool)->filter);
+  }
+  for (const auto& [id, accepts] : routes)
+    if (accepts(stream)) return heap_of_pool(id, stream);
+  return heap_of(stream);
+}
+
+Heap& DeviceHeap::heap_of_pool(PoolId id, StreamId stream) {
+  std::lock_guard guard(mutex_);
+  PrivatePool* pool = find_pool(id);
+  if (pool == nullptr) throw UsageError("the pool was released while memory was allocated to it");
+  for (auto& heap : pool->heaps)
+    if (heap->stream() == stream) return *heap;
+  pool->heaps.push_back(new_heap(stream, id));
+  shared_.several_heaps = true;
+  return *pool->heaps.back();
+}
+
+std::vector<Heap*> DeviceHeap::heaps() const {
+  std::lock_guard guard(mutex_);
+  std::vector<Heap*> all;
+  for (auto& heap : stream_heaps_) all.push_back(heap.get());
+  for (auto& pool : pools_)
+    for (auto& heap : pool->heaps) all.push_back(heap.get());
+  return all;
+}
+
+void DeviceHeap::destroy_heap(std::unique_ptr<Heap> heap) {
+  heap->retire();
+  addresses_.set(heap->base(), heap->range_bytes(), nullptr);
+  shared_.driver.release(shared_.device, heap->base(), heap->range_bytes());
+}
+
+// --- private pools -----------------------------------------------------------------------------------------------
+
+DeviceHeap::PrivatePool* DeviceHeap::find_pool(PoolId pool) {
+  for (auto& entry : pools_)
+    if (entry->id == pool) return entry.get();
+  return nullptr;
+}
+
+void DeviceHeap::begin_allocate_to_pool(PoolId id, std::function<bool(StreamId)> filter) {
+  std::lock_guard guard(mutex_);
+  PrivatePool* pool = find_pool(id);
+  if (pool == nullptr) {
+    pools_.push_back(std::make_unique<PrivatePool>());
+    pool = pools_.back().get();
+    pool->id = id;
+  } else if (pool->routing) {
+    throw UsageError("requests already go to this pool; end_allocate_to_pool first");
+  }
+  pool->filter = std::move(filter);
+  pool->routing = true;
+  shared_.captures.fetch_add(1, std::memory_order_release);
+}
+
+void DeviceHeap::end_allocate_to_pool(PoolId id) {
+  std::lock_guard guard(mutex_);
+  PrivatePool* pool = find_pool(id);
+  if (pool == nullptr || !pool->routing) throw UsageError("no requests go to this pool; begin_allocate_to_pool first");
+  pool->routing = false;
+  pool->filter = nullptr;
+  shared_.captures.fetch_sub(1, std::memory_order_release);
+}
+
+void DeviceHeap::release_pool(PoolId id) {
+  {
+    std::lock_guard guard(mutex_);
+    PrivatePool* pool = find_pool(id);
+    if (pool == nullptr || pool->users == 0) throw UsageError("no such pool to release");
+    if (--pool->users > 0) return;
+  }
+  collect_released();
+}
+
+// Pools nobody uses give their idle frames back; one without live blocks goes altogether.
+void DeviceHeap::collect_released() {
+  std::vector<Heap*> released;
+  {
+    std::lock_guard guard(mutex_);
+    for (auto& pool : pools_)
+      if (pool->users == 0)
+        for (auto& heap : pool->heaps) released.push_back(heap.get());
+  }
+  for (Heap* heap : released) {
+    heap->wait_pending();
+    heap->reclaim(~0u);
+  }
+  std::lock_guard guard(mutex_);
+  std::erase_if(pools_, [&](auto& pool) {
+    if (pool->users != 0 || pool->routing) return false;
+    for (auto& heap : pool->heaps)
+      if (heap->live_blocks() != 0 || heap->idle_frames()) return false;
+    for (auto& heap : pool->heaps) destroy_heap(std::move(heap));
+    return true;
+  });
+}
+
+// --- when memory runs out ----------------------------------------------------------------------------------------
+
+// Each step tries again only if it gained something. The heap has already tried its own idle pages, its completed
+// pending frees, and new pages from the driver.
+Address DeviceHeap::allocate_slow(Heap& heap, Bytes bytes, Status status) {
+  if (status == Status::failed) raise(bytes, status);
+  retries_.fetch_add(1, std::memory_order_relaxed);
+  Address address = 0;
+  const auto try_again = [&] {
+    status = heap.allocate(bytes, &address);
+    return status == Status::ok;
+  };
+  const std::vector<Heap*> all = heaps();
+
+  // Idle pages of other streams, once those streams' work so far has completed.
+  for (Heap* other : all) {
+    if (other == &heap) continue;
+    other->poll_pending();
+    const Bytes gained = other->reclaim(static_cast<std::uint32_t>(bytes / kPageBytes + 2));
+    stolen_.fetch_add(gained / kPageBytes, std::memory_order_relaxed);
+    if (gained != 0 && try_again()) return address;
+  }
+  // Pending frees, waited for; then the pool is searched again.
+  for (Heap* each : all) {
+    if (each->wait_pending() == 0) continue;
+    if (each != &heap) stolen_.fetch_add(each->reclaim(~0u) / kPageBytes, std::memory_order_relaxed);
+    if (try_again()) return address;
+  }
+  // Everything idle goes, mappings that block addresses too; spare pages go back to the device, which may then have
+  // room in one piece where another process took it meanwhile.
+  empty_cache();
+  if (try_again()) return address;
+  raise(bytes, status);
+}
+
+void DeviceHeap::raise(Bytes bytes, Status status) {
+  if (status == Status::failed)
+    throw DriverError("the driver refused memory for " + format_bytes(bytes) + " on device " +
+                      std::to_string(shared_.device) + ": " + shared_.driver.last_error());
+  out_of_memory_.fetch_add(1, std::memory_order_relaxed);
+  const DeviceStats now = stats();
+  Bytes free_bytes = 0, total_bytes = 0;
+  shared_.driver.memory_info(shared_.device, &free_bytes, &total_bytes);
+  const Bytes reserved = static_cast<Bytes>(now.reserved.current);
+  const Bytes room = std::min(free_bytes, now.limit_bytes > reserved ? now.limit_bytes - reserved : 0);
+  const Bytes idle = static_cast<Bytes>(now.idle.current);
+
+  std::ostringstream text;
+  text << "poolalloc: out of memory on device " << shared_.device << " (" << info_.name << "): asked for "
+       << format_bytes(bytes) << ". The device has " << format_bytes(free_bytes) << " free of "
+       << format_bytes(total_bytes) << "; poolalloc may hold " << format_bytes(now.limit_bytes) << " and holds "
+       << format_bytes(reserved) << ": " << format_bytes(static_cast<Bytes>(now.live.current)) << " live ("
+       << format_bytes(static_cast<Bytes>(now.requested.current)) << " requested), "
+       << format_bytes(static_cast<Bytes>(now.pending.current)) << " pending, " << format_bytes(idle)
+       << " idle. The largest block that would have fitted: about "
+       << format_bytes((room + idle) / kPageBytes * kPageBytes) << ".";
+  if (status == Status::not_supported)
+    text << " No addresses are left on this stream: raise the option address_space (now " << options_.address_space
+         << ").";
+
+  std::vector<std::pair<Bytes, std::string>> holders;
+  for (const HeapStats& heap : now.heaps) {
+    const std::string where = " on stream " + std::to_string(heap.stream);
+    for (const BinStats& bin : heap.bins)
+      holders.emplace_back(bin.rounded, "bin " + format_bytes(bin.block_bytes) + where);
+    holders.emplace_back(heap.arena_rounded, "arena" + where);
+  }
+  std::sort(holders.rbegin(), holders.rend());
+  text << " Held by:";
+  for (std::size_t i = 0; i < holders.size() && i < 4 && holders[i].first != 0; ++i)
+    text << (i == 0 ? " " : ", ") << holders[i].second << " " << format_bytes(holders[i].first);
+  text << ". Try a smaller batch";
+  if (now.limit_bytes < now.total_bytes) text << ", a higher memory_fraction or memory_limit";
+  if (free_bytes + reserved < total_bytes / 10 * 9)
+    text << ", or ending other processes, which hold " << format_bytes(total_bytes - free_bytes - reserved);
+  text << ".";
+  throw OutOfMemory(text.str());
+}
+
+Bytes DeviceHeap::empty_cache() {
+  for (Heap* heap : heaps()) {
+    heap->poll_pending();
+    heap->reclaim(~0u);
+  }
+  collect_released();
+  return shared_.supply.destroy_spare();
+}
+
+// --- statistics --------------------------------------------------------------------------------------------------
+
+DeviceStats DeviceHeap::stats() const {
+  DeviceStats stats;
+  stats.device = shared_.device;
+  stats.total_bytes = info_.total_bytes;
+  stats.limit_bytes = shared_.supply.limit();
+  stats.reserved = shared_.supply.reserved();
+  stats.unmapped = shared_.supply.spare_bytes();
+  stats.pages_created = shared_.supply.created();
+  stats.pages_destroyed = shared_.supply.destroyed();
+  stats.pages_stolen = stolen_.load(std::memory_order_relaxed);
+  stats.retries = retries_.load(std::memory_order_relaxed);
+  stats.out_of_memory = out_of_memory_.load(std::memory_order_relaxed);
+  std::lock_guard guard(mutex_);
+  const auto visit = [&](const Heap& heap) {
+    HeapStats one = heap.stats();
+    const auto sum = [](Counter& into, const Counter& from) {
+      into.current += from.current;
+      into.peak += from.peak;
+      into.total += from.total;
+    };
+    sum(stats.requested, one.requested);
+    sum(stats.live, one.live);
+    sum(stats.pending, one.pending);
+    sum(stats.resident, one.resident);
+    stats.allocations += one.allocations;
+    stats.frees += one.frees;
+    stats.pages_aliased += one.pages_aliased;
+    stats.pending_completed += one.pending_completed;
+    stats.live_blocks += one.live_blocks;
+    stats.metadata_bytes += one.metadata_bytes;
+    stats.heaps.push_back(std::move(one));
+  };
+  for (auto& heap : stream_heaps_) visit(*heap);
+  for (auto& pool : pools_)
+    for (auto& heap : pool->heaps) visit(*heap);
+  if (shared_.several_heaps.load()) {
+    const auto device_peak = [](Counter& counter, const DeviceTotals& total) {
+      counter.peak = std::max(counter.current, total.peak.load(std::memory_order_relaxed));
+    };
+    device_peak(stats.requested, shared_.requested);
+    device_peak(stats.live, shared_.live);
+    device_peak(stats.pending, shared_.pending);
+    device_peak(stats.resident, shared_.resident);
+  }
+  stats.idle.current = stats.reserved.current - stats.resident.current;
+  return stats;
+}
+
+void DeviceHeap::reset_peaks() {
+  shared_.supply.reset_peak();
+  std::lock_guard guard(mutex_);
+  const auto reset = [](Heap& heap) {
+    heap.publish();
+    heap.reset_peaks();
+  };
+  for (auto& heap : stream_heaps_) reset(*heap);
+  for (auto& pool : pools_)
+    for (auto& heap : pool->heaps) reset(*heap);
+  for (DeviceTotals* total : {&shared_.requested, &shared_.live, &shared_.pending, &shared_.resident})
+    total->peak.store(total->current.load());
+}
+
+void DeviceHeap::validate() const {
+  Bytes held = 0;
+  for (Heap* heap : heaps()) {
+    heap->validate();
+    held += static_cast<Bytes>(heap->stats().reserved.current);
+  }
+  // Pages on their way between a heap and the supply belong to neither, so this holds only while nobody allocates.
+  POOLALLOC_ENSURE(static_cast<Bytes>(shared_.supply.reserved().current) == held + shared_.supply.spare_bytes(),
+                   "reserved = resident + idle + spare");
+}
+
+}  // namespace poolalloc

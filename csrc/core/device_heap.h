@@ -1,0 +1,99 @@
+// Everything poolalloc holds on one device: a heap for every stream, more for every private pool, the page supply they
+// share, and what happens when memory runs out.
+//
+//   reserved = sum over heaps of (resident + idle) + spare pages of the supply
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "core/address_table.h"
+#include "core/heap.h"
+#include "core/options.h"
+#include "core/stats.h"
+#include "driver/driver.h"
+
+namespace poolalloc {
+
+class DeviceHeap {
+ public:
+  // Throws DriverError if the device cannot be used.
+  DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& addresses, const Options& options);
+  ~DeviceHeap();
+  DeviceHeap(const DeviceHeap&) = delete;
+  DeviceHeap& operator=(const DeviceHeap&) = delete;
+
+  // Throws OutOfMemory, DriverError.
+  Address allocate(Bytes bytes, StreamId stream) {
+    Heap& heap = shared_.captures.load(std::memory_order_acquire) == 0 ? heap_of(stream) : heap_while_routing(stream);
+    Address address = 0;
+    const Status status = heap.allocate(bytes, &address);
+    if (status == Status::ok) [[likely]]
+      return address;
+    return allocate_slow(heap, bytes, status);
+  }
+
+  Bytes empty_cache();
+  void set_fraction(double fraction);
+  double fraction() const { return fraction_; }
+
+  void begin_allocate_to_pool(PoolId pool, std::function<bool(StreamId)> filter);
+  void end_allocate_to_pool(PoolId pool);
+  void release_pool(PoolId pool);
+
+  DeviceStats stats() const;
+  void reset_peaks();
+  void validate() const;
+
+ private:
+  // Streams are never forgotten, so looking one up is a walk along an append-only list.
+  struct StreamEntry {
+    StreamId stream;
+    Heap* heap;
+    StreamEntry* next;
+  };
+  struct PrivatePool {
+    PoolId id;
+    int users = 1;
+    bool routing = false;
+    std::function<bool(StreamId)> filter;
+    std::vector<std::unique_ptr<Heap>> heaps;
+  };
+
+  static constexpr std::size_t kBuckets = 64;
+  static std::size_t bucket_of(StreamId stream) { return (stream >> 4 ^ stream >> 12) % kBuckets; }
+
+  Heap& heap_of(StreamId stream) {
+    for (StreamEntry* entry = buckets_[bucket_of(stream)].load(std::memory_order_acquire); entry != nullptr;
+         entry = entry->next)
+      if (entry->stream == stream) return *entry->heap;
+    return make_heap(stream);
+  }
+  [[gnu::noinline]] Heap& make_heap(StreamId stream);
+  [[gnu::noinline]] Heap& heap_while_routing(StreamId stream);
+  Heap& heap_of_pool(PoolId id, StreamId stream);
+  std::unique_ptr<Heap> new_heap(StreamId stream, PoolId pool);
+  [[gnu::noinline]] Address allocate_slow(Heap& heap, Bytes bytes, Status status);
+  [[noreturn]] void raise(Bytes bytes, Status status);
+  std::vector<Heap*> heaps() const;
+  PrivatePool* find_pool(PoolId pool);
+  void collect_released();
+  void destroy_heap(std::unique_ptr<Heap> heap);
+  void apply_limit();
+
+  const Options options_;
+  AddressTable& addresses_;
+  DeviceInfo info_;
+  DeviceShared shared_;
+  double fraction_;
+  std::atomic<StreamEntry*> buckets_[kBuckets] = {};
+  std::atomic<std::uint64_t> retries_{0}, out_of_memory_{0}, stolen_{0};
+  mutable std::mutex mutex_;  // of what follows; taken before a heap's lock, never after
+  std::vector<std::unique_ptr<Heap>> stream_heaps_;
+  std::vector<std::unique_ptr<StreamEntry>> entries_;
+  std::vector<std::unique_ptr<PrivatePool>> pools_;
+};
+
+}  // namespace poolalloc

@@ -1,0 +1,362 @@
+#include "core/heap.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <mutex>
+
+#include "core/check.h"
+
+namespace poolalloc {
+
+Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Bytes slab_bytes, Bytes arena_bytes,
+           const Options& options)
+    : shared_(shared),
+      stream_(stream),
+      pool_(pool),
+      bin_limit_(options.bin_limit),
+      pages_(shared.driver, shared.device, shared.supply, base,
+             static_cast<PageIndex>((slab_bytes + arena_bytes) / kPageBytes)),
+      slabs_(pages_, static_cast<PageIndex>(slab_bytes / kPageBytes)),
+      arena_(pages_, static_cast<PageIndex>(slab_bytes / kPageBytes), static_cast<int>(options.placement_candidates)) {}
+
+Heap::~Heap() {
+  for (EventHandle event : unused_events_) shared_.driver.destroy_event(shared_.device, event);
+}
+
+// --- the hot path ------------------------------------------------------------------------------------------------
+
+Status Heap::allocate(Bytes bytes, Address* address) {
+  std::lock_guard guard(lock_);
+  Bytes offset = 0;
+  pages_.allow_growth(pending_.empty());
+  Status status = place(bytes, &offset);
+  if (status != Status::ok) [[unlikely]] {
+    status = allocate_missing(bytes, &offset, status);
+    if (status != Status::ok) return status;
+  }
+  requested_.add(bytes);
+  ++allocations_;
+  publish_if_due();
+  *address = pages_.base() + offset;
+  return Status::ok;
+}
+
+Status Heap::place(Bytes bytes, Bytes* offset) {
+  if (bytes <= bin_limit_) {
+    const int bin = bin_of(bytes);
+    const Status status = slabs_.allocate(bin, bytes, offset);
+    if (status == Status::ok) live_.add(bin_bytes(bin));
+    return status;
+  }
+  Arena::Block* block = nullptr;
+  const Status status = arena_.allocate(bytes, &block);
+  if (status == Status::ok) {
+    live_.add(block->size);
+    arena_rounded_ += block->size;
+    *offset = block->offset;
+  }
+  return status;
+}
+
+bool Heap::free(Address address) {
+  const Bytes offset = address - pages_.base();
+  const auto page = static_cast<PageIndex>(offset / kPageBytes);
+  std::lock_guard guard(lock_);
+  const Found found = find(page, offset);
+  if (found.size == 0) return false;
+  if (!tracked_.empty()) [[unlikely]]
+    return free_tracked(page, offset, found);
+  ++frees_;
+  requested_.subtract(found.requested);
+  live_.subtract(found.size);
+  give_back(page, offset, found);
+  publish_if_due();
+  return true;
+}
+
+Heap::Found Heap::find(PageIndex page, Bytes offset) const {
+  if (slabs_.serves(page)) {
+    const Slabs::Freed slot = slabs_.find(page, offset);
+    return {nullptr, slot.size, slot.requested};
+  }
+  Arena::Block* block = arena_.at(offset);
+  if (block == nullptr || !block->live()) return {};
+  return {block, block->size, block->requested};
+}
+
+void Heap::give_back(PageIndex page, Bytes offset, const Found& found) {
+  if (found.block == nullptr) {
+    slabs_.free(page, offset);
+  } else {
+    arena_rounded_ -= found.size;
+    arena_.free(found.block);
+  }
+}
+
+// --- uses by other streams ---------------------------------------------------------------------------------------
+
+bool Heap::record_stream(Address address, StreamId stream) {
+  const Bytes offset = address - pages_.base();
+  std::lock_guard guard(lock_);
+  if (find(static_cast<PageIndex>(offset / kPageBytes), offset).size == 0) return false;
+  if (stream == stream_) return true;
+  Tracked& tracked = tracked_[offset];
+  if (tracked.pending) return false;
+  if (std::find(tracked.streams.begin(), tracked.streams.end(), stream) == tracked.streams.end())
+    tracked.streams.push_back(stream);
+  return true;
+}
+
+bool Heap::free_tracked(PageIndex page, Bytes offset, const Found& found) {
+  const auto entry = tracked_.find(offset);
+  if (entry != tracked_.end() && entry->second.pending) return false;  // freed before
+  ++frees_;
+  requested_.subtract(found.requested);
+  live_.subtract(found.size);
+  if (entry == tracked_.end()) {
+    give_back(page, offset, found);
+  } else {
+    entry->second.pending = true;
+    pending_bytes_.add(found.size);
+    Pending pending;
+    pending.offset = offset;
+    pending.size = found.size;
+    pending.streams = std::move(entry->second.streams);
+    // An event recorded now would become part of the graph being captured: the free waits for the capture's end.
+    if (shared_.captures.load(std::memory_order_relaxed) == 0) record_events(pending);
+    pending_.push_back(std::move(pending));
+  }
+  publish_if_due();
+  return true;
+}
+
+// Records an event behind the work of every stream that uses the block; tried again at the next poll if there is none.
+void Heap::record_events(Pending& pending) {
+  while (!pending.streams.empty()) {
+    const EventHandle event = take_event();
+    if (event == 0) return;
+    if (shared_.driver.record_event(shared_.device, event, pending.streams.back()) == Status::ok)
+      pending.events.push_back(event);
+    else
+      unused_events_.push_back(event);  // the stream is gone, and its work with it
+    pending.streams.pop_back();
+  }
+}
+
+// 0 if the driver gives none.
+EventHandle Heap::take_event() {
+  EventHandle event = 0;
+  if (!unused_events_.empty()) {
+    event = unused_events_.back();
+    unused_events_.pop_back();
+  } else if (shared_.driver.create_event(shared_.device, &event) != Status::ok) {
+    return 0;
+  }
+  return event;
+}
+
+std::size_t Heap::poll_pending() {
+  std::lock_guard guard(lock_);
+  return poll_pending_locked();
+}
+
+std::size_t Heap::poll_pending_locked() {
+  if (pending_.empty() || shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
+  std::size_t finished = 0, kept = 0;
+  for (Pending& pending : pending_) {
+    record_events(pending);
+    while (!pending.events.empty() &&
+           shared_.driver.query_event(shared_.device, pending.events.back()) != Status::not_ready) {
+      unused_events_.push_back(pending.events.back());
+      pending.events.pop_back();
+    }
+    if (pending.events.empty() && pending.streams.empty()) {
+      finish(pending);
+      ++finished;
+    } else {
+      if (&pending_[kept] != &pending) pending_[kept] = std::move(pending);
+      ++kept;
+    }
+  }
+  pending_.resize(kept);
+  pending_completed_ += finished;
+  return finished;
+}
+
+void Heap::finish(const Pending& pending) {
+  const auto page = static_cast<PageIndex>(pending.offset / kPageBytes);
+  pending_bytes_.subtract(pending.size);
+  tracked_.erase(pending.offset);
+  give_back(page, pending.offset, find(page, pending.offset));
+}
+
+std::size_t Heap::wait_pending() {
+  if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
+  std::vector<EventHandle> events;
+  {
+    std::lock_guard guard(lock_);
+    if (pending_.empty()) return 0;
+    for (Pending& pending : pending_) {
+      record_events(pending);
+      events.insert(events.end(), pending.events.begin(), pending.events.end());
+    }
+  }
+  // Another thread may finish these frees meanwhile and reuse an event: then this waits longer, never shorter.
+  for (EventHandle event : events) shared_.driver.synchronize_event(shared_.device, event);
+  return poll_pending();
+}
+
+// --- pages -------------------------------------------------------------------------------------------------------
+
+// Pages or addresses were missing: pending frees may have them by now. Only then may the heap grow.
+Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Status status) {
+  const bool grew_in_vain = pending_.empty();
+  if (poll_pending_locked() == 0 && grew_in_vain) return status;
+  pages_.allow_growth(true);
+  return place(bytes, offset);
+}
+
+Bytes Heap::reclaim(std::uint32_t at_most_frames) {
+  if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
+  Residency::Detached idle, blocked;
+  EventHandle event = 0;
+  {
+    std::lock_guard guard(lock_);
+    event = take_event();
+    if (event == 0) return 0;
+    idle = pages_.detach_idle(at_most_frames);
+    blocked = pages_.detach_blocked();
+    if (idle.frames.empty() && blocked.pages.empty()) {
+      unused_events_.push_back(event);
+      return 0;
+    }
+    shared_.driver.record_event(shared_.device, event, stream_);
+  }
+  shared_.driver.synchronize_event(shared_.device, event);
+  std::lock_guard guard(lock_);
+  unused_events_.push_back(event);
+  pages_.return_detached(idle);
+  pages_.return_detached(blocked);
+  return idle.frames.size() * kPageBytes;
+}
+
+void Heap::retire() {
+  std::lock_guard guard(lock_);
+  pages_.return_all();
+}
+
+std::optional<std::pair<Address, Bytes>> Heap::containing(Address address) const {
+  const Bytes offset = address - pages_.base();
+  std::lock_guard guard(lock_);
+  if (slabs_.serves(static_cast<PageIndex>(offset / kPageBytes))) {
+    Bytes start = 0;
+    const Bytes size = slabs_.containing(offset, &start).size;
+    if (size == 0) return std::nullopt;
+    return std::pair{pages_.base() + start, size};
+  }
+  const Arena::Block* block = arena_.containing(offset);
+  if (block == nullptr) return std::nullopt;
+  return std::pair{pages_.base() + block->offset, block->size};
+}
+
+bool Heap::idle_frames() const {
+  std::lock_guard guard(lock_);
+  return pages_.idle_frames() != 0;
+}
+
+// --- statistics --------------------------------------------------------------------------------------------------
+
+void Heap::publish_several() {
+  if (std::abs(requested_.current - published_.requested) >= kPublishBytes ||
+      std::abs(pages_.resident().current - published_.resident) >= kPublishBytes)
+    publish_all();
+}
+
+void Heap::publish() {
+  std::lock_guard guard(lock_);
+  publish_all();
+}
+
+void Heap::publish_all() {
+  const auto send = [](DeviceTotals& total, std::int64_t now, std::int64_t& before) {
+    if (now != before) total.add(now - before);
+    before = now;
+  };
+  send(shared_.requested, requested_.current, published_.requested);
+  send(shared_.live, live_.current, published_.live);
+  send(shared_.pending, pending_bytes_.current, published_.pending);
+  send(shared_.resident, pages_.resident().current, published_.resident);
+}
+
+HeapStats Heap::stats() const {
+  std::lock_guard guard(lock_);
+  HeapStats stats;
+  stats.stream = stream_;
+  stats.pool = pool_;
+  stats.requested = requested_;
+  stats.live = live_;
+  stats.pending = pending_bytes_;
+  stats.resident = pages_.resident();
+  stats.reserved = pages_.held();
+  stats.idle.current = stats.reserved.current - stats.resident.current;
+  stats.allocations = allocations_;
+  stats.frees = frees_;
+  stats.pages_aliased = pages_.aliased();
+  stats.pending_completed = pending_completed_;
+  stats.bins = slabs_.stats();
+  stats.live_blocks = arena_.live_blocks();
+  Bytes bins_resident = 0;
+  for (const BinStats& bin : stats.bins) {
+    stats.live_blocks += bin.live_blocks;
+    bins_resident += bin.resident;
+  }
+  stats.arena_rounded = arena_rounded_;
+  stats.arena_resident = static_cast<Bytes>(stats.resident.current) - bins_resident;
+  stats.address_space = slabs_.touched() * kPageBytes + (arena_.highest() - arena_.first_offset());
+  stats.mappings = pages_.mappings();
+  stats.metadata_bytes = sizeof(*this) + pages_.metadata_bytes() + slabs_.metadata_bytes() + arena_.metadata_bytes() +
+                         tracked_.size() * (sizeof(Bytes) + sizeof(Tracked)) + pending_.capacity() * sizeof(Pending);
+  return stats;
+}
+
+std::uint64_t Heap::live_blocks() const {
+  std::lock_guard guard(lock_);
+  return allocations_ - frees_ + pending_.size();
+}
+
+void Heap::reset_peaks() {
+  std::lock_guard guard(lock_);
+  requested_.reset_peak();
+  live_.reset_peak();
+  pending_bytes_.reset_peak();
+  pages_.reset_peaks();
+}
+
+void Heap::validate() const {
+  std::lock_guard guard(lock_);
+  std::vector<std::uint32_t> blocks_of(pages_.pages());
+  slabs_.validate(blocks_of);
+  arena_.validate(blocks_of);
+  pages_.validate(blocks_of);
+
+  Bytes bins_rounded = 0, bins_requested = 0;
+  std::uint64_t blocks = arena_.live_blocks();
+  for (const BinStats& bin : slabs_.stats()) {
+    POOLALLOC_ENSURE(bin.requested <= bin.rounded && bin.rounded <= bin.resident, "requested <= rounded <= resident");
+    bins_rounded += bin.rounded;
+    bins_requested += bin.requested;
+    blocks += bin.live_blocks;
+  }
+  const Bytes rounded = bins_rounded + arena_rounded_;
+  Bytes pending = 0;
+  for (const Pending& entry : pending_) pending += entry.size;
+  POOLALLOC_ENSURE(pending_bytes_.current == static_cast<std::int64_t>(pending), "pending frees are counted");
+  POOLALLOC_ENSURE(live_.current + pending_bytes_.current == static_cast<std::int64_t>(rounded),
+                   "rounded = live + pending");
+  POOLALLOC_ENSURE(requested_.current <= live_.current, "requested <= live");
+  POOLALLOC_ENSURE(static_cast<std::int64_t>(rounded) <= pages_.resident().current, "rounded <= resident");
+  POOLALLOC_ENSURE(blocks == allocations_ - frees_ + pending_.size(), "blocks = allocations - frees + pending");
+  POOLALLOC_ENSURE(pending_.empty() || !tracked_.empty(), "pending frees are tracked");
+}
+
+}  // namespace poolalloc

@@ -1,0 +1,144 @@
+// The memory of one (device, stream, pool): slabs for small blocks, an arena for the rest, one address range and one
+// set of frames under both, and the frees that wait for other streams.
+//
+// Everything here runs under the heap's own lock, which only requests of this stream and frees of its blocks take. The
+// hot path is a bin lookup and a pop, or a hole and its split. Driver calls happen when a page has no frame; nothing
+// here waits for the device except wait_pending and reclaim, which let go of the lock first.
+//
+//   requested <= live      rounded = live + pending <= resident      reserved = resident + idle
+#pragma once
+
+#include <atomic>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "core/arena.h"
+#include "core/lock.h"
+#include "core/options.h"
+#include "core/residency.h"
+#include "core/slabs.h"
+#include "core/stats.h"
+#include "core/types.h"
+
+namespace poolalloc {
+
+// Sums over the heaps of a device. With one heap its own counters are exact and these rest; with several, each heap
+// publishes what changed since it last did, so that streams do not fight over one cache line.
+struct DeviceTotals {
+  std::atomic<std::int64_t> current{0};
+  std::atomic<std::int64_t> peak{0};
+
+  void add(std::int64_t change) {
+    const std::int64_t now = current.fetch_add(change, std::memory_order_relaxed) + change;
+    std::int64_t seen = peak.load(std::memory_order_relaxed);
+    while (now > seen && !peak.compare_exchange_weak(seen, now, std::memory_order_relaxed)) {
+    }
+  }
+};
+
+// What the heaps of a device share.
+struct DeviceShared {
+  DeviceShared(Driver& driver, DeviceIndex device) : driver(driver), device(device), supply(driver, device) {}
+
+  Driver& driver;
+  const DeviceIndex device;
+  PageSupply supply;
+  std::atomic<int> captures{0};            // pools being captured into: no event may be queried
+  std::atomic<bool> several_heaps{false};  // from the second heap on, totals are published
+  DeviceTotals requested, live, pending, resident;
+};
+
+class Heap {
+ public:
+  // How far a heap's share of the device totals may lag behind, so the error of a device-wide peak for each heap.
+  static constexpr std::int64_t kPublishBytes = 64 << 10;
+
+  Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Bytes slab_bytes, Bytes arena_bytes,
+       const Options& options);
+  ~Heap();
+  Heap(const Heap&) = delete;
+  Heap& operator=(const Heap&) = delete;
+
+  // ok: *address. out_of_memory: pages are missing. not_supported: addresses are. failed: the driver refused.
+  Status allocate(Bytes bytes, Address* address);
+  // False if no live block starts there.
+  bool free(Address address);
+  bool record_stream(Address address, StreamId stream);
+  std::optional<std::pair<Address, Bytes>> containing(Address address) const;
+
+  // Finishes pending frees whose events have completed. Returns how many.
+  std::size_t poll_pending();
+  // Waits for every event a pending free waits for now, then finishes them. Returns how many.
+  std::size_t wait_pending();
+  // Takes idle frames out of the heap, and mappings that block pages, once the stream's earlier work has completed.
+  // The frames go to the page supply. Returns the bytes.
+  Bytes reclaim(std::uint32_t at_most_frames);
+  bool idle_frames() const;
+  // Unmaps everything and hands every frame to the supply, live or not. The end of the heap: no work may touch it.
+  void retire();
+
+  StreamId stream() const { return stream_; }
+  PoolId pool() const { return pool_; }
+  Address base() const { return pages_.base(); }
+  Bytes range_bytes() const { return pages_.pages() * kPageBytes; }
+  HeapStats stats() const;
+  std::uint64_t live_blocks() const;
+  void reset_peaks();
+  // Adds what changed since the last time to the device totals.
+  void publish();
+  void validate() const;
+
+ private:
+  struct Tracked {
+    std::vector<StreamId> streams;  // that use the block besides its own
+    bool pending = false;
+  };
+  struct Pending {
+    Bytes offset = 0;
+    Bytes size = 0;
+    std::vector<StreamId> streams;    // still without an event: a capture was going on
+    std::vector<EventHandle> events;  // not known to have completed
+  };
+  struct Found {
+    Arena::Block* block = nullptr;  // null: in a slab
+    Bytes size = 0;                 // 0: nothing lives there
+    Bytes requested = 0;
+  };
+
+  Found find(PageIndex page, Bytes offset) const;
+  void give_back(PageIndex page, Bytes offset, const Found& found);
+  [[gnu::noinline]] bool free_tracked(PageIndex page, Bytes offset, const Found& found);
+  [[gnu::noinline]] Status allocate_missing(Bytes bytes, Bytes* offset, Status status);
+  Status place(Bytes bytes, Bytes* offset);
+  void record_events(Pending& pending);
+  std::size_t poll_pending_locked();
+  void finish(const Pending& pending);
+  void publish_if_due() {
+    if (shared_.several_heaps.load(std::memory_order_relaxed)) [[unlikely]]
+      publish_several();
+  }
+  [[gnu::noinline]] void publish_several();
+  void publish_all();
+  EventHandle take_event();
+
+  DeviceShared& shared_;
+  const StreamId stream_;
+  const PoolId pool_;
+  const Bytes bin_limit_;
+  mutable Lock lock_;
+  Residency pages_;
+  Slabs slabs_;
+  Arena arena_;
+  Counter requested_, live_, pending_bytes_;
+  std::uint64_t allocations_ = 0, frees_ = 0, pending_completed_ = 0;
+  Bytes arena_rounded_ = 0;
+  std::unordered_map<Bytes, Tracked> tracked_;
+  std::vector<Pending> pending_;
+  std::vector<EventHandle> unused_events_;
+  struct {
+    std::int64_t requested = 0, live = 0, pending = 0, resident = 0;
+  } published_;
+};
+
+}  // namespace poolalloc
