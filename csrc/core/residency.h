@@ -55,7 +55,8 @@ class Residency {
       if (entry.blocks != 0) continue;
       if (entry.frame == kNoFrame) {
         ++cost.maps;
-      } else if (entry.frame == kDetached || frames_[entry.frame].live_page != kNoPage) {
+      } else if (entry.frame == kDetached || frames_[entry.frame].live_page != kNoPage ||
+                 shares_frame(page, first)) {
         cost.possible = false;
         return cost;
       }
@@ -139,6 +140,14 @@ class Residency {
     FrameIndex newer = kNoFrame, older = kNoFrame;  // among idle frames, by the time they became idle
   };
 
+  // Whether a page from `first` up to this one, this one not included, maps the same frame: both cannot be resident.
+  bool shares_frame(PageIndex page, PageIndex first) const {
+    PageIndex alias = frames_[table_[page].frame].first_alias;
+    if (alias == page && table_[page].next_alias == kNoPage) return false;
+    for (; alias != kNoPage; alias = table_[alias].next_alias)
+      if (alias >= first && alias < page) return true;
+    return false;
+  }
   Status acquire_pages(PageIndex first, PageIndex last);
   Status back(PageIndex page, FrameIndex* new_frame);
   void make_live(PageIndex page, FrameIndex frame);
