@@ -15,7 +15,10 @@ ROOT = Path(__file__).resolve().parent
 
 
 class CMakeBuild(build_ext):
-    """Runs cmake once for the whole package; POOLALLOC_CMAKE_ARGS adds arguments to the configure step."""
+    """Runs cmake once for the whole package.
+
+    POOLALLOC_CMAKE_ARGS adds arguments to the configure step; POOLALLOC_BUILD_DIR keeps the build between runs.
+    """
 
     def build_extension(self, ext: Extension) -> None:
         """Configure, build and install into the package folder (the source tree for an editable install)."""
@@ -25,7 +28,7 @@ class CMakeBuild(build_ext):
         if shutil.which(compiler.split()[0]) is None:
             raise SystemExit(f"poolalloc: no C++ compiler ({compiler}); install one, for example: apt-get install g++")
         destination = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = Path(self.build_temp).resolve() / "cmake"
+        build = Path(os.environ.get("POOLALLOC_BUILD_DIR", f"{self.build_temp}/cmake")).resolve()
         build.mkdir(parents=True, exist_ok=True)
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         configure = ["cmake", "-S", str(ROOT), "-B", str(build), *generator, f"-DPython_EXECUTABLE={sys.executable}",

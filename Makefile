@@ -1,0 +1,92 @@
+# make demo    build, then train a GPT under the default allocator, expandable_segments and poolalloc, and compare
+# make test    build, then every test
+# make bench   every workload under every allocator
+# make lint    formatting, rules, types, include arrows
+# make gpu-check   the tests that need a real GPU
+#
+# TORCH=2.11.0   another torch (CUDA build); each version has its own virtual environment
+# PYTHON=...     the Python that makes the environment
+# PY=...         use this Python and what it has instead of an environment; nothing is downloaded
+
+TORCH ?= 2.15.0
+PYTHON ?= python3
+ifeq ($(TORCH),2.15.0)
+VENV := .venv
+else
+VENV := .venv-torch$(TORCH)
+endif
+
+SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
+STAMPS := build/stamps
+CPP := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
+
+ifdef PY
+BUILT := $(STAMPS)/built-$(subst /,_,$(PY))
+else
+PY := $(VENV)/bin/python
+BUILT := $(STAMPS)/built-$(VENV)
+endif
+
+.PHONY: help build demo test test-python test-native test-torch bench lint gpu-check clean
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+
+# --- environment and build ---------------------------------------------------------------------------------------
+$(STAMPS)/venv-$(VENV): pyproject.toml
+	@tools/preflight.sh $(PYTHON)
+	@mkdir -p $(STAMPS)
+	@echo "== making $(VENV) with torch $(TORCH): a download of some gigabytes the first time"
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --progress-bar on --prefer-binary "torch==$(TORCH)"
+	$(VENV)/bin/python tools/project_dependencies.py | xargs $(VENV)/bin/python -m pip install --quiet --prefer-binary
+	@touch $@
+
+$(STAMPS)/built-$(VENV): $(STAMPS)/venv-$(VENV) $(SOURCES)
+	@tools/preflight.sh $(PY)
+	@echo "== building poolalloc"
+	PATH="$(abspath $(VENV))/bin:$$PATH" POOLALLOC_BUILD_DIR=build/cmake-$(VENV) $(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	@touch $@
+
+# A given Python: it must have the build tools; poolalloc is installed into it.
+$(STAMPS)/built-$(subst /,_,$(PY)): $(SOURCES)
+	@mkdir -p $(STAMPS)
+	POOLALLOC_BUILD_DIR=build/cmake-given $(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	@touch $@
+
+build: $(BUILT)
+
+# --- what people run ---------------------------------------------------------------------------------------------
+demo: $(BUILT)
+	@mkdir -p build/demo
+	$(PY) -m poolalloc bench gpt --json build/demo/results.json --html build/demo/report.html --png build/demo/report.png
+
+bench: $(BUILT)
+	@mkdir -p build/bench
+	$(PY) -m poolalloc bench --json build/bench/results.json --html build/bench/report.html --png build/bench/report.png
+
+test: test-native test-python
+
+test-python: $(BUILT)
+	$(PY) -m pytest tests --ignore=tests/gpu
+
+# The tests that depend on torch's version, for the second version in CI.
+test-torch: $(BUILT)
+	$(PY) -m pytest tests/torch tests/sim tests/bench
+
+test-native: $(BUILT)
+	PATH="$(abspath $(VENV))/bin:$$PATH" tools/native_tests.sh
+
+gpu-check: $(BUILT)
+	$(PY) -m pytest tests/gpu
+
+lint: $(BUILT)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
+	PATH="$(abspath $(VENV))/bin:$$PATH" tools/tidy.sh
+	$(PY) tools/check_includes.py
+	$(PY) tools/generate_options.py --check
+
+clean:
+	rm -rf build poolalloc/*.so poolalloc/simgpu/*.so*
