@@ -86,17 +86,18 @@ std::string format_value(const OptionInfo& info, double value) {
 }
 
 std::string allowed(const OptionInfo& info) {
-  if (std::string_view(info.type) == "boolean") return "allowed: true or false";
-  return "allowed: " + format_value(info, info.minimum) + " to " + format_value(info, info.maximum) + " (" + info.type +
-         ", " + info.unit + ")";
+  std::string_view type = info.type;
+  if (type == "boolean") return "allowed: true or false";
+  std::string range = "allowed: " + format_value(info, info.minimum) + " to " + format_value(info, info.maximum);
+  return type == "bytes" ? range : range + " (" + info.unit + ")";
 }
 
 [[noreturn]] void throw_unknown(std::string_view name, std::string_view value) {
   const OptionInfo& nearest = nearest_option(name);
   std::string known;
   for (const OptionInfo& info : option_table()) known += (known.empty() ? "" : ", ") + std::string(info.name);
-  throw ConfigError("unknown option " + quoted(name) + " (value " + quoted(value) + "); nearest known option: " +
-                    nearest.name + " (" + allowed(nearest) + "); known options: " + known);
+  throw ConfigError("unknown option " + quoted(name) + " (value " + quoted(value) +
+                    "); nearest known option: " + nearest.name + " (" + allowed(nearest) + "); all options: " + known);
 }
 
 [[noreturn]] void throw_value(const OptionInfo& info, std::string_view value, std::string_view problem) {
@@ -284,15 +285,11 @@ Bytes parse_bytes(const std::string& text) {
   Wide bytes = 0;
   for (char digit : whole) bytes = std::min(bytes * 10 + static_cast<unsigned>(digit - '0'), kLimit);
   bytes *= unit->bytes;
-  Wide numerator = 0;
-  Wide denominator = 1;
-  // 18 digits of a fraction of a tebibyte are far below a byte; further ones cannot change the whole bytes but by
-  // carry.
-  for (char digit : fraction.substr(0, 18)) {
-    numerator = numerator * 10 + static_cast<unsigned>(digit - '0');
-    denominator *= 10;
-  }
-  bytes += numerator * unit->bytes / denominator;
+  // The fraction times the unit, from its last digit on: what is carried out of the first digit are the whole bytes.
+  Bytes carry = 0;
+  for (std::size_t i = fraction.size(); i-- > 0;)
+    carry = (static_cast<Bytes>(fraction[i] - '0') * unit->bytes + carry) / 10;
+  bytes += carry;
   if (bytes >= kLimit) throw_size(text, "is too large (the largest is below 8388608 TiB)");
   return static_cast<Bytes>(bytes);
 }

@@ -67,7 +67,8 @@ class POOLALLOC_API Driver {
   virtual Status synchronize_event(DeviceIndex device, EventHandle event) = 0;
   virtual Status stream_wait_event(DeviceIndex device, StreamId stream, EventHandle event) = 0;
   virtual Status synchronize_device(DeviceIndex device) = 0;
-  // Whether a CUDA graph is being captured on the stream.
+  // Whether a CUDA graph is being captured on the stream; for the legacy default stream, whether one is captured that
+  // forbids its use.
   virtual Status stream_capturing(DeviceIndex device, StreamId stream, bool* capturing) = 0;
 
   // Between host memory and device memory, synchronously; for pause and resume.

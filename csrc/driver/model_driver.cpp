@@ -9,13 +9,11 @@
 #include <cstring>
 
 #include "core/errors.h"
+#include "driver/last_error.h"
 #include "driver/model_device.h"
 
 namespace poolalloc {
 namespace {
-
-// Plain characters, so that it outlives every destructor of the thread.
-thread_local char t_last_error[512] = "";
 
 constexpr int kMaxDevices = 64;
 
@@ -58,9 +56,8 @@ bool ModelDriver::take_failure(DriverCall call, Status* status) {
 ModelDriver::Entry ModelDriver::enter(DriverCall call, DeviceIndex device) {
   Entry entry;
   if (failures_waiting_.load(std::memory_order_relaxed) != 0 && take_failure(call, &entry.status)) {
-    std::snprintf(t_last_error, sizeof t_last_error,
-                  "model driver: %s on device %d: failed because the test asked for it", driver_call_name(call),
-                  device);
+    set_last_error("model driver: %s on device %d: failed because the test asked for it", driver_call_name(call),
+                   device);
     return entry;
   }
   if (device < 0 || device >= options_.devices) {
@@ -81,19 +78,19 @@ ModelDriver::Device& ModelDriver::at(DeviceIndex device) const {
 }
 
 Status ModelDriver::misuse(DriverCall call, DeviceIndex device, const char* format, ...) {
-  int length = std::snprintf(t_last_error, sizeof t_last_error,
-                             "model driver: %s on device %d: ", driver_call_name(call), device);
+  char problem[256];
   va_list arguments;
   va_start(arguments, format);
-  std::vsnprintf(t_last_error + length, sizeof t_last_error - static_cast<std::size_t>(length), format, arguments);
+  std::vsnprintf(problem, sizeof problem, format, arguments);
   va_end(arguments);
+  set_last_error("model driver: %s on device %d: %s", driver_call_name(call), device, problem);
   violations_.fetch_add(1, std::memory_order_relaxed);
   std::lock_guard guard(mutex_);
-  if (first_violation_.empty()) first_violation_ = t_last_error;
+  if (first_violation_.empty()) first_violation_ = last_error_text();
   return Status::failed;
 }
 
-std::string ModelDriver::last_error() const { return t_last_error; }
+std::string ModelDriver::last_error() const { return last_error_text(); }
 
 std::string ModelDriver::first_violation() const {
   std::lock_guard guard(mutex_);
@@ -106,8 +103,7 @@ int ModelDriver::device_count() { return options_.devices; }
 
 Status ModelDriver::device_info(DeviceIndex device, DeviceInfo* info) {
   if (device < 0 || device >= options_.devices) {
-    std::snprintf(t_last_error, sizeof t_last_error, "model driver: device_info on device %d: there are %d devices",
-                  device, options_.devices);
+    set_last_error("model driver: device_info on device %d: there are %d devices", device, options_.devices);
     return Status::failed;
   }
   *info = {"model", options_.memory_bytes, options_.granularity, options_.virtual_memory};
@@ -144,8 +140,7 @@ Status ModelDriver::reserve(DeviceIndex device, Bytes bytes, Bytes alignment, Ad
     return misuse(DriverCall::reserve, device, "%" PRIu64 " bytes aligned to %" PRIu64, bytes, alignment);
   Address start = addresses_->take(bytes, std::max(alignment, options_.granularity));
   if (start == 0) {
-    std::snprintf(t_last_error, sizeof t_last_error,
-                  "model driver: reserve on device %d: no %" PRIu64 " bytes of addresses left", device, bytes);
+    set_last_error("model driver: reserve on device %d: no %" PRIu64 " bytes of addresses left", device, bytes);
     return Status::out_of_memory;
   }
   entry->insert_range(start, {bytes, 0, {}});
@@ -177,9 +172,8 @@ Status ModelDriver::release(DeviceIndex device, Address address, Bytes bytes) {
 Status ModelDriver::take_memory(DriverCall call, DeviceIndex index, Device& device, Bytes bytes,
                                 PhysicalHandle* handle) {
   if (bytes > options_.memory_bytes - device.used) {
-    std::snprintf(t_last_error, sizeof t_last_error,
-                  "model driver: %s on device %d: %" PRIu64 " bytes asked, %" PRIu64 " of %" PRIu64 " in use",
-                  driver_call_name(call), index, bytes, device.used, options_.memory_bytes);
+    set_last_error("model driver: %s on device %d: %" PRIu64 " bytes asked, %" PRIu64 " of %" PRIu64 " in use",
+                   driver_call_name(call), index, bytes, device.used, options_.memory_bytes);
     return Status::out_of_memory;
   }
   device.used += bytes;
@@ -222,8 +216,7 @@ Status ModelDriver::allocate_segment(DeviceIndex device, Bytes bytes, Address* a
   if (*address == 0) {
     entry->used -= bytes;
     entry->handles.remove(handle);
-    std::snprintf(t_last_error, sizeof t_last_error, "model driver: allocate_segment on device %d: no addresses left",
-                  device);
+    set_last_error("model driver: allocate_segment on device %d: no addresses left", device);
     return Status::out_of_memory;
   }
   entry->insert_range(*address, {bytes, handle, {}});

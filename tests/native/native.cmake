@@ -12,3 +12,9 @@ foreach(source ${native_tests})
   target_link_libraries(native_${name} PRIVATE poolalloc_testing)
   add_test(NAME ${name} COMMAND native_${name})
 endforeach()
+
+# The one test that reads a CUDA header, where there is one.
+find_path(POOLALLOC_CUDA_INCLUDE cuda.h HINTS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES include)
+if(POOLALLOC_CUDA_INCLUDE)
+  target_include_directories(native_cuda_abi_test SYSTEM PRIVATE ${POOLALLOC_CUDA_INCLUDE})
+endif()

@@ -1,0 +1,348 @@
+// CudaDriver: each method is one call of the CUDA driver, in the right context, with its refusal put into words.
+#include "driver/cuda_driver.h"
+
+#include <cinttypes>
+#include <cstdarg>
+#include <cstdio>
+
+#include "driver/cuda_api.h"
+#include "driver/last_error.h"
+
+namespace poolalloc {
+namespace {
+
+using cuda::api;
+
+cuda::Stream stream_of(StreamId stream) { return reinterpret_cast<cuda::Stream>(stream); }
+cuda::Event event_of(EventHandle event) { return reinterpret_cast<cuda::Event>(event); }
+
+// Puts `result` of the call, written as printf writes it, into words, and sorts it by what the caller can do about it.
+__attribute__((format(printf, 2, 3))) Status refused(cuda::Result result, const char* format, ...) {
+  char call[256];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(call, sizeof call, format, arguments);
+  va_end(arguments);
+  set_last_error("%s: %s", call, cuda::describe(result).c_str());
+  if (result == cuda::kOutOfMemory) return Status::out_of_memory;
+  if (result == cuda::kNotSupported) return Status::not_supported;
+  return Status::failed;
+}
+
+// Calls that are not ordered by a stream are forbidden to every thread while a graph is captured in the global mode,
+// and would spoil that capture. In the relaxed mode they are allowed; core keeps to the rules that remain (driver.h).
+class Relaxed {
+ public:
+  Relaxed() { api().ThreadExchangeStreamCaptureMode(&mode_); }
+  ~Relaxed() { api().ThreadExchangeStreamCaptureMode(&mode_); }
+  Relaxed(const Relaxed&) = delete;
+  Relaxed& operator=(const Relaxed&) = delete;
+
+ private:
+  int mode_ = cuda::kCaptureModeRelaxed;
+};
+
+cuda::AllocationProperties properties_of(int ordinal, bool rdma) {
+  cuda::AllocationProperties properties;
+  properties.location.id = ordinal;
+  properties.gpu_direct_rdma_capable = rdma ? 1 : 0;
+  return properties;
+}
+
+}  // namespace
+
+// --- devices and contexts -------------------------------------------------------------------------------------------
+
+bool CudaDriver::available(std::string* why) {
+  if (api().problem.empty()) return true;
+  if (why != nullptr) *why = api().problem;
+  return false;
+}
+
+CudaDriver::~CudaDriver() {
+  for (Device& device : devices_)
+    if (device.context.load() != nullptr) api().DevicePrimaryCtxRelease(device.ordinal);
+}
+
+CudaDriver::Device* CudaDriver::open(DeviceIndex index, const char* call) {
+  if (!available()) {
+    set_last_error("%s: %s", call, api().problem.c_str());
+    return nullptr;
+  }
+  if (index < 0 || index >= api().devices || index >= kMaxDevices) {
+    set_last_error("%s: there is no device %d; the CUDA driver shows %d", call, index, api().devices);
+    return nullptr;
+  }
+  Device& device = devices_[index];
+  if (device.context.load(std::memory_order_acquire) != nullptr) return &device;
+  std::lock_guard guard(mutex_);
+  if (device.context.load(std::memory_order_relaxed) != nullptr) return &device;
+  cuda::Result result = api().DeviceGet(&device.ordinal, index);
+  int rdma = 0;
+  if (result == cuda::kSuccess)
+    result = api().DeviceGetAttribute(&rdma, cuda::kAttributeRdmaWithVirtualMemory, device.ordinal);
+  device.rdma = rdma != 0;
+  cuda::Context context = nullptr;
+  if (result == cuda::kSuccess) result = api().DevicePrimaryCtxRetain(&context, device.ordinal);
+  if (result != cuda::kSuccess) {
+    refused(result, "%s: opening device %d", call, index);
+    return nullptr;
+  }
+  device.context.store(context, std::memory_order_release);
+  return &device;
+}
+
+class CudaDriver::Scope {
+ public:
+  Scope(CudaDriver& driver, DeviceIndex index, const char* call) : device_(driver.open(index, call)) {
+    if (device_ == nullptr) return;
+    auto context = static_cast<cuda::Context>(device_->context.load(std::memory_order_relaxed));
+    cuda::Context current = nullptr;
+    if (api().CtxGetCurrent(&current) == cuda::kSuccess && current == context) return;
+    cuda::Result result = api().CtxPushCurrent(context);
+    if (result != cuda::kSuccess) {
+      refused(result, "%s: cuCtxPushCurrent on device %d", call, index);
+      device_ = nullptr;
+    }
+    pushed_ = device_ != nullptr;
+  }
+  ~Scope() {
+    cuda::Context popped = nullptr;
+    if (pushed_) api().CtxPopCurrent(&popped);
+  }
+  Scope(const Scope&) = delete;
+  Scope& operator=(const Scope&) = delete;
+
+  explicit operator bool() const { return device_ != nullptr; }
+  const Device* operator->() const { return device_; }
+
+ private:
+  Device* device_;
+  bool pushed_ = false;
+};
+
+int CudaDriver::device_count() {
+  if (!available()) set_last_error("%s", api().problem.c_str());
+  return api().devices;
+}
+
+Status CudaDriver::device_info(DeviceIndex device, DeviceInfo* info) {
+  Scope scope(*this, device, "device_info");
+  if (!scope) return Status::failed;
+  char name[256] = "";
+  std::size_t total = 0;
+  std::size_t granularity = kPageBytes;
+  int virtual_memory = 0;
+  cuda::Result result = api().DeviceGetName(name, sizeof name, scope->ordinal);
+  if (result == cuda::kSuccess) result = api().DeviceTotalMem(&total, scope->ordinal);
+  if (result == cuda::kSuccess)
+    result = api().DeviceGetAttribute(&virtual_memory, cuda::kAttributeVirtualMemory, scope->ordinal);
+  if (result == cuda::kSuccess && virtual_memory != 0) {
+    cuda::AllocationProperties properties = properties_of(scope->ordinal, scope->rdma);
+    result = api().MemGetAllocationGranularity(&granularity, &properties, cuda::kGranularityMinimum);
+  }
+  if (result != cuda::kSuccess) return refused(result, "properties of device %d", device);
+  *info = {name, total, granularity, virtual_memory != 0};
+  return Status::ok;
+}
+
+Status CudaDriver::memory_info(DeviceIndex device, Bytes* free_bytes, Bytes* total_bytes) {
+  Scope scope(*this, device, "cuMemGetInfo");
+  if (!scope) return Status::failed;
+  Relaxed relaxed;
+  std::size_t free_now = 0;
+  std::size_t total = 0;
+  cuda::Result result = api().MemGetInfo(&free_now, &total);
+  if (result != cuda::kSuccess) return refused(result, "cuMemGetInfo on device %d", device);
+  *free_bytes = free_now;
+  *total_bytes = total;
+  return Status::ok;
+}
+
+std::string CudaDriver::last_error() const { return last_error_text(); }
+
+// --- memory ---------------------------------------------------------------------------------------------------------
+
+Status CudaDriver::reserve(DeviceIndex device, Bytes bytes, Bytes alignment, Address* address) {
+  Scope scope(*this, device, "cuMemAddressReserve");
+  if (!scope) return Status::failed;
+  Relaxed relaxed;
+  cuda::DevicePointer start = 0;
+  cuda::Result result = api().MemAddressReserve(&start, bytes, alignment, 0, 0);
+  if (result != cuda::kSuccess)
+    return refused(result, "cuMemAddressReserve(%" PRIu64 " bytes, alignment %" PRIu64 ") on device %d", bytes,
+                   alignment, device);
+  *address = start;
+  return Status::ok;
+}
+
+Status CudaDriver::release(DeviceIndex device, Address address, Bytes bytes) {
+  Scope scope(*this, device, "cuMemAddressFree");
+  if (!scope) return Status::failed;
+  Relaxed relaxed;
+  cuda::Result result = api().MemAddressFree(address, bytes);
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuMemAddressFree(%#" PRIx64 ", %" PRIu64 " bytes) on device %d", address, bytes, device);
+}
+
+Status CudaDriver::create(DeviceIndex device, Bytes bytes, PhysicalHandle* handle) {
+  Scope scope(*this, device, "cuMemCreate");
+  if (!scope) return Status::failed;
+  Relaxed relaxed;
+  cuda::AllocationProperties properties = properties_of(scope->ordinal, scope->rdma);
+  cuda::AllocationHandle created = 0;
+  cuda::Result result = api().MemCreate(&created, bytes, &properties, 0);
+  if (result != cuda::kSuccess) return refused(result, "cuMemCreate(%" PRIu64 " bytes) on device %d", bytes, device);
+  *handle = created;
+  return Status::ok;
+}
+
+Status CudaDriver::destroy(DeviceIndex device, PhysicalHandle handle) {
+  Scope scope(*this, device, "cuMemRelease");
+  if (!scope) return Status::failed;
+  Relaxed relaxed;
+  cuda::Result result = api().MemRelease(handle);
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuMemRelease(handle %#" PRIx64 ") on device %d", handle, device);
+}
+
+Status CudaDriver::map(DeviceIndex device, Address address, Bytes bytes, PhysicalHandle handle) {
+  Scope scope(*this, device, "cuMemMap");
+  if (!scope) return Status::failed;
+  Relaxed relaxed;
+  cuda::Result result = api().MemMap(address, bytes, 0, handle, 0);
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuMemMap(%#" PRIx64 ", %" PRIu64 " bytes, handle %#" PRIx64 ") on device %d", address, bytes,
+                 handle, device);
+}
+
+Status CudaDriver::allow_access(DeviceIndex device, Address address, Bytes bytes) {
+  Scope scope(*this, device, "cuMemSetAccess");
+  if (!scope) return Status::failed;
+  Relaxed relaxed;
+  cuda::AccessDescription access;
+  access.location.id = scope->ordinal;
+  cuda::Result result = api().MemSetAccess(address, bytes, &access, 1);
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuMemSetAccess(%#" PRIx64 ", %" PRIu64 " bytes) on device %d", address, bytes, device);
+}
+
+Status CudaDriver::unmap(DeviceIndex device, Address address, Bytes bytes) {
+  Scope scope(*this, device, "cuMemUnmap");
+  if (!scope) return Status::failed;
+  Relaxed relaxed;
+  cuda::Result result = api().MemUnmap(address, bytes);
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuMemUnmap(%#" PRIx64 ", %" PRIu64 " bytes) on device %d", address, bytes, device);
+}
+
+Status CudaDriver::allocate_segment(DeviceIndex device, Bytes bytes, Address* address) {
+  Scope scope(*this, device, "cuMemAlloc");
+  if (!scope) return Status::failed;
+  Relaxed relaxed;
+  cuda::DevicePointer start = 0;
+  cuda::Result result = api().MemAlloc(&start, bytes);
+  if (result != cuda::kSuccess) return refused(result, "cuMemAlloc(%" PRIu64 " bytes) on device %d", bytes, device);
+  *address = start;
+  return Status::ok;
+}
+
+Status CudaDriver::free_segment(DeviceIndex device, Address address) {
+  Scope scope(*this, device, "cuMemFree");
+  if (!scope) return Status::failed;
+  Relaxed relaxed;
+  cuda::Result result = api().MemFree(address);
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuMemFree(%#" PRIx64 ") on device %d", address, device);
+}
+
+Status CudaDriver::copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes) {
+  Scope scope(*this, device, "cuMemcpyDtoH");
+  if (!scope) return Status::failed;
+  cuda::Result result = api().MemcpyDtoH(host, address, bytes);
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuMemcpyDtoH(%#" PRIx64 ", %" PRIu64 " bytes) on device %d", address, bytes, device);
+}
+
+Status CudaDriver::copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes) {
+  Scope scope(*this, device, "cuMemcpyHtoD");
+  if (!scope) return Status::failed;
+  cuda::Result result = api().MemcpyHtoD(address, host, bytes);
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuMemcpyHtoD(%#" PRIx64 ", %" PRIu64 " bytes) on device %d", address, bytes, device);
+}
+
+// --- events ---------------------------------------------------------------------------------------------------------
+
+Status CudaDriver::create_event(DeviceIndex device, EventHandle* event) {
+  Scope scope(*this, device, "cuEventCreate");
+  if (!scope) return Status::failed;
+  cuda::Event created = nullptr;
+  cuda::Result result = api().EventCreate(&created, cuda::kEventDisableTiming);
+  if (result != cuda::kSuccess) return refused(result, "cuEventCreate on device %d", device);
+  *event = reinterpret_cast<EventHandle>(created);
+  return Status::ok;
+}
+
+Status CudaDriver::destroy_event(DeviceIndex device, EventHandle event) {
+  Scope scope(*this, device, "cuEventDestroy");
+  if (!scope) return Status::failed;
+  cuda::Result result = api().EventDestroy(event_of(event));
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuEventDestroy(%#" PRIx64 ") on device %d", event, device);
+}
+
+Status CudaDriver::record_event(DeviceIndex device, EventHandle event, StreamId stream) {
+  Scope scope(*this, device, "cuEventRecord");
+  if (!scope) return Status::failed;
+  cuda::Result result = api().EventRecord(event_of(event), stream_of(stream));
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuEventRecord(%#" PRIx64 ", stream %#" PRIx64 ") on device %d", event, stream, device);
+}
+
+Status CudaDriver::query_event(DeviceIndex device, EventHandle event) {
+  Scope scope(*this, device, "cuEventQuery");
+  if (!scope) return Status::failed;
+  Relaxed relaxed;
+  cuda::Result result = api().EventQuery(event_of(event));
+  if (result == cuda::kSuccess) return Status::ok;
+  if (result == cuda::kNotReady) return Status::not_ready;
+  return refused(result, "cuEventQuery(%#" PRIx64 ") on device %d", event, device);
+}
+
+Status CudaDriver::synchronize_event(DeviceIndex device, EventHandle event) {
+  Scope scope(*this, device, "cuEventSynchronize");
+  if (!scope) return Status::failed;
+  cuda::Result result = api().EventSynchronize(event_of(event));
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuEventSynchronize(%#" PRIx64 ") on device %d", event, device);
+}
+
+Status CudaDriver::stream_wait_event(DeviceIndex device, StreamId stream, EventHandle event) {
+  Scope scope(*this, device, "cuStreamWaitEvent");
+  if (!scope) return Status::failed;
+  cuda::Result result = api().StreamWaitEvent(stream_of(stream), event_of(event), 0);
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuStreamWaitEvent(stream %#" PRIx64 ", %#" PRIx64 ") on device %d", stream, event, device);
+}
+
+Status CudaDriver::synchronize_device(DeviceIndex device) {
+  Scope scope(*this, device, "cuCtxSynchronize");
+  if (!scope) return Status::failed;
+  cuda::Result result = api().CtxSynchronize();
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuCtxSynchronize on device %d", device);
+}
+
+Status CudaDriver::stream_capturing(DeviceIndex device, StreamId stream, bool* capturing) {
+  Scope scope(*this, device, "cuStreamIsCapturing");
+  if (!scope) return Status::failed;
+  int status = cuda::kCaptureStatusNone;
+  cuda::Result result = api().StreamIsCapturing(stream_of(stream), &status);
+  if (result != cuda::kSuccess && result != cuda::kCaptureImplicit)
+    return refused(result, "cuStreamIsCapturing(stream %#" PRIx64 ") on device %d", stream, device);
+  *capturing = result == cuda::kCaptureImplicit || status != cuda::kCaptureStatusNone;
+  return Status::ok;
+}
+
+}  // namespace poolalloc

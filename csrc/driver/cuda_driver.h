@@ -1,0 +1,64 @@
+// Real CUDA devices, through libcuda.so.1 opened at first use: poolalloc links no CUDA library, so one build serves
+// every CUDA version and machines with none. Works in the primary context of a device, which is the one torch uses. Not
+// here: sharing memory with other devices or processes.
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <string>
+
+#include "driver/driver.h"
+
+namespace poolalloc {
+
+class POOLALLOC_API CudaDriver final : public Driver {
+ public:
+  CudaDriver() = default;
+  // Lets go of the contexts it used.
+  ~CudaDriver() override;
+  CudaDriver(const CudaDriver&) = delete;
+  CudaDriver& operator=(const CudaDriver&) = delete;
+
+  // Whether there is a driver with a device; if not, one line that says what is missing in *why, if not null.
+  static bool available(std::string* why = nullptr);
+
+  int device_count() override;
+  Status device_info(DeviceIndex device, DeviceInfo* info) override;
+  Status memory_info(DeviceIndex device, Bytes* free_bytes, Bytes* total_bytes) override;
+  Status reserve(DeviceIndex device, Bytes bytes, Bytes alignment, Address* address) override;
+  Status release(DeviceIndex device, Address address, Bytes bytes) override;
+  Status create(DeviceIndex device, Bytes bytes, PhysicalHandle* handle) override;
+  Status destroy(DeviceIndex device, PhysicalHandle handle) override;
+  Status map(DeviceIndex device, Address address, Bytes bytes, PhysicalHandle handle) override;
+  Status allow_access(DeviceIndex device, Address address, Bytes bytes) override;
+  Status unmap(DeviceIndex device, Address address, Bytes bytes) override;
+  Status allocate_segment(DeviceIndex device, Bytes bytes, Address* address) override;
+  Status free_segment(DeviceIndex device, Address address) override;
+  Status create_event(DeviceIndex device, EventHandle* event) override;
+  Status destroy_event(DeviceIndex device, EventHandle event) override;
+  Status record_event(DeviceIndex device, EventHandle event, StreamId stream) override;
+  Status query_event(DeviceIndex device, EventHandle event) override;
+  Status synchronize_event(DeviceIndex device, EventHandle event) override;
+  Status stream_wait_event(DeviceIndex device, StreamId stream, EventHandle event) override;
+  Status synchronize_device(DeviceIndex device) override;
+  Status stream_capturing(DeviceIndex device, StreamId stream, bool* capturing) override;
+  Status copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes) override;
+  Status copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes) override;
+  std::string last_error() const override;
+
+ private:
+  static constexpr int kMaxDevices = 64;
+  struct Device {
+    std::atomic<void*> context{nullptr};  // set last; null until first used
+    int ordinal = 0;
+    bool rdma = false;  // memory can be reached by network cards, as torch's own allocations can
+  };
+  class Scope;  // makes the context of a device current for one call
+
+  Device* open(DeviceIndex device, const char* call);
+
+  Device devices_[kMaxDevices];
+  std::mutex mutex_;  // of opening a device
+};
+
+}  // namespace poolalloc

@@ -1,0 +1,159 @@
+// CudaDriver against whatever libcuda.so.1 the machine shows: a real one, the simulated one, or none.
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "driver/cuda_api.h"
+#include "driver/cuda_driver.h"
+
+using namespace poolalloc;
+
+namespace {
+
+constexpr Bytes kMiB = Bytes{1} << 20;
+
+bool has(const std::string& text, const char* word) { return text.find(word) != std::string::npos; }
+
+// Each check below is for one of the two worlds; main's list names them all.
+bool without_device() { return !CudaDriver::available(); }
+
+TEST(without_a_driver_every_call_says_so) {
+  if (!without_device()) return;
+  std::string why;
+  CHECK(!CudaDriver::available(&why) && has(why, "CUDA driver") && !has(why, "\n"));
+  CudaDriver driver;
+  CHECK(driver.device_count() == 0 && driver.last_error() == why);
+  DeviceInfo info;
+  PhysicalHandle handle = 0;
+  CHECK(driver.device_info(0, &info) == Status::failed);
+  CHECK(driver.create(0, 2 * kMiB, &handle) == Status::failed);
+  CHECK(has(driver.last_error(), "cuMemCreate") && has(driver.last_error(), why.c_str()));
+}
+
+TEST(a_device_describes_itself) {
+  if (without_device()) return;
+  CudaDriver driver;
+  CHECK(driver.device_count() > 0);
+  DeviceInfo info;
+  CHECK(driver.device_info(0, &info) == Status::ok);
+  CHECK(!info.name.empty() && info.total_bytes > 0 && info.granularity > 0);
+  Bytes free_bytes = 0;
+  Bytes total = 0;
+  CHECK(driver.memory_info(0, &free_bytes, &total) == Status::ok);
+  CHECK(free_bytes > 0 && free_bytes <= total && total <= info.total_bytes);
+  CHECK(driver.device_info(driver.device_count(), &info) == Status::failed);
+  CHECK(has(driver.last_error(), "no device"));
+  CHECK(driver.device_info(-1, &info) == Status::failed);
+}
+
+TEST(physical_memory_appears_at_two_addresses_and_is_freed_after_the_last) {
+  if (without_device()) return;
+  CudaDriver driver;
+  DeviceInfo info;
+  CHECK(driver.device_info(0, &info) == Status::ok);
+  if (!info.virtual_memory) return;
+  const Bytes page = info.granularity;
+  Bytes before = 0;
+  Bytes during = 0;
+  Bytes after = 0;
+  Bytes total = 0;
+  Address base = 0;
+  PhysicalHandle one = 0;
+  PhysicalHandle two = 0;
+  CHECK(driver.memory_info(0, &before, &total) == Status::ok);
+  CHECK(driver.reserve(0, 16 * page, page, &base) == Status::ok && base % page == 0);
+  CHECK(driver.create(0, page, &one) == Status::ok);
+  CHECK(driver.create(0, 2 * page, &two) == Status::ok);
+  CHECK(driver.map(0, base, page, one) == Status::ok);
+  CHECK(driver.map(0, base + page, 2 * page, two) == Status::ok);
+  CHECK(driver.map(0, base + 8 * page, page, one) == Status::ok);
+  CHECK(driver.allow_access(0, base, 3 * page) == Status::ok);  // two mappings at once
+  CHECK(driver.allow_access(0, base + 8 * page, page) == Status::ok);
+  const std::vector<char> written(4096, 'p');
+  CHECK(driver.copy_from_host(0, base, written.data(), written.size()) == Status::ok);
+  std::vector<char> read(written.size());
+  CHECK(driver.synchronize_device(0) == Status::ok);
+  CHECK(driver.copy_to_host(0, read.data(), base + 8 * page, read.size()) == Status::ok);
+  CHECK(driver.destroy(0, one) == Status::ok && driver.destroy(0, two) == Status::ok);
+  CHECK(driver.memory_info(0, &during, &total) == Status::ok && during + 3 * page <= before);
+  CHECK(driver.unmap(0, base, 3 * page) == Status::ok);
+  CHECK(driver.unmap(0, base + 8 * page, page) == Status::ok);
+  CHECK(driver.memory_info(0, &after, &total) == Status::ok && after >= during + 3 * page);
+  CHECK(driver.release(0, base, 16 * page) == Status::ok);
+}
+
+TEST(a_refusal_names_the_call_its_arguments_and_the_code) {
+  if (without_device()) return;
+  CudaDriver driver;
+  DeviceInfo info;
+  CHECK(driver.device_info(0, &info) == Status::ok);
+  PhysicalHandle handle = 42;
+  const Bytes too_much = round_up(info.total_bytes, info.granularity) + 16 * info.granularity;
+  if (info.virtual_memory) {
+    CHECK(driver.create(0, too_much, &handle) == Status::out_of_memory && handle == 42);
+    CHECK(has(driver.last_error(), "cuMemCreate(") && has(driver.last_error(), std::to_string(too_much).c_str()));
+    CHECK(has(driver.last_error(), "CUDA_ERROR_OUT_OF_MEMORY (2)"));
+    CHECK(driver.unmap(0, info.granularity, info.granularity) == Status::failed);
+    CHECK(has(driver.last_error(), "cuMemUnmap(") && has(driver.last_error(), "CUDA_ERROR_"));
+  }
+  Address segment = 42;
+  CHECK(driver.allocate_segment(0, too_much, &segment) == Status::out_of_memory && segment == 42);
+  CHECK(has(driver.last_error(), "cuMemAlloc("));
+}
+
+TEST(segments_are_allocated_and_freed) {
+  if (without_device()) return;
+  CudaDriver driver;
+  Address segment = 0;
+  CHECK(driver.allocate_segment(0, 20 * kMiB, &segment) == Status::ok && segment != 0);
+  CHECK(driver.free_segment(0, segment) == Status::ok);
+}
+
+TEST(events_complete_and_order_streams) {
+  if (without_device()) return;
+  CudaDriver driver;
+  EventHandle event = 0;
+  CHECK(driver.create_event(0, &event) == Status::ok && event != 0);
+  CHECK(driver.query_event(0, event) == Status::ok);  // never recorded
+  CHECK(driver.record_event(0, event, 0) == Status::ok);
+  CHECK(driver.stream_wait_event(0, 0, event) == Status::ok);
+  CHECK(driver.synchronize_event(0, event) == Status::ok);
+  CHECK(driver.query_event(0, event) == Status::ok);
+  bool capturing = true;
+  CHECK(driver.stream_capturing(0, 0, &capturing) == Status::ok && !capturing);
+  CHECK(driver.destroy_event(0, event) == Status::ok);
+}
+
+TEST(a_thread_keeps_the_context_it_had) {
+  if (without_device()) return;
+  CudaDriver driver;
+  std::thread([&] {
+    cuda::Context current = nullptr;
+    CHECK(cuda::api().CtxGetCurrent(&current) == cuda::kSuccess && current == nullptr);
+    Address segment = 0;
+    CHECK(driver.allocate_segment(0, 2 * kMiB, &segment) == Status::ok);
+    CHECK(cuda::api().CtxGetCurrent(&current) == cuda::kSuccess && current == nullptr);
+    CHECK(driver.free_segment(0, segment) == Status::ok);
+  }).join();
+}
+
+TEST(threads_open_a_device_together) {
+  if (without_device()) return;
+  CudaDriver driver;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t)
+    threads.emplace_back([&driver] {
+      for (int round = 0; round < 50; ++round) {
+        EventHandle event = 0;
+        CHECK(driver.create_event(0, &event) == Status::ok);
+        CHECK(driver.record_event(0, event, 0) == Status::ok);
+        CHECK(driver.synchronize_event(0, event) == Status::ok);
+        CHECK(driver.destroy_event(0, event) == Status::ok);
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace
