@@ -1,0 +1,76 @@
+"""The `poolalloc` command. Each command is a module of this package with a function `register(app)`.
+
+A new command takes one line in COMMANDS and its file. Only the file of the command that was asked for is imported, so a
+slow import in one costs the others nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from poolalloc._version import __version__
+from poolalloc.cli.common import BAD_INPUT, print_error
+
+COMMANDS = {
+    "sim": "poolalloc.cli.sim",
+}
+
+# typer carries its own copy of click in newer versions and depends on click in older ones; this finds either.
+_ClickException: type[Exception] = next(
+    base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException" and issubclass(base, Exception)
+)
+
+
+def make_app(commands: list[str]) -> typer.Typer:
+    """Return the command line with the named commands in it."""
+    app = typer.Typer(name="poolalloc", add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    app.callback(invoke_without_command=True)(_poolalloc)
+    for command in commands:
+        import_module(COMMANDS[command]).register(app)
+    return app
+
+
+def _poolalloc(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """A caching allocator for PyTorch's CUDA memory that wastes almost none of it.
+
+    Example: poolalloc sim -- python train.py
+    """
+    if version:
+        print(f"poolalloc {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line `poolalloc ARGUMENTS...` and return its exit code."""
+    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    app = make_app([asked] if asked in COMMANDS else list(COMMANDS))
+    try:
+        result = app(args=arguments, prog_name="poolalloc", standalone_mode=False)
+    except _ClickException as error:
+        print_error(_one_line(error))
+        return BAD_INPUT
+    except typer.Abort:
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+def _one_line(error: Exception) -> str:
+    """Return what click has to say, with the command it is about and where its help is."""
+    text = str(getattr(error, "format_message", error.__str__)())
+    context = getattr(error, "ctx", None)
+    command = getattr(context, "command_path", "poolalloc")
+    separator = "" if text.endswith((".", "?", "!", ")")) else "."
+    return f"{command.removeprefix('poolalloc').strip()}: {text}{separator} See {command} --help".removeprefix(": ")
+
+
+def main() -> None:
+    """Run the command line with this process's arguments and exit with its code."""
+    sys.exit(run(sys.argv[1:]))

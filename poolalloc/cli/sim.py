@@ -1,0 +1,79 @@
+"""`poolalloc sim`: runs any program on a simulated GPU. The work is in poolalloc.sim."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from poolalloc import sim as simulator
+from poolalloc.cli.common import fail, print_error, size_option
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    # What follows the program's name is the program's, whatever it looks like.
+    app.command("sim", context_settings={"allow_interspersed_args": False})(sim)
+
+
+def sim(
+    command: Annotated[list[str], typer.Argument(help="The program and its arguments.", metavar="PROGRAM ARGS...")],
+    *,
+    gpu: Annotated[
+        str,
+        typer.Option(help="The card: h100, a100, l4, rtx4090, ...; an unknown name shows the nearest.", metavar="NAME"),
+    ] = simulator.DEFAULT_GPU,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of each device, such as 80GiB.  [default: the card's]", metavar="SIZE")
+    ] = None,
+    devices: Annotated[int, typer.Option(help="Number of devices.", metavar="N")] = 1,
+    lag: Annotated[
+        int, typer.Option(help="Events complete only after N further launches, or at a synchronize.", metavar="N")
+    ] = 0,
+    timeout: Annotated[
+        float | None, typer.Option(help="End the program after this many seconds (exit code 124).", metavar="SECONDS")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Write peaks and CUDA calls to this file at exit.", metavar="FILE")
+    ] = None,
+) -> int:
+    """Run a program on a simulated GPU: a CUDA build of torch, unmodified, on a machine without one.
+
+    Every allocation is the real one; nothing is computed, and what is read back from the device is zeros. A program
+    that waits for a computed value waits for ever: give such a one a --timeout.
+
+    Example: poolalloc sim --gpu a100 --memory 40GiB --json report.json -- python train.py --epochs 1
+    """
+    size = None if memory is None else size_option("--memory", memory)
+    if timeout is not None and not (math.isfinite(timeout) and timeout > 0):
+        fail(f"--timeout: {timeout:g} is no time to wait; it must be more than 0 seconds")
+    try:
+        environment = simulator.sim_environment(gpu, size, devices=devices, lag=lag, report=json)
+        if json is not None:
+            _make_way_for(json)
+        if timeout is None:
+            simulator.execute(command, environment)
+        code, _, _ = simulator.supervise(command, environment, timeout)
+    except simulator.SimulationError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{command[0]} cannot be started: {error.strerror}")
+    if code is None:
+        print_error(
+            f"the program was ended after {timeout:g} s, its --timeout. Every value read from a simulated GPU is zero,"
+            " so it was probably waiting for a computed one (a token that ends a loop, a loss that falls)"
+        )
+        return simulator.TIMED_OUT
+    return code
+
+
+def _make_way_for(report: Path) -> None:
+    """Remove a report of an earlier run, which a program that ends without writing one would pass off as its own."""
+    if report.is_dir() or not report.absolute().parent.is_dir():
+        fail(f"--json: {report} is not a file that can be written; its folder must exist")
+    if not os.access(report if report.exists() else report.absolute().parent, os.W_OK):
+        fail(f"--json: {report} cannot be written: permission denied")
+    report.unlink(missing_ok=True)
