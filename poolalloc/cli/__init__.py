@@ -17,6 +17,7 @@ from poolalloc.cli.common import BAD_INPUT, print_error
 
 COMMANDS = {
     "sim": "poolalloc.cli.sim",
+    "bench": "poolalloc.cli.bench",
 }
 
 # typer carries its own copy of click in newer versions and depends on click in older ones; this finds either.
@@ -27,7 +28,7 @@ _ClickException: type[Exception] = next(
 
 def make_app(commands: list[str]) -> typer.Typer:
     """Return the command line with the named commands in it."""
-    app = typer.Typer(name="poolalloc", add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    app = typer.Typer(name="poolalloc", add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(_poolalloc)
     for command in commands:
         import_module(COMMANDS[command]).register(app)

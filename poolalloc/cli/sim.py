@@ -20,14 +20,14 @@ def register(app: typer.Typer) -> None:
 
 
 def sim(
-    command: Annotated[list[str], typer.Argument(help="The program and its arguments.", metavar="PROGRAM ARGS...")],
+    command: Annotated[list[str], typer.Argument(help="The program and its arguments.", metavar="PROGRAM")],
     *,
     gpu: Annotated[
         str,
         typer.Option(help="The card: h100, a100, l4, rtx4090, ...; an unknown name shows the nearest.", metavar="NAME"),
     ] = simulator.DEFAULT_GPU,
     memory: Annotated[
-        str | None, typer.Option(help="Memory of each device, such as 80GiB.  [default: the card's]", metavar="SIZE")
+        str | None, typer.Option(help="Memory of each device, such as 80GiB; the card's own if not given.", metavar="SIZE")
     ] = None,
     devices: Annotated[int, typer.Option(help="Number of devices.", metavar="N")] = 1,
     lag: Annotated[
