@@ -14,7 +14,7 @@ Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Byt
       stream_(stream),
       pool_(pool),
       bin_limit_(options.bin_limit),
-      pages_(shared.driver, shared.device, shared.supply, base,
+      pages_(shared.driver, shared.device, shared.supply, base, static_cast<PageIndex>(slab_bytes / kPageBytes),
              static_cast<PageIndex>((slab_bytes + arena_bytes) / kPageBytes)),
       slabs_(pages_, static_cast<PageIndex>(slab_bytes / kPageBytes)),
       arena_(pages_, static_cast<PageIndex>(slab_bytes / kPageBytes), static_cast<int>(options.placement_candidates)) {}

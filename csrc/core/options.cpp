@@ -167,9 +167,10 @@ const char* type_problem(std::string_view type) {
   return "is not true or false";
 }
 
+// Compared in the option's own type: as doubles, two sizes above 2^53 may look the same.
 template <typename T>
 bool in_range(const OptionInfo& info, T value) {
-  return static_cast<double>(value) >= info.minimum && static_cast<double>(value) <= info.maximum;
+  return value >= static_cast<T>(info.minimum) && value <= static_cast<T>(info.maximum);
 }
 
 template <typename T>

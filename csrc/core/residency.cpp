@@ -1,78 +1,172 @@
 #include "core/residency.h"
 
-#include <sys/mman.h>
-
-#include <new>
+#include <algorithm>
 
 #include "core/check.h"
 
 namespace poolalloc {
 
-void Residency::Unmapper::operator()(Page* table) const { munmap(table, bytes); }
+Residency::Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split,
+                     PageIndex pages)
+    : driver_(driver),
+      device_(device),
+      supply_(supply),
+      base_(base),
+      page_count_(pages),
+      state_(pages),
+      blocks_(pages),
+      idle_since_(pages),
+      frame_(pages),
+      next_alias_(pages),
+      owner_(pages),
+      touched_{{0, 0}, {split, split}},
+      frames_(1) {}
 
-Residency::Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex pages)
-    : driver_(driver), device_(device), supply_(supply), base_(base), page_count_(pages), frames_(1) {
-  // The table covers every page of the range, most of which are never used: let the kernel give memory on first touch.
-  const std::size_t bytes = std::size_t{pages} * sizeof(Page);
-  void* table = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (table == MAP_FAILED) throw std::bad_alloc();
-  table_ = std::unique_ptr<Page[], Unmapper>(static_cast<Page*>(table), Unmapper{bytes});
+namespace {
+constexpr std::uint64_t kEach = 0x0101010101010101;  // one in each byte of a word
+}  // namespace
+
+// --- judging -----------------------------------------------------------------------------------------------------
+
+Residency::Tally Residency::count(PageIndex first, PageIndex last) const {
+  const std::uint8_t* state = state_.data() + first;
+  std::size_t left = last - first + 1;
+  Tally tally;
+  std::uint64_t any = 0;
+  for (; left >= 8; left -= 8, state += 8) {
+    std::uint64_t eight;
+    std::memcpy(&eight, state, 8);
+    // One bit a byte: the product's top byte is their sum.
+    tally.resident += static_cast<std::uint32_t>(((eight & (kEach * kResident)) * kEach) >> 56);
+    tally.mapped += static_cast<std::uint32_t>(((eight >> 1 & kEach) * kEach) >> 56);
+    any |= eight;
+  }
+  for (; left > 0; --left, ++state) {
+    tally.resident += *state & kResident;
+    tally.mapped += (*state & kMapped) / kMapped;
+    any |= *state;
+  }
+  if ((any & (kEach * kBlocked)) != 0) tally.any |= kBlocked;
+  if ((any & (kEach * kAliased)) != 0) tally.any |= kAliased;
+  return tally;
+}
+
+// Whether two pages of the range map the same frame: they cannot both be resident.
+bool Residency::frames_repeat(PageIndex first, PageIndex last) const {
+  for (PageIndex page = first; page <= last; ++page) {
+    if ((state_[page] & kAliased) == 0) continue;
+    for (PageIndex alias = frames_[frame_[page]].first_alias; alias != kNoPage; alias = next_alias_[alias])
+      if (alias > page && alias <= last) return true;
+  }
+  return false;
+}
+
+// --- taking and giving -------------------------------------------------------------------------------------------
+
+void Residency::touch(PageIndex last) {
+  Span& part = touched_[last >= touched_[1].first];
+  if (last >= part.end) part.end = last + 1;
 }
 
 Status Residency::acquire_pages(PageIndex first, PageIndex last) {
-  if (last >= touched_) touched_ = last + 1;
-  // Pages that are ready first, so that their frames are not taken for the empty ones.
-  bool any_empty = false;
-  for (PageIndex page = first; page <= last; ++page) {
-    Page& entry = table_[page];
-    if (entry.blocks++ != 0) continue;
-    if (entry.frame == kNoFrame)
-      any_empty = true;
-    else
-      make_live(page, entry.frame);
+  touch(last);
+  const Tally before = count(first, last);
+  const std::uint32_t pages = last - first + 1;
+  if (before.mapped < pages) {
+    const Status status = map_empty(first, last);
+    if (status != Status::ok) return status;
   }
-  if (!any_empty) return Status::ok;
+  // Only the outer pages can carry other blocks; every page between them is this block's alone.
+  std::uint32_t now_resident = pages - before.resident;
+  if ((before.any & kAliased) != 0 || before.mapped < pages) [[unlikely]] {
+    for (PageIndex page = first; page <= last; ++page)
+      if ((state_[page] & kResident) == 0) make_live(page);
+  } else {
+    std::memset(state_.data() + first, kMapped | kResident, pages);
+  }
+  resident_.add(now_resident * kPageBytes);
+  ++blocks_[first];
+  if (last != first) {
+    ++blocks_[last];
+    std::fill(&blocks_[first] + 1, &blocks_[last], std::uint16_t{1});
+  }
+  return Status::ok;
+}
 
-  // Give every empty page a frame, then grant access run by run. `from_supply` remembers which frames to give back.
-  std::vector<std::pair<PageIndex, FrameIndex>> mapped;  // page, and its frame if it came from the supply
+void Residency::release_pages(PageIndex first, PageIndex last) {
+  ++tick_;
+  const bool several = first != last;
+  if (--blocks_[first] != 0) ++first;  // other blocks keep the outer pages resident
+  if (several && --blocks_[last] != 0) --last;
+  if (first > last) return;
+  const std::uint32_t pages = last - first + 1;
+  std::fill(&blocks_[first], &blocks_[last] + 1, std::uint16_t{0});
+  std::fill(&idle_since_[first], &idle_since_[last] + 1, tick_);
+  if ((count(first, last).any & kAliased) != 0) [[unlikely]] {
+    for (PageIndex page = first; page <= last; ++page) make_idle(page);
+  } else {
+    std::memset(state_.data() + first, kMapped, pages);
+  }
+  resident_.subtract(pages * kPageBytes);
+}
+
+// Gives every empty page of the range a frame, then grants access run by run. All or nothing.
+Status Residency::map_empty(PageIndex first, PageIndex last) {
+  // Frames that are ready in the range must not be taken for its empty pages.
+  for (PageIndex page = first; page <= last; ++page)
+    if (ready(page)) make_live(page);
+
+  struct Mapped {
+    PageIndex page;
+    bool from_supply;
+  };
+  std::vector<Mapped> mapped;
+  bool idle_left = true;
   Status status = Status::ok;
   for (PageIndex page = first; page <= last && status == Status::ok; ++page) {
-    if (table_[page].frame != kNoFrame) continue;
-    FrameIndex from_supply = kNoFrame;
-    status = back(page, &from_supply);
-    if (status == Status::ok) mapped.emplace_back(page, from_supply);
+    if (state_[page] != 0) continue;
+    bool from_supply = false;
+    const PageIndex victim = idle_left ? oldest_idle() : kNoPage;
+    idle_left = victim != kNoPage;
+    status = back(page, victim, &from_supply);
+    if (status == Status::ok) mapped.push_back({page, from_supply});
   }
   for (std::size_t i = 0; i < mapped.size() && status == Status::ok;) {
     std::size_t end = i + 1;
-    while (end < mapped.size() && mapped[end].first == mapped[end - 1].first + 1) ++end;
-    status = driver_.allow_access(device_, address_of(mapped[i].first), (end - i) * kPageBytes);
+    while (end < mapped.size() && mapped[end].page == mapped[end - 1].page + 1) ++end;
+    status = driver_.allow_access(device_, address_of(mapped[i].page), (end - i) * kPageBytes);
     i = end;
   }
-  if (status == Status::ok) return Status::ok;
-
-  // Nobody has used the new mappings yet, so they may go without waiting.
-  for (auto [page, from_supply] : mapped) {
-    const FrameIndex frame = table_[page].frame;
-    make_idle(page);
-    driver_.unmap(device_, address_of(page), kPageBytes);
-    remove_alias(page);
-    if (from_supply != kNoFrame) {
-      supply_.give(frames_[frame].handle);
-      drop_frame(frame);
-    } else {
-      --aliased_;
+  if (status != Status::ok) {
+    // Nobody has used the new mappings yet, so they may go without waiting.
+    for (const auto& [page, from_supply] : mapped) {
+      const FrameIndex frame = frame_[page];
+      make_idle(page);
+      driver_.unmap(device_, address_of(page), kPageBytes);
+      remove_alias(page);
+      if (from_supply) {
+        supply_.give(frames_[frame].handle);
+        drop_frame(frame);
+      } else {
+        --aliased_;
+      }
     }
   }
-  for (PageIndex page = first; page <= last; ++page) {
-    if (--table_[page].blocks == 0 && table_[page].frame != kNoFrame) make_idle(page);
-  }
+  // acquire_pages makes the range resident, or nobody does.
+  for (PageIndex page = first; page <= last; ++page)
+    if (blocks_[page] == 0 && (state_[page] & kResident) != 0) make_idle(page);
   return status;
 }
 
-// Maps a frame at an empty page and makes it live there: the one idle longest, else one from the supply.
-Status Residency::back(PageIndex page, FrameIndex* new_frame_out) {
-  FrameIndex frame = oldest_;
-  if (frame == kNoFrame) {
+// Maps a frame at an empty page and marks it live there: that of the idle page `victim`, or one from the supply.
+Status Residency::back(PageIndex page, PageIndex victim, bool* from_supply) {
+  FrameIndex frame = kNoFrame;
+  if (victim != kNoPage) {
+    frame = frame_[victim];
+    const Status status = driver_.map(device_, address_of(page), kPageBytes, frames_[frame].handle);
+    if (status != Status::ok) return status;
+    ++aliased_;
+  } else {
     if (!may_grow_) return Status::out_of_memory;
     PhysicalHandle handle = 0;
     if (const Status status = supply_.take(&handle); status != Status::ok) return status;
@@ -81,44 +175,70 @@ Status Residency::back(PageIndex page, FrameIndex* new_frame_out) {
       return status;
     }
     frame = new_frame(handle);
-    *new_frame_out = frame;
-  } else {
-    const Status status = driver_.map(device_, address_of(page), kPageBytes, frames_[frame].handle);
-    if (status != Status::ok) return status;
-    ++aliased_;
+    *from_supply = true;
   }
   ++mappings_;
-  table_[page].frame = frame;
-  table_[page].next_alias = frames_[frame].first_alias;
+  frame_[page] = frame;
+  next_alias_[page] = frames_[frame].first_alias;
   frames_[frame].first_alias = page;
-  make_live(page, frame);
+  make_live(page);
   return Status::ok;
 }
 
-void Residency::make_live(PageIndex page, FrameIndex frame) {
-  unlink_idle(frame);
-  frames_[frame].live_page = page;
-  resident_.add(kPageBytes);
+// State bits only; counts are the caller's.
+void Residency::make_live(PageIndex page) { set_aliases(page, kMapped | kResident, kMapped | kBlocked); }
+void Residency::make_idle(PageIndex page) { set_aliases(page, kMapped, kMapped); }
+
+void Residency::set_aliases(PageIndex page, std::uint8_t own, std::uint8_t others) {
+  const PageIndex first = frames_[frame_[page]].first_alias;
+  if (first == page && next_alias_[page] == kNoPage) {
+    state_[page] = own;
+    return;
+  }
+  for (PageIndex alias = first; alias != kNoPage; alias = next_alias_[alias]) {
+    state_[alias] = (alias == page ? own : others) | kAliased;
+    if (alias != page) idle_since_[alias] = tick_;
+  }
 }
 
-void Residency::make_idle(PageIndex page) {
-  const FrameIndex index = table_[page].frame;
-  Frame& frame = frames_[index];
-  frame.live_page = kNoPage;
-  frame.older = newest_;
-  frame.newer = kNoFrame;
-  (newest_ != kNoFrame ? frames_[newest_].newer : oldest_) = index;
-  newest_ = index;
-  ++idle_count_;
-  resident_.subtract(kPageBytes);
-}
-
-void Residency::unlink_idle(FrameIndex index) {
-  Frame& frame = frames_[index];
-  (frame.older != kNoFrame ? frames_[frame.older].newer : oldest_) = frame.newer;
-  (frame.newer != kNoFrame ? frames_[frame.newer].older : newest_) = frame.older;
-  frame.newer = frame.older = kNoFrame;
-  --idle_count_;
+// A ready page whose frame has been idle about longest, or kNoPage. Looks through all pages only when the victims of
+// the last look are used up, so that a placement of many pages costs one look.
+PageIndex Residency::oldest_idle() {
+  const auto still_idle = [this](const Victim& victim) {
+    return ready(victim.page) && idle_since_[victim.page] == victim.idle_since;
+  };
+  for (int look = 0; look < 2; ++look) {
+    while (!victims_.empty()) {
+      const Victim victim = victims_.back();
+      victims_.pop_back();
+      if (still_idle(victim)) return victim.page;
+    }
+    if (look == 1 || idle_frames() == 0) return kNoPage;
+    for (const Span& part : touched_) {
+      for (PageIndex page = part.first; page < part.end; ++page) {
+        if (page % 8 == 0 && page + 8 <= part.end) {
+          std::uint64_t eight;
+          std::memcpy(&eight, state_.data() + page, 8);
+          if ((eight >> 1 & ~eight & kEach) == 0) {  // none of the eight is mapped and not resident
+            page += 7;
+            continue;
+          }
+        }
+        if (ready(page)) victims_.push_back({idle_since_[page], page});
+      }
+    }
+    const auto newer = [this](const Victim& a, const Victim& b) {
+      const std::uint32_t age_a = tick_ - a.idle_since, age_b = tick_ - b.idle_since;
+      return age_a != age_b ? age_a < age_b : a.page > b.page;
+    };
+    constexpr std::size_t kKeep = 1024;
+    if (victims_.size() > kKeep) {
+      std::nth_element(victims_.begin(), victims_.end() - kKeep, victims_.end(), newer);
+      victims_.erase(victims_.begin(), victims_.end() - kKeep);
+    }
+    std::sort(victims_.begin(), victims_.end(), newer);
+  }
+  return kNoPage;
 }
 
 Residency::FrameIndex Residency::new_frame(PhysicalHandle handle) {
@@ -129,41 +249,42 @@ Residency::FrameIndex Residency::new_frame(PhysicalHandle handle) {
   } else {
     index = unused_frames_.back();
     unused_frames_.pop_back();
-    frames_[index] = Frame{};
   }
-  frames_[index].handle = handle;
-  // A frame starts idle, as make_live expects.
-  Frame& frame = frames_[index];
-  frame.older = newest_;
-  (newest_ != kNoFrame ? frames_[newest_].newer : oldest_) = index;
-  newest_ = index;
-  ++idle_count_;
+  frames_[index] = Frame{handle, kNoPage};
   held_.add(kPageBytes);
   return index;
 }
 
 void Residency::drop_frame(FrameIndex index) {
-  unlink_idle(index);
   frames_[index] = Frame{};
   unused_frames_.push_back(index);
   held_.subtract(kPageBytes);
 }
 
 void Residency::remove_alias(PageIndex page) {
-  PageIndex* link = &frames_[table_[page].frame].first_alias;
-  while (*link != page) link = &table_[*link].next_alias;
-  *link = table_[page].next_alias;
-  table_[page].frame = kNoFrame;
+  Frame& frame = frames_[frame_[page]];
+  PageIndex* link = &frame.first_alias;
+  while (*link != page) link = &next_alias_[*link];
+  *link = next_alias_[page];
+  if (frame.first_alias != kNoPage && next_alias_[frame.first_alias] == kNoPage)
+    state_[frame.first_alias] &= static_cast<std::uint8_t>(~kAliased);
+  frame_[page] = kNoFrame;
+  state_[page] = 0;
   --mappings_;
 }
 
+// --- leaving -----------------------------------------------------------------------------------------------------
+
 Residency::Detached Residency::detach_idle(std::uint32_t at_most) {
   Detached detached;
-  while (oldest_ != kNoFrame && detached.frames.size() < at_most) {
-    const FrameIndex frame = oldest_;
+  while (detached.frames.size() < at_most) {
+    const PageIndex victim = oldest_idle();
+    if (victim == kNoPage) break;
+    const FrameIndex frame = frame_[victim];
     detached.frames.push_back(frames_[frame].handle);
-    for (PageIndex page = frames_[frame].first_alias; page != kNoPage; page = table_[page].next_alias) {
-      table_[page].frame = kDetached;
+    for (PageIndex page = frames_[frame].first_alias; page != kNoPage; page = next_alias_[page]) {
+      frame_[page] = kDetached;
+      state_[page] = kMapped | kBlocked;
       detached.pages.push_back(page);
     }
     drop_frame(frame);
@@ -173,14 +294,15 @@ Residency::Detached Residency::detach_idle(std::uint32_t at_most) {
 
 Residency::Detached Residency::detach_blocked() {
   Detached detached;
-  for (PageIndex page = 0; page < touched_; ++page) {
-    const FrameIndex frame = table_[page].frame;
-    if (frame == kNoFrame || frame == kDetached || table_[page].blocks != 0) continue;
-    if (frames_[frame].live_page == kNoPage) continue;
-    remove_alias(page);
-    ++mappings_;  // the driver still has it until return_detached
-    table_[page].frame = kDetached;
-    detached.pages.push_back(page);
+  for (const Span& part : touched_) {
+    for (PageIndex page = part.first; page < part.end; ++page) {
+      if ((state_[page] & kBlocked) == 0 || frame_[page] == kDetached) continue;
+      remove_alias(page);
+      ++mappings_;  // the driver still has it until return_detached
+      frame_[page] = kDetached;
+      state_[page] = kMapped | kBlocked;
+      detached.pages.push_back(page);
+    }
   }
   return detached;
 }
@@ -188,71 +310,71 @@ Residency::Detached Residency::detach_blocked() {
 void Residency::return_detached(const Detached& detached) {
   for (PageIndex page : detached.pages) {
     driver_.unmap(device_, address_of(page), kPageBytes);
-    table_[page].frame = kNoFrame;
+    frame_[page] = kNoFrame;
+    state_[page] = 0;
     --mappings_;
   }
   for (PhysicalHandle handle : detached.frames) supply_.give(handle);
 }
 
 void Residency::return_all() {
-  for (PageIndex page = 0; page < touched_; ++page)
-    if (table_[page].frame != kNoFrame) driver_.unmap(device_, address_of(page), kPageBytes);
-  for (FrameIndex frame = 1; frame < frames_.size(); ++frame)
-    if (frames_[frame].first_alias != kNoPage) supply_.give(frames_[frame].handle);
+  for (const Span& part : touched_)
+    for (PageIndex page = part.first; page < part.end; ++page)
+      if (state_[page] != 0) driver_.unmap(device_, address_of(page), kPageBytes);
+  for (const Frame& frame : frames_)
+    if (frame.first_alias != kNoPage) supply_.give(frame.handle);
 }
 
 Bytes Residency::metadata_bytes() const {
-  return touched_ * sizeof(Page) + frames_.capacity() * sizeof(Frame) + unused_frames_.capacity() * sizeof(FrameIndex) +
-         sizeof(*this);
+  constexpr Bytes kPerPage = sizeof(std::uint8_t) + sizeof(std::uint16_t) + sizeof(std::uint32_t) + sizeof(FrameIndex) +
+                             sizeof(PageIndex) + sizeof(void*);
+  const Bytes touched = (touched_[0].end - touched_[0].first) + (touched_[1].end - touched_[1].first);
+  return touched * kPerPage + frames_.capacity() * sizeof(Frame) + unused_frames_.capacity() * sizeof(FrameIndex) +
+         victims_.capacity() * sizeof(Victim) + sizeof(*this);
 }
 
 void Residency::validate(const std::vector<std::uint32_t>& blocks_of) const {
-  std::uint32_t resident = 0, aliases = 0, detached = 0;
-  std::vector<std::uint32_t> aliases_of(frames_.size());
-  for (PageIndex page = 0; page < touched_; ++page) {
-    const Page& entry = table_[page];
-    POOLALLOC_ENSURE(entry.blocks == blocks_of[page], "blocks counted on a page are the blocks that overlap it");
-    if (entry.frame == kDetached) {
-      POOLALLOC_ENSURE(entry.blocks == 0, "a detached page carries no block");
+  std::uint32_t resident = 0, detached = 0;
+  std::vector<std::uint32_t> aliases_of(frames_.size()), live_of(frames_.size());
+  const auto check_page = [&](PageIndex page) {
+    const std::uint8_t state = state_[page];
+    POOLALLOC_ENSURE(blocks_[page] == blocks_of[page], "blocks counted on a page are the blocks that overlap it");
+    POOLALLOC_ENSURE(((state & kResident) != 0) == (blocks_[page] != 0), "a page is resident if blocks overlap it");
+    POOLALLOC_ENSURE(((state & kMapped) != 0) == (frame_[page] != kNoFrame), "a page is mapped if it has a frame");
+    POOLALLOC_ENSURE((state & kResident) == 0 || (state & kBlocked) == 0, "a resident page is not blocked");
+    if (frame_[page] == kDetached) {
+      POOLALLOC_ENSURE(state == (kMapped | kBlocked), "a detached page is blocked");
       ++detached;
-      continue;
+    } else if (frame_[page] != kNoFrame) {
+      ++aliases_of[frame_[page]];
+      if ((state & kResident) != 0) {
+        ++live_of[frame_[page]];
+        ++resident;
+      }
     }
-    if (entry.blocks != 0) {
-      POOLALLOC_ENSURE(entry.frame != kNoFrame, "a page under a block has a frame");
-      POOLALLOC_ENSURE(frames_[entry.frame].live_page == page, "a frame is live at one page only");
-      ++resident;
-    }
-    if (entry.frame != kNoFrame) ++aliases_of[entry.frame];
-  }
-  std::uint32_t held = 0;
+  };
+  for (const Span& part : touched_)
+    for (PageIndex page = part.first; page < part.end; ++page) check_page(page);
+  std::uint32_t held = 0, aliases = 0;
   for (FrameIndex index = 1; index < frames_.size(); ++index) {
-    const Frame& frame = frames_[index];
-    if (frame.first_alias == kNoPage) continue;
+    if (frames_[index].first_alias == kNoPage) continue;
     ++held;
+    POOLALLOC_ENSURE(live_of[index] <= 1, "a frame is live at one page only");
     std::uint32_t chain = 0;
-    for (PageIndex page = frame.first_alias; page != kNoPage; page = table_[page].next_alias) {
-      POOLALLOC_ENSURE(table_[page].frame == index, "an alias belongs to its frame");
+    for (PageIndex page = frames_[index].first_alias; page != kNoPage; page = next_alias_[page]) {
+      POOLALLOC_ENSURE(frame_[page] == index, "an alias belongs to its frame");
+      POOLALLOC_ENSURE(((state_[page] & kAliased) != 0) == (aliases_of[index] > 1), "aliases are marked");
+      POOLALLOC_ENSURE(((state_[page] & kBlocked) != 0) == (live_of[index] == 1 && (state_[page] & kResident) == 0),
+                       "an alias of a live frame is blocked");
       ++chain;
     }
     POOLALLOC_ENSURE(chain == aliases_of[index], "every page of a frame is in its chain");
     aliases += chain;
-    if (frame.live_page != kNoPage)
-      POOLALLOC_ENSURE(table_[frame.live_page].frame == index && table_[frame.live_page].blocks != 0,
-                       "a live frame is under a block");
   }
-  std::uint32_t idle = 0;
-  for (FrameIndex index = oldest_; index != kNoFrame; index = frames_[index].newer) {
-    POOLALLOC_ENSURE(frames_[index].live_page == kNoPage, "an idle frame is not live");
-    POOLALLOC_ENSURE(frames_[index].newer == kNoFrame || frames_[frames_[index].newer].older == index,
-                     "the idle list is doubly linked");
-    ++idle;
-  }
-  POOLALLOC_ENSURE(idle == idle_count_, "idle frames are counted");
-  POOLALLOC_ENSURE(held == resident + idle, "frames = resident frames + idle frames");
   POOLALLOC_ENSURE(held_.current == static_cast<std::int64_t>(held * kPageBytes), "held frames are counted");
   POOLALLOC_ENSURE(resident_.current == static_cast<std::int64_t>(resident * kPageBytes),
                    "resident frames are counted");
-  POOLALLOC_ENSURE(mappings_ >= aliases && mappings_ <= aliases + detached, "mappings are counted");
+  POOLALLOC_ENSURE(mappings_ == aliases + detached, "mappings = aliases + detached pages");
 }
 
 }  // namespace poolalloc

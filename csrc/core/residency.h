@@ -11,15 +11,18 @@
 // idle does the page supply give another.
 //
 //   frames = resident frames + idle frames         one resident page per resident frame
-//   mappings = sum over frames of their aliases
+//   mappings = sum over frames of their aliases (+ detached pages that are still to be unmapped)
+//
+// The tables are arrays over pages, one byte of state apart from the rest, so that a large block costs a few words to
+// judge and to take, not a visit to every page.
 //
 // Not for blocks or holes: arena.h and slabs.h place those and call acquire / release here. Guarded by the heap's lock.
 #pragma once
 
-#include <memory>
-#include <utility>
+#include <cstring>
 #include <vector>
 
+#include "core/lazy_array.h"
 #include "core/page_supply.h"
 #include "core/stats.h"
 #include "core/types.h"
@@ -34,12 +37,13 @@ class Residency {
  public:
   // What a placement over some pages would cost.
   struct Cost {
-    bool possible = true;        // false: a page is blocked
+    bool possible = true;        // false: a page is blocked, or two of them map the same frame
     std::uint32_t resident = 0;  // pages that would become resident
     std::uint32_t maps = 0;      // of them, pages that need a frame mapped
   };
 
-  Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex pages);
+  // The range has two parts, pages 0 .. split - 1 and split .. pages - 1, each used from its start on.
+  Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split, PageIndex pages);
   Residency(const Residency&) = delete;
   Residency& operator=(const Residency&) = delete;
 
@@ -49,40 +53,32 @@ class Residency {
 
   // Pages first .. last, both included.
   Cost cost(PageIndex first, PageIndex last) const {
-    Cost cost;
-    for (PageIndex page = first; page <= last; ++page) {
-      const Page& entry = table_[page];
-      if (entry.blocks != 0) continue;
-      if (entry.frame == kNoFrame) {
-        ++cost.maps;
-      } else if (entry.frame == kDetached || frames_[entry.frame].live_page != kNoPage ||
-                 shares_frame(page, first)) {
-        cost.possible = false;
-        return cost;
-      }
-      ++cost.resident;
-    }
+    const Tally tally = count(first, last);
+    const std::uint32_t pages = last - first + 1;
+    Cost cost{(tally.any & kBlocked) == 0, pages - tally.resident, pages - tally.mapped};
+    if ((tally.any & kAliased) != 0 && cost.possible) [[unlikely]]
+      cost.possible = !frames_repeat(first, last);
     return cost;
   }
-  bool ready(PageIndex page) const {
-    const Page& entry = table_[page];
-    return entry.frame != kNoFrame && entry.frame != kDetached && frames_[entry.frame].live_page == kNoPage;
-  }
-  bool blocked(PageIndex page) const { return !cost(page, page).possible; }
+  bool ready(PageIndex page) const { return (state_[page] & ~kAliased) == kMapped; }
+  bool blocked(PageIndex page) const { return (state_[page] & kBlocked) != 0; }
 
   // One more block overlaps pages first .. last; makes them resident. The cost must be possible. On any status but ok
   // nothing has changed.
   Status acquire(PageIndex first, PageIndex last) {
-    if (first == last && table_[first].blocks != 0) [[likely]] {
-      ++table_[first].blocks;
+    if (first == last && blocks_[first] != 0) {
+      ++blocks_[first];
       return Status::ok;
     }
     return acquire_pages(first, last);
   }
   // One block less overlaps them.
   void release(PageIndex first, PageIndex last) {
-    for (PageIndex page = first; page <= last; ++page)
-      if (--table_[page].blocks == 0) make_idle(page);
+    if (first == last && blocks_[first] > 1) {
+      --blocks_[first];
+      return;
+    }
+    release_pages(first, last);
   }
 
   // Whether acquire may take frames from the supply, or only idle ones of its own.
@@ -91,9 +87,9 @@ class Residency {
   // A slot for whoever places blocks: the first block that starts in the page, or the page's slab.
   template <typename Owner>
   Owner* owner(PageIndex page) const {
-    return static_cast<Owner*>(table_[page].owner);
+    return static_cast<Owner*>(owner_[page]);
   }
-  void set_owner(PageIndex page, void* owner) { table_[page].owner = owner; }
+  void set_owner(PageIndex page, void* owner) { owner_[page] = owner; }
 
   // Idle frames leave in three steps, so that nobody waits under the heap's lock: detach_idle makes their pages
   // unusable, the caller waits until earlier work of the stream has completed, return_detached unmaps them and hands
@@ -111,7 +107,9 @@ class Residency {
 
   Counter resident() const { return resident_; }
   Counter held() const { return held_; }  // resident and idle
-  std::uint32_t idle_frames() const { return idle_count_; }
+  std::uint32_t idle_frames() const {
+    return static_cast<std::uint32_t>(static_cast<Bytes>(held_.current - resident_.current) / kPageBytes);
+  }
   std::uint64_t mappings() const { return mappings_; }
   std::uint64_t aliased() const { return aliased_; }
   Bytes metadata_bytes() const;
@@ -119,7 +117,7 @@ class Residency {
     resident_.reset_peak();
     held_.reset_peak();
   }
-  // `blocks_of(page)` says how many blocks overlap a page.
+  // `blocks_of[page]` is how many blocks overlap a page.
   void validate(const std::vector<std::uint32_t>& blocks_of) const;
 
  private:
@@ -127,32 +125,39 @@ class Residency {
   static constexpr FrameIndex kNoFrame = 0;  // so that fresh zeroed memory is an empty table
   static constexpr FrameIndex kDetached = ~FrameIndex{0};
 
-  struct Page {
-    FrameIndex frame;
-    PageIndex next_alias;  // the next page that maps the same frame, or kNoPage
-    std::uint32_t blocks;
-    void* owner;
-  };
+  // Bits of a page's state; none set: empty.
+  static constexpr std::uint8_t kResident = 1;
+  static constexpr std::uint8_t kMapped = 2;
+  static constexpr std::uint8_t kBlocked = 4;
+  static constexpr std::uint8_t kAliased = 8;  // its frame is mapped elsewhere too
+
   struct Frame {
     PhysicalHandle handle = 0;
-    PageIndex first_alias = kNoPage;
-    PageIndex live_page = kNoPage;                  // kNoPage: idle
-    FrameIndex newer = kNoFrame, older = kNoFrame;  // among idle frames, by the time they became idle
+    PageIndex first_alias = kNoPage;  // kNoPage: the record is unused
+  };
+  struct Tally {
+    std::uint32_t resident = 0, mapped = 0;
+    std::uint8_t any = 0;  // bits set in any page
+  };
+  struct Span {
+    PageIndex first, end;
+  };
+  struct Victim {
+    std::uint32_t idle_since;
+    PageIndex page;
   };
 
-  // Whether a page from `first` up to this one, this one not included, maps the same frame: both cannot be resident.
-  bool shares_frame(PageIndex page, PageIndex first) const {
-    PageIndex alias = frames_[table_[page].frame].first_alias;
-    if (alias == page && table_[page].next_alias == kNoPage) return false;
-    for (; alias != kNoPage; alias = table_[alias].next_alias)
-      if (alias >= first && alias < page) return true;
-    return false;
-  }
+  Tally count(PageIndex first, PageIndex last) const;
+  bool frames_repeat(PageIndex first, PageIndex last) const;
+  void touch(PageIndex last);
   Status acquire_pages(PageIndex first, PageIndex last);
-  Status back(PageIndex page, FrameIndex* new_frame);
-  void make_live(PageIndex page, FrameIndex frame);
+  void release_pages(PageIndex first, PageIndex last);
+  Status map_empty(PageIndex first, PageIndex last);
+  Status back(PageIndex page, PageIndex victim, bool* from_supply);
+  void make_live(PageIndex page);
   void make_idle(PageIndex page);
-  void unlink_idle(FrameIndex frame);
+  PageIndex oldest_idle();
+  void set_aliases(PageIndex page, std::uint8_t own, std::uint8_t others);
   FrameIndex new_frame(PhysicalHandle handle);
   void drop_frame(FrameIndex frame);
   void remove_alias(PageIndex page);
@@ -162,16 +167,17 @@ class Residency {
   PageSupply& supply_;
   const Address base_;
   const PageIndex page_count_;
-  struct Unmapper {
-    std::size_t bytes;
-    void operator()(Page* table) const;
-  };
-  std::unique_ptr<Page[], Unmapper> table_;
-  PageIndex touched_ = 0;      // pages below it may have been used
+  LazyArray<std::uint8_t> state_;
+  LazyArray<std::uint16_t> blocks_;      // blocks that overlap the page
+  LazyArray<std::uint32_t> idle_since_;  // tick of the heap's clock
+  LazyArray<FrameIndex> frame_;
+  LazyArray<PageIndex> next_alias_;  // the next page that maps the same frame, or kNoPage
+  LazyArray<void*> owner_;
+  Span touched_[2];            // of each part, the pages that may have been used
+  std::uint32_t tick_ = 0;     // counts releases
   std::vector<Frame> frames_;  // [0] is a placeholder
   std::vector<FrameIndex> unused_frames_;
-  FrameIndex newest_ = kNoFrame, oldest_ = kNoFrame;
-  std::uint32_t idle_count_ = 0;
+  std::vector<Victim> victims_;  // the longest idle pages when last looked, the oldest at the back
   Counter resident_, held_;
   bool may_grow_ = true;
   std::uint64_t mappings_ = 0;
