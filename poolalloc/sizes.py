@@ -24,10 +24,11 @@ _FORM = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.ASCII | re.IGNO
 _LIMIT = 2**63
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, *, zero: bool = False) -> int:
     """Return the bytes that `text` stands for; a fraction of a byte is dropped.
 
-    Raises ValueError, with one line that says what is allowed, for anything that is not a positive size.
+    Raises ValueError, with one line that says what is allowed, for anything that is not a size, and for no bytes at all
+    unless `zero` says that they are a value too.
     """
     match = _FORM.fullmatch(text)
     if match is None or match[2].lower() not in UNITS:
@@ -36,7 +37,7 @@ def parse_size(text: str) -> int:
             f'"{text}" {reason}; write plain bytes or a number with a unit, such as 80GiB, 512 MiB or 24GB'
         )
     size = int(Fraction(match[1]) * UNITS[match[2].lower()])
-    if size <= 0:
+    if size == 0 and not zero:
         raise ValueError(f'"{text}" is no size to work with; it must be at least one byte')
     if size >= _LIMIT:
         raise ValueError(f'"{text}" is too large; the largest size is below 8388608 TiB')

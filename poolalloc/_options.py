@@ -1,0 +1,112 @@
+"""The options, written by tools/generate_options.py from csrc/core/options.def. Do not edit it here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Option(NamedTuple):
+    """One row of the table. Sizes are in bytes."""
+
+    name: str
+    type: str
+    default: int | float | bool
+    minimum: int | float | bool
+    maximum: int | float | bool
+    unit: str
+    help: str
+
+
+OPTIONS = (
+    Option(
+        "bin_limit",
+        "bytes",
+        262144,
+        0,
+        1048576,
+        "bytes",
+        "Largest request served from size bins; larger ones are placed in the arena. 0 places everything in the arena.",
+    ),
+    Option(
+        "memory_fraction",
+        "number",
+        1.0,
+        0.0,
+        1.0,
+        "fraction of the device",
+        "Most of a device's memory that poolalloc may hold.",
+    ),
+    Option(
+        "memory_limit",
+        "bytes",
+        0,
+        0,
+        1152921504606846976,
+        "bytes",
+        "Most bytes poolalloc may hold on a device; 0 means no limit beyond memory_fraction.",
+    ),
+    Option(
+        "address_space",
+        "number",
+        8.0,
+        1.0,
+        64.0,
+        "times the device's memory",
+        "Addresses reserved for the arena of each stream. Costs no memory; more leaves more room to avoid unmapping.",
+    ),
+    Option(
+        "placement_candidates",
+        "integer",
+        8,
+        1,
+        1024,
+        "holes",
+        "How many holes a placement that needs new pages compares before it settles.",
+    ),
+)
+
+
+@dataclass(frozen=True, init=False)
+class Options:
+    """The options as fields, with their defaults. Sizes are in bytes."""
+
+    bin_limit: int = 262144
+    """Largest request served from size bins; larger ones are placed in the arena. 0 places everything in the arena.
+    Allowed: 0 B to 1 MiB.
+    """
+    memory_fraction: float = 1.0
+    """Most of a device's memory that poolalloc may hold. Allowed: 0 to 1 (fraction of the device)."""
+    memory_limit: int = 0
+    """Most bytes poolalloc may hold on a device; 0 means no limit beyond memory_fraction. Allowed: 0 B to 1048576 TiB.
+    """
+    address_space: float = 8.0
+    """Addresses reserved for the arena of each stream. Costs no memory; more leaves more room to avoid unmapping.
+    Allowed: 1 to 64 (times the device's memory).
+    """
+    placement_candidates: int = 8
+    """How many holes a placement that needs new pages compares before it settles. Allowed: 1 to 1024 (holes)."""
+
+    def __init__(
+        self,
+        *,
+        bin_limit: int | str = 262144,
+        memory_fraction: float = 1.0,
+        memory_limit: int | str = 0,
+        address_space: float = 8.0,
+        placement_candidates: int = 8,
+    ) -> None:
+        self._set(
+            {
+                "bin_limit": bin_limit,
+                "memory_fraction": memory_fraction,
+                "memory_limit": memory_limit,
+                "address_space": address_space,
+                "placement_candidates": placement_candidates,
+            }
+        )
+
+    def _set(self, values: Mapping[str, object]) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)

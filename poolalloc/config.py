@@ -1,0 +1,332 @@
+"""The options of an allocator, and the forms they come in: TOML files, the environment, `key:value` texts, mappings.
+
+The core reads `key:value` texts too (csrc/core/options.cpp), and both accept and refuse the same ones. What there is to
+set is in csrc/core/options.def alone.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from numbers import Real
+from typing import Any, cast
+
+from poolalloc._nearest import nearest
+from poolalloc._options import OPTIONS, Option, Options
+from poolalloc.errors import ConfigError
+from poolalloc.sizes import format_size, parse_size
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["OPTIONS", "Config", "Option", "profiles"]
+
+PAGE_BYTES = 2 << 20
+_TABLE = {option.name: option for option in OPTIONS}
+_SPACE = " \t\n\r\f\v"
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_WORDS = {"true": True, "1": True, "false": False, "0": False}
+
+
+@dataclass(frozen=True, init=False)
+class Config(Options):
+    """The options of an allocator, checked. Sizes are in bytes, and may be given as text such as `"2 MiB"`.
+
+    Raises ConfigError for a value that is out of range or of the wrong kind, and for two that contradict each other.
+    """
+
+    def _set(self, values: Mapping[str, object]) -> None:
+        checked = {name: _check(_TABLE[name], value) for name, value in values.items()}
+        _check_together(checked)
+        super()._set(checked)
+
+    @classmethod
+    def load(
+        cls,
+        spec: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        *,
+        config: str | os.PathLike[str] | None = None,
+        conf: str | None = None,
+    ) -> Config:
+        """Return the configuration that a program asked for with `spec`, with what was said from outside on top.
+
+        `spec` is a Config, which is taken as it is; or a mapping of options, the path of a TOML file, the name of a
+        profile (`profiles()` lists them), or None for the defaults. On top of these come, in this order, the file that
+        POOLALLOC_CONFIG names and the options in POOLALLOC_CONF; the file `config` and the options `conf` come last, on
+        top of a Config too. Raises ConfigError.
+        """
+        options: dict[str, object] = {}
+        if isinstance(spec, Config):
+            options |= _differing(spec)
+        elif isinstance(spec, Mapping):
+            options |= _check_names(spec, "options")
+        elif isinstance(spec, (str, os.PathLike)):
+            options |= _from_spec(spec)
+        elif spec is not None:
+            raise ConfigError(
+                f"a configuration is a Config, a mapping, the path of a TOML file or a profile's name, not {spec!r}"
+            )
+        if not isinstance(spec, Config):
+            options |= _from_environment(os.environ)
+        if config is not None:
+            options |= _from_file(config)
+        if conf is not None:
+            options |= _from_conf(conf)
+        return cls._from(options)
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> Config:
+        """Return the options in the table `[poolalloc]` of a TOML file. Raises ConfigError, also if it cannot be read."""
+        return cls._from(_from_file(path))
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Config:
+        """Return the options of the file that POOLALLOC_CONFIG names, with those of POOLALLOC_CONF on top.
+
+        `environ` stands for os.environ. Raises ConfigError that says which of the two is wrong.
+        """
+        return cls._from(_from_environment(os.environ if environ is None else environ))
+
+    @classmethod
+    def from_conf(cls, text: str) -> Config:
+        """Return the options in `key:value,key:value`, the form of POOLALLOC_CONF. Raises ConfigError."""
+        return cls._from(_from_conf(text))
+
+    @classmethod
+    def _from(cls, options: Mapping[str, object]) -> Config:
+        return cls(**cast(dict[str, Any], options))
+
+    def to_toml(self) -> str:
+        """Return a TOML file that `from_toml` reads back, with every option and what it does."""
+        lines = ["[poolalloc]"]
+        for option in OPTIONS:
+            lines.append(f"# {option.help} Allowed: {_range(option)}.")
+            lines.append(f"{option.name} = {_toml_value(option, getattr(self, option.name))}")
+        return "\n".join(lines) + "\n"
+
+    def to_conf(self) -> str:
+        """Return the options that differ from the defaults as `key:value,key:value`, sizes in bytes."""
+        return ",".join(f"{name}:{_text(value)}" for name, value in _differing(self).items())
+
+
+def profiles() -> list[str]:
+    """Return the names of the configurations that ship with poolalloc, for `install(name)`."""
+    return sorted(entry.name[: -len(".toml")] for entry in _profiles().iterdir() if entry.name.endswith(".toml"))
+
+
+# --- sources: each gives the options it names, values as they were written ------------------------------------------
+
+
+def _profiles() -> Any:
+    return resources.files("poolalloc") / "profiles"
+
+
+def _from_spec(spec: str | os.PathLike[str]) -> dict[str, object]:
+    """A profile is a plain word; whatever has a folder or a dot in it is a path."""
+    name = os.fspath(spec)
+    if not isinstance(spec, str) or "." in name or os.path.basename(name) != name:
+        return _from_file(spec)
+    if name not in profiles():
+        raise ConfigError(
+            f'there is no profile "{name}"; nearest: {nearest(name, profiles())}; all: {", ".join(profiles())}; '
+            f'a file is written with its ending, such as "{name or "profile"}.toml"'
+        )
+    return _from_toml(_profiles().joinpath(f"{name}.toml").read_text(encoding="utf-8"), f"profile {name}")
+
+
+def _from_file(path: str | os.PathLike[str]) -> dict[str, object]:
+    name = os.fspath(path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except OSError as error:
+        raise ConfigError(f"cannot read {name}: {error.strerror}") from None
+    except (UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{name} is no TOML file: {error}") from None
+    return _from_toml(text, name)
+
+
+def _from_toml(text: str, source: str) -> dict[str, object]:
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is no TOML file: {error}") from None
+    for key, value in document.items():
+        if key != "poolalloc":
+            kind = "table" if isinstance(value, dict) else "key"
+            raise ConfigError(f'{source}: unknown {kind} "{key}"; options stand in the table [poolalloc]')
+    table = document.get("poolalloc", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{source}: poolalloc = {table!r} is no table; options stand in the table [poolalloc]")
+    return _named(source, lambda: _check_values(_check_names(table, "[poolalloc]")))
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
+    options: dict[str, object] = {}
+    if path := environ.get("POOLALLOC_CONFIG", ""):
+        options |= _named("POOLALLOC_CONFIG", lambda: _from_file(path))
+    if text := environ.get("POOLALLOC_CONF", ""):
+        options |= _named("POOLALLOC_CONF", lambda: _from_conf(text))
+    return options
+
+
+def _from_conf(text: str) -> dict[str, object]:
+    options: dict[str, object] = {}
+    if not text.strip(_SPACE):
+        return options
+    for part in text.split(","):
+        entry = part.strip(_SPACE)
+        name, colon, value = (piece.strip(_SPACE) for piece in entry.partition(":"))
+        if not colon:
+            raise ConfigError(
+                f'options: "{entry}" in "{text}" has no value; write key:value,key:value, such as "{OPTIONS[0].name}:0"'
+            )
+        option = _find(name, value)
+        checked = _check(option, _read(option, value))
+        if name in options:
+            raise ConfigError(f'option {name}: "{value}" is a second value in "{text}"; allowed: one')
+        options[name] = checked
+    return options
+
+
+def _named(source: str, read: Callable[[], dict[str, object]]) -> dict[str, object]:
+    """What `read` returns; its errors begin with the source."""
+    try:
+        return read()
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+# --- one value ------------------------------------------------------------------------------------------------------
+
+
+def _find(name: str, value: object) -> Option:
+    if name in _TABLE:
+        return _TABLE[name]
+    near = _TABLE[nearest(name, _TABLE)]
+    raise ConfigError(
+        f'unknown option "{name}" (value "{value}"); nearest known option: {near.name} (allowed: {_range(near)}); '
+        f"all options: {', '.join(_TABLE)}"
+    )
+
+
+def _check_names(options: Mapping[Any, object], where: str) -> dict[str, object]:
+    for name, value in options.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{where}: {name!r} is no name of an option")
+        _find(name, value)
+    return dict(options)
+
+
+def _check_values(options: Mapping[str, object]) -> dict[str, object]:
+    return {name: _check(_TABLE[name], value) for name, value in options.items()}
+
+
+def _read(option: Option, text: str) -> object:
+    """The value that a text stands for. Sizes stay text: _check reads them."""
+    if option.type == "bytes":
+        return text
+    if option.type == "integer" and _INTEGER.fullmatch(text):
+        try:
+            return int(text)
+        except ValueError:  # more digits than Python converts, so far out of every range
+            return -math.inf if text.startswith("-") else math.inf
+    if option.type == "number" and _NUMBER.fullmatch(text):
+        return float(text)
+    if option.type == "boolean" and text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    raise _refusal(option, text, _PROBLEMS[option.type])
+
+
+_PROBLEMS = {
+    "bytes": 'is not a size in bytes (such as 1048576 or "1 MiB")',
+    "integer": "is not a whole number",
+    "number": "is not a number",
+    "boolean": "is not true or false",
+}
+
+
+def _check(option: Option, value: object) -> int | float | bool:
+    """The value in the option's own type, if it is allowed."""
+    converted = _convert(option, value)
+    if converted is None:
+        raise _refusal(option, value, _PROBLEMS[option.type])
+    if not option.minimum <= converted <= option.maximum:
+        raise _refusal(option, value, "is out of range")
+    return converted
+
+
+def _convert(option: Option, value: object) -> int | float | bool | None:
+    if option.type == "boolean" or isinstance(value, bool):
+        return value if isinstance(value, bool) and option.type == "boolean" else None
+    if option.type == "bytes" and isinstance(value, str):
+        try:
+            return parse_size(value, zero=True)
+        except ValueError:
+            return None
+    if option.type == "number" and isinstance(value, Real):
+        return _float(value)
+    if isinstance(value, float) and math.isinf(value):
+        return value
+    try:
+        return operator.index(cast(Any, value)) if option.type != "number" else None
+    except TypeError:
+        return None
+
+
+def _float(value: Real) -> float | None:
+    try:
+        number = float(value)
+    except OverflowError:
+        return math.inf
+    return None if math.isnan(number) else number
+
+
+def _check_together(values: Mapping[str, int | float | bool]) -> None:
+    """What a range cannot say; check_options in csrc/core/options.cpp says the same."""
+    if 0 < values["memory_limit"] < PAGE_BYTES:
+        page = format_size(PAGE_BYTES)
+        problem = f"is less than one page of {page}, so nothing could be allocated"
+        raise _refusal(_TABLE["memory_limit"], values["memory_limit"], problem)
+    if values["memory_fraction"] == 0:
+        problem = "leaves poolalloc no memory, so nothing could be allocated"
+        raise _refusal(_TABLE["memory_fraction"], 0, problem)
+
+
+def _refusal(option: Option, value: object, problem: str) -> ConfigError:
+    return ConfigError(f'option {option.name}: "{value}" {problem}; allowed: {_range(option)}')
+
+
+# --- values as text -------------------------------------------------------------------------------------------------
+
+
+def _range(option: Option) -> str:
+    if option.type == "boolean":
+        return "true or false"
+    if option.type == "bytes":
+        return f"{format_size(int(option.minimum))} to {format_size(int(option.maximum))}"
+    return f"{option.minimum:g} to {option.maximum:g} ({option.unit})"
+
+
+def _differing(config: Config) -> dict[str, object]:
+    values = {option.name: getattr(config, option.name) for option in OPTIONS}
+    return {name: value for name, value in values.items() if value != _TABLE[name].default}
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _toml_value(option: Option, value: Any) -> str:
+    if option.type == "bytes" and value and value % 1024 == 0 and parse_size(format_size(value)) == value:
+        return f'"{format_size(value)}"'
+    return _text(value)
