@@ -105,6 +105,7 @@ Heap& DeviceHeap::heap_of_pool(PoolId id, StreamId stream) {
 std::vector<Heap*> DeviceHeap::heaps() const {
   std::lock_guard guard(mutex_);
   std::vector<Heap*> all;
+  all.reserve(stream_heaps_.size() + pools_.size());
   for (auto& heap : stream_heaps_) all.push_back(heap.get());
   for (auto& pool : pools_)
     for (auto& heap : pool->heaps) all.push_back(heap.get());

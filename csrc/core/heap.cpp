@@ -339,12 +339,11 @@ void Heap::validate() const {
   arena_.validate(blocks_of);
   pages_.validate(blocks_of);
 
-  Bytes bins_rounded = 0, bins_requested = 0;
+  Bytes bins_rounded = 0;
   std::uint64_t blocks = arena_.live_blocks();
   for (const BinStats& bin : slabs_.stats()) {
     POOLALLOC_ENSURE(bin.requested <= bin.rounded && bin.rounded <= bin.resident, "requested <= rounded <= resident");
     bins_rounded += bin.rounded;
-    bins_requested += bin.requested;
     blocks += bin.live_blocks;
   }
   const Bytes rounded = bins_rounded + arena_rounded_;

@@ -21,7 +21,7 @@ class LazyArray {
     if (memory == MAP_FAILED) throw std::bad_alloc();
     data_ = static_cast<T*>(memory);
   }
-  ~LazyArray() { munmap(data_, bytes_); }
+  ~LazyArray() { munmap(static_cast<void*>(data_), bytes_); }
   LazyArray(const LazyArray&) = delete;
   LazyArray& operator=(const LazyArray&) = delete;
 

@@ -89,7 +89,8 @@ PageIndex Slabs::take_page() {
     free_pages_.pop_back();
     return page;
   };
-  for (std::size_t i = count; i-- > 0 && count - i <= kLook;) {
+  const std::size_t look_from = count > kLook ? count - kLook : 0;
+  for (std::size_t i = count; i-- > look_from;) {
     if (residency_.ready(free_pages_[i])) return take(i);
     if (empty == count && !residency_.blocked(free_pages_[i])) empty = i;
   }
