@@ -19,6 +19,7 @@ Arena::Arena(Residency& residency, PageIndex first, int candidates)
       highest_(top_) {}
 
 Status Arena::allocate(Bytes bytes, Block** block) {
+  if (bytes > kMaxBinnedBytes) return Status::out_of_memory;  // no device has so much, and no class of holes
   const Bytes size = round_up(bytes, kGranularity);
   const Plan chosen = plan(size);
   if (chosen.score == ~std::uint64_t{0}) return Status::not_supported;
