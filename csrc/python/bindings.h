@@ -1,0 +1,25 @@
+// The parts of poolalloc._core. Thin: conversions and names only, no logic of its own.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "core/allocator.h"
+
+namespace poolalloc::python {
+
+// Core's exceptions become those of poolalloc.errors.
+void bind_errors(pybind11::module_& module);
+// Options, sizes and size classes.
+void bind_values(pybind11::module_& module);
+// The allocator that torch uses in this process.
+void bind_plugin(pybind11::module_& module);
+// Engine: an allocator over a device that is only arithmetic.
+void bind_engine(pybind11::module_& module);
+
+// Statistics as nested dicts, by the names of stats.h.
+pybind11::dict to_dict(const DeviceStats& stats);
+pybind11::dict to_dict(const Options& options);
+Options options_from(const std::string& conf);
+
+}  // namespace poolalloc::python

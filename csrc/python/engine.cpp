@@ -1,0 +1,202 @@
+// Engine: core's allocator over ModelDriver, with the controls of both. For tests, replay and tuning without a GPU.
+#include <algorithm>
+#include <array>
+#include <memory>
+#include <optional>
+
+#include "driver/model_driver.h"
+#include "python/bindings.h"
+
+namespace py = pybind11;
+
+namespace poolalloc::python {
+namespace {
+
+using Unlocked = py::call_guard<py::gil_scoped_release>;
+using Pool = std::pair<std::uint64_t, std::uint64_t>;
+
+PoolId id_of(Pool pool) { return {pool.first, pool.second}; }
+
+DriverCall call_named(const std::string& name) {
+  std::string known;
+  for (std::size_t i = 0; i < kDriverCallKinds; ++i) {
+    if (name == kDriverCallNames[i]) return static_cast<DriverCall>(i);
+    known.append(i == 0 ? "" : ", ").append(kDriverCallNames[i]);
+  }
+  throw UsageError("no driver call is named \"" + name + "\"; there are: " + known);
+}
+
+Status status_named(const std::string& name) {
+  static const std::array<std::pair<const char*, Status>, 5> statuses{{{"ok", Status::ok},
+                                                                       {"out_of_memory", Status::out_of_memory},
+                                                                       {"not_ready", Status::not_ready},
+                                                                       {"not_supported", Status::not_supported},
+                                                                       {"failed", Status::failed}}};
+  for (const auto& [known, status] : statuses)
+    if (name == known) return status;
+  throw UsageError("no status is named \"" + name +
+                   "\"; there are: ok, out_of_memory, not_ready, not_supported, failed");
+}
+
+ModelOptions model_from(const py::dict& model) {
+  ModelOptions options;
+  for (const auto& [key, value] : model) {
+    const auto name = key.cast<std::string>();
+    if (name == "devices")
+      options.devices = value.cast<int>();
+    else if (name == "memory_bytes")
+      options.memory_bytes = value.cast<Bytes>();
+    else if (name == "granularity")
+      options.granularity = value.cast<Bytes>();
+    else if (name == "virtual_memory")
+      options.virtual_memory = value.cast<bool>();
+    else if (name == "event_lag")
+      options.event_lag = value.cast<std::uint64_t>();
+    else
+      throw ConfigError("unknown option \"" + name +
+                        "\" of the model; known: devices, memory_bytes, granularity, virtual_memory, event_lag");
+  }
+  return options;
+}
+
+struct Engine {
+  Engine(const std::string& conf, const py::dict& model)
+      : driver(model_from(model)), allocator(driver, options_from(conf)) {}
+
+  py::object base_allocation(Address address) const {
+    Bytes bytes = 0;
+    const Address base = allocator.base_allocation(address, &bytes);
+    if (base == 0) return py::none();
+    return py::make_tuple(base, bytes);
+  }
+
+  // Requests on one of `streams`, or on any when it is None, come from the pool.
+  void begin_allocate_to_pool(DeviceIndex device, Pool pool, std::optional<std::vector<StreamId>> streams) {
+    allocator.begin_allocate_to_pool(device, id_of(pool), [streams = std::move(streams)](StreamId stream) {
+      return !streams || std::find(streams->begin(), streams->end(), stream) != streams->end();
+    });
+  }
+
+  py::object physical(Address address, DeviceIndex device) const {
+    PhysicalHandle handle = 0;
+    Bytes offset = 0;
+    if (!driver.physical(device, address, &handle, &offset)) return py::none();
+    return py::make_tuple(handle, offset);
+  }
+
+  ModelDriver driver;  // before the allocator, which uses it until its end
+  Allocator allocator;
+};
+
+void bind_allocator(py::class_<Engine>& engine) {
+  engine
+      .def(
+          "allocate",
+          [](Engine& self, Bytes bytes, DeviceIndex device, StreamId stream) {
+            return self.allocator.allocate(bytes, device, stream);
+          },
+          py::arg("bytes"), py::arg("device") = 0, py::arg("stream") = 0, Unlocked(),
+          "The address of a new block; 0 for 0 bytes.")
+      .def(
+          "free", [](Engine& self, Address address) { self.allocator.free(address); }, py::arg("address"), Unlocked())
+      .def(
+          "record_stream",
+          [](Engine& self, Address address, StreamId stream) { self.allocator.record_stream(address, stream); },
+          py::arg("address"), py::arg("stream"), Unlocked())
+      .def("base_allocation", &Engine::base_allocation, py::arg("address"),
+           "The start and rounded size of the block that contains the address, or None.")
+      .def(
+          "owns", [](const Engine& self, Address address) { return self.allocator.owns(address); }, py::arg("address"))
+      .def(
+          "empty_cache", [](Engine& self) { return self.allocator.empty_cache(); }, Unlocked(),
+          "Gives idle pages back to the model. Returns the bytes given back.")
+      .def(
+          "set_memory_fraction",
+          [](Engine& self, double fraction, DeviceIndex device) {
+            self.allocator.set_memory_fraction(fraction, device);
+          },
+          py::arg("fraction"), py::arg("device") = 0, Unlocked())
+      .def(
+          "memory_fraction",
+          [](const Engine& self, DeviceIndex device) { return self.allocator.memory_fraction(device); },
+          py::arg("device") = 0)
+      .def("begin_allocate_to_pool", &Engine::begin_allocate_to_pool, py::arg("device"), py::arg("pool"),
+           py::arg("streams") = py::none(), Unlocked(), "Requests on these streams (None: on all) come from the pool.")
+      .def(
+          "end_allocate_to_pool",
+          [](Engine& self, DeviceIndex device, Pool pool) { self.allocator.end_allocate_to_pool(device, id_of(pool)); },
+          py::arg("device"), py::arg("pool"), Unlocked())
+      .def(
+          "release_pool",
+          [](Engine& self, DeviceIndex device, Pool pool) { self.allocator.release_pool(device, id_of(pool)); },
+          py::arg("device"), py::arg("pool"), Unlocked())
+      .def("devices", [](const Engine& self) { return self.allocator.devices(); })
+      .def(
+          "stats",
+          [](const Engine& self, DeviceIndex device) {
+            DeviceStats stats;
+            {
+              py::gil_scoped_release unlocked;
+              stats = self.allocator.stats(device);
+            }
+            return to_dict(stats);
+          },
+          py::arg("device") = 0, "Statistics of one device, by the names of the manual.")
+      .def(
+          "reset_peak_stats", [](Engine& self, DeviceIndex device) { self.allocator.reset_peak_stats(device); },
+          py::arg("device") = 0, Unlocked())
+      .def("options", [](const Engine& self) { return to_dict(self.allocator.options()); })
+      .def(
+          "validate", [](const Engine& self) { self.allocator.validate(); }, Unlocked(),
+          "Checks every equation of every structure. Raises InvariantViolation.");
+}
+
+void bind_model(py::class_<Engine>& engine) {
+  engine
+      .def(
+          "fail",
+          [](Engine& self, const std::string& call, std::uint64_t nth, const std::string& status) {
+            self.driver.fail(call_named(call), nth, status_named(status));
+          },
+          py::arg("call"), py::arg("nth") = 1, py::arg("status") = "failed",
+          "The nth next driver call of this kind does nothing and returns the status.")
+      .def(
+          "advance", [](Engine& self, std::uint64_t ticks) { self.driver.advance(ticks); }, py::arg("ticks") = 1,
+          "Lets time pass on every device; events whose lag is over complete.")
+      .def(
+          "set_stream_lag",
+          [](Engine& self, StreamId stream, std::uint64_t ticks, DeviceIndex device) {
+            self.driver.set_stream_lag(device, stream, ticks);
+          },
+          py::arg("stream"), py::arg("ticks"), py::arg("device") = 0)
+      .def(
+          "begin_capture",
+          [](Engine& self, StreamId stream, DeviceIndex device) { self.driver.begin_capture(device, stream); },
+          py::arg("stream"), py::arg("device") = 0)
+      .def(
+          "end_capture",
+          [](Engine& self, StreamId stream, DeviceIndex device) { self.driver.end_capture(device, stream); },
+          py::arg("stream"), py::arg("device") = 0)
+      .def(
+          "used_bytes", [](const Engine& self, DeviceIndex device) { return self.driver.used_bytes(device); },
+          py::arg("device") = 0, "Physical bytes the model holds now.")
+      .def(
+          "peak_used_bytes", [](const Engine& self, DeviceIndex device) { return self.driver.peak_used_bytes(device); },
+          py::arg("device") = 0)
+      .def("physical", &Engine::physical, py::arg("address"), py::arg("device") = 0,
+           "The physical handle and the offset in it that lie under an address, or None.")
+      .def("violations", [](const Engine& self) { return self.driver.violations(); })
+      .def("first_violation", [](const Engine& self) { return self.driver.first_violation(); });
+}
+
+}  // namespace
+
+void bind_engine(py::module_& module) {
+  py::class_<Engine> engine(module, "Engine", "An allocator over a device that is only arithmetic.");
+  engine.def(py::init<const std::string&, const py::dict&>(), py::arg("conf") = "", py::arg("model") = py::dict(),
+             "conf: \"key:value,key:value\"; model: devices, memory_bytes, granularity, virtual_memory, event_lag.");
+  bind_allocator(engine);
+  bind_model(engine);
+}
+
+}  // namespace poolalloc::python

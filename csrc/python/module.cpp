@@ -1,0 +1,10 @@
+// Assembles poolalloc._core; poolalloc/_core.pyi describes it and tests/core/test_core_api.py compares the two.
+#include "python/bindings.h"
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "poolalloc's native part: options, the allocator torch uses, and an allocator over a modelled device.";
+  poolalloc::python::bind_errors(module);
+  poolalloc::python::bind_values(module);
+  poolalloc::python::bind_plugin(module);
+  poolalloc::python::bind_engine(module);
+}

@@ -1,0 +1,73 @@
+// stats.h as nested dicts: the same names, every field.
+#include "core/stats.h"
+#include "python/bindings.h"
+
+namespace py = pybind11;
+
+namespace poolalloc::python {
+namespace {
+
+py::dict to_dict(const Counter& counter) {
+  py::dict result;
+  result["current"] = counter.current;
+  result["peak"] = counter.peak;
+  result["total"] = counter.total;
+  return result;
+}
+
+py::dict to_dict(const BinStats& bin) {
+  py::dict result;
+  result["block_bytes"] = bin.block_bytes;
+  result["live_blocks"] = bin.live_blocks;
+  result["allocations"] = bin.allocations;
+  result["requested"] = bin.requested;
+  result["rounded"] = bin.rounded;
+  result["resident"] = bin.resident;
+  return result;
+}
+
+// What a heap and a device have in common.
+template <typename Stats>
+void add_counts(py::dict& result, const Stats& stats) {
+#define X(name) result[#name] = to_dict(stats.name);
+  POOLALLOC_QUANTITIES(X)
+#undef X
+#define X(name) result[#name] = stats.name;
+  POOLALLOC_EVENTS(X)
+#undef X
+  result["live_blocks"] = stats.live_blocks;
+  result["metadata_bytes"] = stats.metadata_bytes;
+}
+
+py::dict to_dict(const HeapStats& heap) {
+  py::dict result;
+  result["stream"] = heap.stream;
+  result["pool"] = py::make_tuple(heap.pool.first, heap.pool.second);
+  add_counts(result, heap);
+  result["arena_rounded"] = heap.arena_rounded;
+  result["arena_resident"] = heap.arena_resident;
+  result["address_space"] = heap.address_space;
+  result["mappings"] = heap.mappings;
+  py::list bins;
+  for (const BinStats& bin : heap.bins) bins.append(to_dict(bin));
+  result["bins"] = bins;
+  return result;
+}
+
+}  // namespace
+
+py::dict to_dict(const DeviceStats& stats) {
+  py::dict result;
+  result["device"] = stats.device;
+  result["total_bytes"] = stats.total_bytes;
+  result["limit_bytes"] = stats.limit_bytes;
+  add_counts(result, stats);
+  result["unmapped"] = stats.unmapped;
+  py::list heaps;
+  for (const HeapStats& heap : stats.heaps) heaps.append(to_dict(heap));
+  result["heaps"] = heaps;
+  result["driver_calls"] = stats.driver_calls;
+  return result;
+}
+
+}  // namespace poolalloc::python
