@@ -1,0 +1,98 @@
+"""A caching allocator for PyTorch's CUDA memory that wastes almost none of it.
+
+    import poolalloc
+    poolalloc.install()  # before anything touches CUDA
+    ...
+    print(poolalloc.fragmentation())
+
+Importing it is cheap: it imports neither torch nor the native module, and touches no device.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from poolalloc._first_touch import watch as _watch
+from poolalloc._version import __version__
+
+if TYPE_CHECKING:
+    from poolalloc import config, errors
+    from poolalloc._install import Installation, install, installation, is_installed
+    from poolalloc.config import Config
+    from poolalloc.errors import AlreadyInitializedError, ConfigError, NotInstalledError, OutOfMemoryError, UsageError
+    from poolalloc.memory import (
+        BinShare,
+        Fragmentation,
+        Share,
+        empty_cache,
+        fragmentation,
+        memory_stats,
+        memory_summary,
+        reset_peak_stats,
+    )
+
+__all__ = [
+    "AlreadyInitializedError",
+    "BinShare",
+    "Config",
+    "ConfigError",
+    "Fragmentation",
+    "Installation",
+    "NotInstalledError",
+    "OutOfMemoryError",
+    "Share",
+    "UsageError",
+    "__version__",
+    "config",
+    "empty_cache",
+    "errors",
+    "fragmentation",
+    "install",
+    "installation",
+    "is_installed",
+    "memory_stats",
+    "memory_summary",
+    "reset_peak_stats",
+]
+
+# Where each name lives; it is imported when it is first used.
+_HOME = {
+    "poolalloc._install": ("Installation", "install", "installation", "is_installed"),
+    "poolalloc.config": ("Config",),
+    "poolalloc.errors": (
+        "AlreadyInitializedError",
+        "ConfigError",
+        "NotInstalledError",
+        "OutOfMemoryError",
+        "UsageError",
+    ),
+    "poolalloc.memory": (
+        "BinShare",
+        "Fragmentation",
+        "Share",
+        "empty_cache",
+        "fragmentation",
+        "memory_stats",
+        "memory_summary",
+        "reset_peak_stats",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("config", "errors"):
+        return import_module(f"poolalloc.{name}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'poolalloc' has no attribute {name!r}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
+
+
+_watch()

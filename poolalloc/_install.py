@@ -1,0 +1,194 @@
+"""Puts poolalloc in the place of torch's CUDA allocator. Not for configuration (config.py) or figures (memory.py)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from poolalloc import _core
+from poolalloc._first_touch import first_touch
+from poolalloc._version import __version__
+from poolalloc.config import Config
+from poolalloc.errors import AlreadyInitializedError, ConfigError, NotInstalledError, TorchError
+
+MISSING = {
+    "torch.cuda.memory_stats, memory_allocated, max_memory_allocated, memory_reserved, memory_summary": (
+        "raise RuntimeError; use poolalloc.memory_stats and poolalloc.memory_summary"
+    ),
+    "torch.cuda.reset_peak_memory_stats, reset_accumulated_memory_stats": "raise; use poolalloc.reset_peak_stats",
+    "torch.cuda.memory_snapshot, memory._snapshot, memory._record_memory_history": "raise RuntimeError",
+    "torch.cuda.get_per_process_memory_fraction": "raises RuntimeError; setting it works",
+    "torch.cuda.MemPool, torch.cuda.use_mem_pool": "raise RuntimeError",
+    "torch.cuda.OutOfMemoryError": "out of memory is a RuntimeError that names the figures",
+    "sharing CUDA tensors between processes (IPC)": "raises RuntimeError",
+    "cudnn.benchmark": "raises RuntimeError at the first convolution",
+    "memory in torch.profiler": "shows 0 bytes",
+}
+"""What torch's plain pluggable door cannot do, whatever stands behind it: feature, what happens."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What install() did. Printing it says so in one line."""
+
+    config: Config
+    torch_version: str
+    library: Path
+    backend: str = "plugin"
+    accelerator: bool = True
+    """Whether torch.accelerator's memory functions reach poolalloc too."""
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Features of torch that do not work with this backend, and what happens instead."""
+        return dict(MISSING)
+
+    def __str__(self) -> str:
+        return f"poolalloc {__version__} serves torch {self.torch_version} ({self.backend})"
+
+
+_lock = threading.Lock()
+_installation: Installation | None = None
+
+
+def install(config: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None) -> Installation:
+    """Let poolalloc serve all CUDA memory of this process's torch. Call it before anything touches CUDA.
+
+    `config` is a Config, a mapping of options, the path of a TOML file, or the name of a profile; None takes the
+    defaults. On top of all but a Config come POOLALLOC_CONFIG and POOLALLOC_CONF, so that options can be changed from
+    outside.
+
+    Calling it again with the same configuration, or with None, returns the first result.
+
+    Raises AlreadyInitializedError if torch has already initialised CUDA, ConfigError for options that do not exist or
+    differ from those of an earlier call, TorchError if there is no torch or it is not built for CUDA.
+    """
+    global _installation  # noqa: PLW0603
+    with _lock:
+        if _installation is not None:
+            if config is not None and (asked := Config.load(config)) != _installation.config:
+                raise ConfigError(
+                    f"poolalloc is already installed with {_installation.config.to_conf() or 'the defaults'}, and "
+                    f"cannot change to {asked.to_conf() or 'the defaults'}; call install() once, or without a "
+                    "configuration where it may have been called before"
+                )
+            return _installation
+        _installation = _install(Config.load(config))
+        return _installation
+
+
+def is_installed() -> bool:
+    """Whether poolalloc serves this process's CUDA memory."""
+    return _installation is not None
+
+
+def installation() -> Installation | None:
+    """What install() returned, or None before it."""
+    return _installation
+
+
+def require_installed() -> None:
+    """Raise NotInstalledError before install()."""
+    if _installation is None:
+        raise NotInstalledError(
+            "poolalloc is not installed in this process, so there are no figures; call poolalloc.install() before "
+            "anything touches CUDA, or start the program with: poolalloc run"
+        )
+
+
+def _install(config: Config) -> Installation:
+    torch = _import_torch()
+    _check_untouched(torch)
+    _core.configure(config.to_conf())
+    library = _core.library_path()
+    handle = torch.cuda.memory.CUDAPluggableAllocator(library, "poolalloc_malloc", "poolalloc_free")
+    for setter, address in _core.hook_addresses().items():
+        getattr(handle._allocator, setter)(address)
+    before = _allocators(torch)
+    try:
+        torch.cuda.memory.change_current_allocator(handle)
+    except RuntimeError as error:
+        raise AlreadyInitializedError(_too_late()) from error
+    return Installation(config, torch.__version__, Path(library), accelerator=_mend_accelerator(torch, before))
+
+
+def _import_torch() -> ModuleType:
+    try:
+        import torch
+    except ImportError as error:
+        raise TorchError(f"poolalloc.install() needs torch, which cannot be imported: {error}") from error
+    if torch.version.cuda is None:
+        raise TorchError(
+            f"poolalloc.install() needs a CUDA build of torch; this is torch {torch.__version__}, built without CUDA. "
+            "Install another with: pip install torch"
+        )
+    if not hasattr(torch._C, "_cuda_customAllocator"):
+        raise TorchError(f"poolalloc.install() needs torch 2.4 or newer; this is torch {torch.__version__}")
+    return torch
+
+
+def _check_untouched(torch: ModuleType) -> None:
+    if torch.cuda.get_allocator_backend() == "pluggable":
+        raise AlreadyInitializedError(
+            "poolalloc.install() came too late: torch already uses another pluggable allocator "
+            "(torch.cuda.memory.change_current_allocator was called), and it can be changed only once in a process. "
+            "Remove that call"
+        )
+    if torch.cuda.is_initialized():
+        raise AlreadyInitializedError(_too_late())
+
+
+def _too_late() -> str:
+    text = "poolalloc.install() came too late: torch has already initialised CUDA and cannot change its allocator now. "
+    touch = first_touch()
+    if touch is None:
+        return text + (
+            "Where CUDA was first touched is not known, because poolalloc was imported after it. Move "
+            "`import poolalloc; poolalloc.install()` to the top of the program, or start it with: poolalloc run"
+        )
+    line = f": {touch.line}" if touch.line else ""
+    return text + (
+        f"CUDA was first touched at {touch.filename}, line {touch.lineno}, in {touch.name}{line}. Move "
+        "poolalloc.install() above that line, or start the program with: poolalloc run"
+    )
+
+
+# torch keeps the CUDA allocator in two places: c10::cuda::CUDACachingAllocator::allocator, which the swap changes, and
+# the table behind c10::GetAllocator, which it does not. torch.accelerator reads the second and would go on talking to
+# the built-in allocator, which holds nothing. Both are plain exported symbols, so they can be made to agree.
+_CUDA = 1  # c10::DeviceType::CUDA
+_GET = "_ZN3c1012GetAllocatorERKNS_10DeviceTypeE"
+_SET = "_ZN3c1012SetAllocatorENS_10DeviceTypeEPNS_9AllocatorEh"
+_CURRENT = "_ZN3c104cuda20CUDACachingAllocator9allocatorE"
+
+
+def _allocators(torch: ModuleType) -> tuple[int | None, int | None]:
+    """The CUDA allocator's address in both places; (None, None) where they cannot be read."""
+    folder = Path(str(torch.__file__)).parent / "lib"
+    try:
+        get = ctypes.CDLL(str(folder / "libc10.so"))[_GET]
+        current = ctypes.c_void_p.in_dll(ctypes.CDLL(str(folder / "libc10_cuda.so")), _CURRENT).value
+    except (OSError, AttributeError, ValueError):
+        return None, None
+    get.restype = ctypes.c_void_p
+    return current, get(ctypes.byref(ctypes.c_int8(_CUDA)))
+
+
+def _mend_accelerator(torch: ModuleType, before: tuple[int | None, int | None]) -> bool:
+    """Make the second place agree with the first; only if they did before, for then both hold the same pointer type."""
+    if before[0] is None or before[0] != before[1]:
+        return False
+    current, _ = _allocators(torch)
+    try:
+        set_allocator = ctypes.CDLL(str(Path(str(torch.__file__)).parent / "lib" / "libc10.so"))[_SET]
+    except (OSError, AttributeError):
+        return False
+    set_allocator.restype = None
+    set_allocator(ctypes.c_int8(_CUDA), ctypes.c_void_p(current), ctypes.c_uint8(0))
+    return _allocators(torch) == (current, current)

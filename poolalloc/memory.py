@@ -1,0 +1,318 @@
+"""What poolalloc knows about its memory: statistics, a summary for people, and where every reserved byte is.
+
+Figures of memory are bytes. The words are the manual's: requested, rounded, live, pending, resident, idle, reserved.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from poolalloc import _core
+from poolalloc._install import require_installed
+
+_QUANTITIES = ("requested", "live", "pending", "resident", "idle", "reserved")
+_EVENTS = {
+    "allocations": "blocks handed out",
+    "frees": "blocks given back",
+    "pages_created": "pages taken from the driver",
+    "pages_destroyed": "pages given back to the driver",
+    "pages_aliased": "idle pages mapped at one more address",
+    "pages_stolen": "idle pages taken from another stream",
+    "pending_completed": "frees that had waited for another stream",
+    "retries": "allocations that had to make room first",
+    "out_of_memory": "allocations that failed",
+}
+
+
+def _index(device: Any) -> int:
+    """A device as torch writes it (None, 0, "cuda:1", torch.device) to its index. None is the current device."""
+    if isinstance(device, str):
+        name, _, index = device.partition(":")
+        if name != "cuda" or (index and not index.isdigit()):
+            raise ValueError(f'poolalloc: no CUDA device is named "{device}"; write "cuda", "cuda:0" or 0')
+        device = int(index) if index else None
+    elif hasattr(device, "index") and hasattr(device, "type"):  # torch.device
+        if device.type != "cuda":
+            raise ValueError(f"poolalloc: {device} is not a CUDA device")
+        device = device.index
+    if device is None:
+        torch = sys.modules.get("torch")
+        return int(torch.cuda.current_device()) if torch is not None and torch.cuda.is_initialized() else 0
+    return int(device)
+
+
+def memory_stats(device: Any = None) -> dict[str, Any]:
+    """Statistics of one device (None: the current one), as a nested dict.
+
+    Each of requested, live, pending, resident, idle and reserved is {"current", "peak", "total"}, in bytes; the events
+    (allocations, frees, pages_created, ...) are counts. "heaps" has the same for every (stream, pool), with its size
+    classes under "bins"; "driver_calls" counts the calls of this process by kind; "overhead" is peak reserved / peak
+    requested, or None before the first request.
+
+    Raises NotInstalledError before install(), UsageError for a device that does not exist.
+    """
+    require_installed()
+    stats = _core.stats(_index(device))
+    peak = stats["requested"]["peak"]
+    stats["overhead"] = stats["reserved"]["peak"] / peak if peak else None
+    return stats
+
+
+def reset_peak_stats(device: Any = None) -> None:
+    """Let the peaks of one device (None: the current one) start again from what is current."""
+    require_installed()
+    _core.reset_peak_stats(_index(device))
+
+
+def empty_cache() -> int:
+    """Give idle memory of every device back to the driver, and return how many bytes that was.
+
+    The same as torch.cuda.empty_cache(), which calls it. Waits for work that may still touch the memory.
+    """
+    require_installed()
+    return _core.empty_cache()
+
+
+def memory_summary(device: Any = None) -> str:
+    """The statistics of one device (None: the current one) as a table of plain text."""
+    stats = memory_stats(device)
+    lines = [
+        f"poolalloc, GPU {stats['device']}: {_size(stats['reserved']['current'])} reserved "
+        f"of {_size(stats['limit_bytes'])} allowed ({_size(stats['total_bytes'])} on the card)",
+        "",
+    ]
+    rows: list[tuple[str, ...]] = [("memory", "now", "peak", "ever added", "ever freed")]
+    for name in _QUANTITIES:
+        counter = stats[name]
+        rows.append(
+            (
+                name,
+                *(_size(counter[key]) for key in ("current", "peak", "total")),
+                _size(counter["total"] - counter["current"]),
+            )
+        )
+    lines += _table(rows)
+    overhead = stats["overhead"]
+    lines += ["", f"overhead (peak reserved / peak requested)  {'-' if overhead is None else f'{overhead:.4f}'}", ""]
+    lines += _table(
+        [("events", "count", ""), *((name, f"{stats[name]:,}", text) for name, text in _EVENTS.items())], "<><"
+    )
+    lines += [""]
+    blocks = stats["live_blocks"]
+    lines += _table(
+        [
+            ("live blocks", f"{blocks:,}"),
+            ("heaps (one per stream and pool)", f"{len(stats['heaps']):,}"),
+            ("metadata on the host", _size(stats["metadata_bytes"])),
+        ],
+        header=False,
+    )
+    if stats["driver_calls"]:
+        lines += ["", *_table([("driver calls of this process", "count"), *_counts(stats["driver_calls"])])]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Where reserved bytes are. The five parts add up to `reserved`."""
+
+    requested: int = 0  # asked by the program
+    rounding: int = 0  # the rest of its blocks
+    pending: int = 0  # freed, waiting for another stream
+    half_empty: int = 0  # free parts of pages on which something lives
+    idle: int = 0  # pages on which nothing lives, kept for the next request
+
+    @property
+    def reserved(self) -> int:
+        """All physical memory of this share, in bytes."""
+        return self.requested + self.rounding + self.pending + self.half_empty + self.idle
+
+    def __add__(self, other: Share) -> Share:
+        return Share(*(getattr(self, name) + getattr(other, name) for name in _PARTS))
+
+    @classmethod
+    def of(cls, stats: Mapping[str, Any]) -> Share:
+        """The share of one heap or device, from its statistics."""
+        now = {name: int(stats[name]["current"]) for name in _QUANTITIES}
+        return cls(
+            requested=now["requested"],
+            rounding=now["live"] - now["requested"],
+            pending=now["pending"],
+            half_empty=now["resident"] - now["live"] - now["pending"],
+            idle=now["reserved"] - now["resident"],
+        )
+
+
+_PARTS = ("requested", "rounding", "pending", "half_empty", "idle")
+
+
+@dataclass(frozen=True)
+class BinShare:
+    """Resident memory of one size class, or of the arena (block_bytes None), over all streams and pools."""
+
+    block_bytes: int | None
+    live_blocks: int  # pending ones included
+    rounded: int  # in blocks, live and pending
+    half_empty: int  # the rest of their pages
+    requested: int | None  # of `rounded`, asked by the program; not counted for the arena
+
+    @property
+    def resident(self) -> int:
+        """Pages under the blocks, in bytes."""
+        return self.rounded + self.half_empty
+
+
+@dataclass(frozen=True)
+class Fragmentation:
+    """Where every reserved byte of a device is: in all, by stream and pool, and by size class.
+
+    print() shows it as tables. The five parts of every share add up to its `reserved`; the shares of the heaps and
+    `unmapped` (idle pages that belong to no stream now) add up to `total`; the bins add up to the resident memory.
+    """
+
+    device: int
+    total: Share
+    heaps: Mapping[tuple[int, tuple[int, int]], Share]  # by (stream, pool)
+    bins: tuple[BinShare, ...]
+    unmapped: int
+
+    @property
+    def streams(self) -> dict[int, Share]:
+        """The shares by stream, over all pools."""
+        return _grouped((stream, share) for (stream, _), share in self.heaps.items())
+
+    @property
+    def pools(self) -> dict[tuple[int, int], Share]:
+        """The shares by pool, over all streams; (0, 0) is the ordinary pool."""
+        return _grouped((pool, share) for (_, pool), share in self.heaps.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain dicts and lists, for JSON."""
+        return {
+            "device": self.device,
+            "reserved": self.total.reserved,
+            **asdict(self.total),
+            "unmapped": self.unmapped,
+            "heaps": [
+                {"stream": stream, "pool": list(pool), "reserved": share.reserved, **asdict(share)}
+                for (stream, pool), share in self.heaps.items()
+            ],
+            "streams": [{"stream": key, "reserved": s.reserved, **asdict(s)} for key, s in self.streams.items()],
+            "pools": [{"pool": list(key), "reserved": s.reserved, **asdict(s)} for key, s in self.pools.items()],
+            "bins": [{**asdict(row), "resident": row.resident} for row in self.bins],
+        }
+
+    def __str__(self) -> str:
+        reserved = self.total.reserved
+        lines = [f"GPU {self.device}: {_size(reserved)} reserved", ""]
+        rows = []
+        for name, text in _MEANING.items():
+            part = getattr(self.total, name)
+            rows.append((name.replace("_", "-"), _size(part), f"{part / reserved:.1%}" if reserved else "-", text))
+        lines += _table(rows, "<>><", header=False)
+        head = tuple(name.replace("_", "-") for name in _PARTS)
+        if self.heaps or self.unmapped:
+            table = [("stream", "pool", *head, "reserved")]
+            for (stream, pool), share in self.heaps.items():
+                table.append((_stream(stream), _pool(pool), *_sizes(share)))
+            if self.unmapped:
+                table.append(("none", "-", *_sizes(Share(idle=self.unmapped))))
+            lines += ["", *_table(table, "<<")]
+        if self.bins:
+            table = [("blocks of", "blocks", "requested", "rounded", "half-empty", "resident")]
+            for row in self.bins:
+                table.append(
+                    (
+                        "arena" if row.block_bytes is None else _size(row.block_bytes),
+                        f"{row.live_blocks:,}",
+                        "-" if row.requested is None else _size(row.requested),
+                        *(_size(part) for part in (row.rounded, row.half_empty, row.resident)),
+                    )
+                )
+            lines += ["", *_table(table, ">")]
+        return "\n".join(lines)
+
+
+_MEANING = {
+    "requested": "asked by the program",
+    "rounding": "lost inside its blocks",
+    "pending": "freed, waiting for another stream",
+    "half_empty": "free parts of pages on which something lives",
+    "idle": "pages on which nothing lives, kept for reuse",
+}
+
+
+def fragmentation(device: Any = None) -> Fragmentation:
+    """Where every reserved byte of a device (None: the current one) is. print() it, or take its to_dict().
+
+    Raises NotInstalledError before install(), UsageError for a device that does not exist.
+    """
+    return fragmentation_of(memory_stats(device))
+
+
+def fragmentation_of(stats: Mapping[str, Any]) -> Fragmentation:
+    """The same from statistics that memory_stats() or an Engine gave."""
+    heaps = {(heap["stream"], tuple(heap["pool"])): Share.of(heap) for heap in stats["heaps"]}
+    total = sum(heaps.values(), Share(idle=stats["unmapped"]))
+    return Fragmentation(stats["device"], total, heaps, tuple(_bins(stats["heaps"])), stats["unmapped"])
+
+
+def _bins(heaps: Iterable[Mapping[str, Any]]) -> Iterable[BinShare]:
+    sums: dict[int, list[int]] = {}
+    arena = [0, 0, 0]
+    for heap in heaps:
+        arena[0] += heap["live_blocks"] - sum(row["live_blocks"] for row in heap["bins"])
+        arena[1] += heap["arena_rounded"]
+        arena[2] += heap["arena_resident"]
+        for row in heap["bins"]:
+            own = sums.setdefault(row["block_bytes"], [0, 0, 0, 0])
+            for i, name in enumerate(("live_blocks", "rounded", "resident", "requested")):
+                own[i] += row[name]
+    for block_bytes, (blocks, rounded, resident, requested) in sorted(sums.items()):
+        yield BinShare(block_bytes, blocks, rounded, resident - rounded, requested)
+    if arena[2]:
+        yield BinShare(None, arena[0], arena[1], arena[2] - arena[1], None)
+
+
+def _grouped(shares: Iterable[tuple[Any, Share]]) -> dict[Any, Share]:
+    result: dict[Any, Share] = {}
+    for key, share in shares:
+        result[key] = result.get(key, Share()) + share
+    return result
+
+
+def _size(count: int) -> str:
+    return _core.format_bytes(count)
+
+
+def _sizes(share: Share) -> tuple[str, ...]:
+    return (*(_size(getattr(share, name)) for name in _PARTS), _size(share.reserved))
+
+
+def _stream(stream: int) -> str:
+    return "default" if stream == 0 else f"{stream:#x}"
+
+
+def _pool(pool: tuple[int, int]) -> str:
+    return "ordinary" if pool == (0, 0) else f"{pool[0]},{pool[1]}"
+
+
+def _counts(calls: Mapping[str, int]) -> Iterable[tuple[str, str]]:
+    return ((name, f"{count:,}") for name, count in sorted(calls.items(), key=lambda item: -item[1]))
+
+
+def _table(rows: Iterable[tuple[str, ...]], align: str = "<", *, header: bool = True) -> list[str]:
+    """Rows as lines; columns beyond `align` are right-aligned."""
+    rows = list(rows)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    sides = align.ljust(len(widths), ">")
+    lines = [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    if header:
+        lines.insert(1, "  ".join("-" * width for width in widths))
+    return lines
