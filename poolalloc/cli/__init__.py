@@ -16,8 +16,10 @@ from poolalloc._version import __version__
 from poolalloc.cli.common import BAD_INPUT, print_error
 
 COMMANDS = {
+    "run": "poolalloc.cli.run",
     "sim": "poolalloc.cli.sim",
     "bench": "poolalloc.cli.bench",
+    "doctor": "poolalloc.cli.doctor",
 }
 
 # typer carries its own copy of click in newer versions and depends on click in older ones; this finds either.

@@ -1,0 +1,109 @@
+"""`poolalloc doctor`: says what poolalloc finds on this machine, tries the swap, and lists what torch loses by it."""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from poolalloc._version import __version__
+from poolalloc.sizes import format_size
+
+_SETTINGS = ("POOLALLOC_CONFIG", "POOLALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("doctor")(doctor)
+
+
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> int:
+    """Show versions, the CUDA driver, the devices, whether torch can be served, and what torch loses by it.
+
+    The exit code is 0 if poolalloc can serve torch here, 1 if not.
+
+    Example: poolalloc doctor --json
+    """
+    findings = examine()
+    print(json_format.dumps(findings, indent=2) if json else "\n".join(describe(findings)))
+    return 0 if findings["swap"]["works"] else 1
+
+
+def examine() -> dict[str, Any]:
+    """The findings. Imports torch, and uses a device if there is one."""
+    from poolalloc import _core, _install
+
+    probe = _core.probe_devices()
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
+    libcuda = sorted(path for path in mapped if Path(path).name.startswith("libcuda.so"))
+    return {
+        "schema": 1,
+        "poolalloc": __version__,
+        "python": platform.python_version(),
+        "torch": _torch(),
+        "driver": {"library": libcuda[0] if libcuda else None, "problem": probe["problem"] or None},
+        "simulated": any(Path(path).name == "libsimgpu.so" for path in mapped),
+        "devices": probe["devices"],
+        "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
+        "swap": _try_swap(bool(probe["devices"])),
+        "missing": _install.MISSING,
+    }
+
+
+def _torch() -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError as error:
+        return {"version": None, "cuda": None, "problem": str(error)}
+    return {"version": torch.__version__, "cuda": torch.version.cuda, "problem": None}
+
+
+def _try_swap(have_device: bool) -> dict[str, Any]:
+    """Install for real, in this process, and see whether a tensor's memory comes from poolalloc."""
+    from poolalloc import _install, memory
+
+    try:
+        installed = _install.install()
+        if not have_device:
+            return {"works": False, "problem": "poolalloc can be installed, but there is no device to use it on"}
+        torch = sys.modules["torch"]
+        tensor = torch.empty(1024, dtype=torch.uint8, device="cuda")
+        stats = memory.memory_stats(0)
+        if stats["live_blocks"] != 1 or not tensor.is_cuda:
+            return {"works": False, "problem": "a tensor was made, but poolalloc did not hand out its memory"}
+    except Exception as error:  # whatever is wrong here is the finding
+        return {"works": False, "problem": " ".join(str(error).split())}
+    return {"works": True, "problem": None, "backend": installed.backend, "accelerator": installed.accelerator}
+
+
+def describe(findings: dict[str, Any]) -> list[str]:
+    """The findings as lines for people."""
+    torch, driver, swap = findings["torch"], findings["driver"], findings["swap"]
+    cuda = f"built for CUDA {torch['cuda']}" if torch["cuda"] else "built without CUDA"
+    lines = [
+        f"poolalloc  {findings['poolalloc']}",
+        f"python     {findings['python']}",
+        f"torch      {torch['version']}, {cuda}" if torch["version"] else f"torch      not found: {torch['problem']}",
+        f"driver     {driver['library'] or 'not found'}" + (f" ({driver['problem']})" if driver["problem"] else ""),
+    ]
+    for device in findings["devices"]:
+        manages = "with" if device["virtual_memory"] else "WITHOUT"
+        lines.append(
+            f"GPU {device['device']:<6} {device['name']}{' (simulated)' if findings['simulated'] else ''}, "
+            f"{format_size(device['total_bytes'])}, {format_size(device['free_bytes'])} free, "
+            f"{manages} virtual memory management"
+        )
+    for name, value in findings["settings"].items():
+        note = " (of torch's own allocator; without effect under poolalloc)" if name.startswith("PYTORCH") else ""
+        lines.append(f"setting    {name}={value}{note}")
+    lines.append(f"swap       {'works' if swap['works'] else 'does not work: ' + swap['problem']}")
+    lines += ["", "What torch cannot do under poolalloc today:"]
+    lines += [f"  {feature}: {what}" for feature, what in findings["missing"].items()]
+    return lines

@@ -1,0 +1,148 @@
+"""`poolalloc run`: installs poolalloc, then runs a script or module as python would. Simulated devices: sim.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import runpy
+import sys
+from importlib.machinery import SourceFileLoader
+from types import CodeType, ModuleType, TracebackType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperCommand
+
+from poolalloc.cli.common import fail
+
+_WITH_VALUE = ("--config", "--conf")
+
+
+class _RunCommand(TyperCommand):
+    """Leaves everything from the script or -m on to the program, options included."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        position = 0
+        while position < len(args) and args[position].startswith("--") and args[position] != "--":
+            position += 2 if args[position] in _WITH_VALUE else 1
+        if position < len(args) and args[position] != "--":
+            args = [*args[:position], "--", *args[position:]]
+        return super().parse_args(ctx, args)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("run", cls=_RunCommand)(run)
+
+
+def run(
+    program: Annotated[
+        list[str] | None, typer.Argument(metavar="(SCRIPT | -m MODULE) [ARGS]...", show_default=False)
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="A TOML file with options.", metavar="FILE")] = None,
+    conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
+) -> None:
+    """Run a Python program with poolalloc serving its CUDA memory. The program needs no change.
+
+    sys.argv, sys.path, __main__, tracebacks and the exit code are as under python. Processes that the program starts
+    are not covered: use `torchrun --no-python poolalloc run train.py`, or `import poolalloc.auto` in the program.
+
+    Example: poolalloc run --conf bin_limit:512KiB train.py --epochs 3
+    """
+    if not program or program == ["-m"]:
+        fail("run: give a script or -m MODULE; see poolalloc run --help")
+    if program[0] == "-m":
+        _install(config, conf)
+        _run_module(program[1], program[2:])
+    elif program[0].startswith("-"):
+        fail(f'run: no option is named "{program[0]}"; see poolalloc run --help')
+    elif not os.path.exists(program[0]):
+        fail(f"run: there is no file {program[0]}")
+    else:
+        _install(config, conf)
+        _run_script(program[0], program[1:])
+
+
+def _install(config: str | None, conf: str | None) -> None:
+    from poolalloc._install import install
+    from poolalloc.config import Config
+    from poolalloc.errors import PoolallocError
+
+    try:
+        install(Config.load(config=config, conf=conf))
+    except PoolallocError as error:
+        fail(f"run: {error}")
+
+
+def _run_script(name: str, arguments: list[str]) -> None:
+    sys.argv = [name, *arguments]
+    path = os.path.abspath(name)
+    if os.path.isdir(path) or path.endswith((".zip", ".pyz")):
+        _search_first(path)
+        _guard(lambda: runpy.run_path(name, run_name="__main__"))
+        return
+    _search_first(os.path.dirname(os.path.realpath(name)))
+    try:
+        with io.open_code(path) as file:
+            source = file.read()
+    except OSError as error:
+        fail(f"run: cannot read {name}: {error.strerror}")
+    try:
+        code = compile(source, path, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        _end_with(error, None)
+    _execute(code, {"__file__": path, "__cached__": None, "__loader__": SourceFileLoader("__main__", path)})
+
+
+def _run_module(name: str, arguments: list[str]) -> None:
+    """Finds the module as `python -m` does: a package runs its __main__."""
+    _search_first(os.getcwd())
+    sys.argv = ["-m", *arguments]
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"{name}.__main__")
+    except ImportError as error:
+        fail(f"run: cannot find module {name}: {error}")
+    loader: Any = spec.loader if spec is not None else None
+    code = loader.get_code(spec.name) if spec is not None and hasattr(loader, "get_code") else None
+    if spec is None or code is None:
+        fail(f"run: there is no module {name} that can be run")
+    sys.argv[0] = str(spec.origin)
+    about = {"__file__": spec.origin, "__cached__": spec.cached, "__loader__": loader}
+    _execute(code, {**about, "__package__": spec.parent, "__spec__": spec})
+
+
+def _search_first(folder: str) -> None:
+    """The program's imports look in `folder` first, where python would have put it in place of poolalloc's own."""
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = folder
+
+
+def _execute(code: CodeType, about: dict[str, Any]) -> None:
+    # A module that stays: threads and atexit functions outlive the last line of the program.
+    main = ModuleType("__main__")
+    main.__dict__.update(about, __builtins__=__builtins__)
+    if "__package__" not in about:
+        main.__dict__["__package__"] = None
+    sys.modules["__main__"] = main
+    _guard(lambda: exec(code, main.__dict__))
+
+
+def _guard(program: Any) -> None:
+    """Run it; an exception ends the process as under python, with a traceback that begins in the program."""
+    try:
+        program()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        own = error.__traceback__
+        while own is not None and own.tb_frame.f_code.co_filename in (__file__, runpy.__file__, "<frozen runpy>"):
+            own = own.tb_next
+        _end_with(error, own)
+
+
+def _end_with(error: BaseException, traceback: TracebackType | None) -> NoReturn:
+    sys.excepthook(type(error), error.with_traceback(traceback), traceback)
+    raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1)
