@@ -1,0 +1,77 @@
+"""Chooses the GPU of a bench: a real one where there is one and torch can use it, the simulated one otherwise."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from poolalloc.sim import DEFAULT_GPU, SimulationError, sim_environment
+
+
+class DeviceError(ValueError):
+    """The bench cannot run on what was asked for; the message is for the user."""
+
+
+@dataclass(frozen=True)
+class TorchInstall:
+    """The torch that cells will import. cuda is None for a build without CUDA."""
+
+    version: str
+    cuda: str | None
+
+    @property
+    def major_minor(self) -> tuple[int, int]:
+        """Return the version as numbers that can be compared."""
+        found = re.match(r"(\d+)\.(\d+)", self.version)
+        return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def torch_install() -> TorchInstall:
+    """Return the installed torch without importing it. Raises DeviceError if there is none, or none with CUDA."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise DeviceError("torch is not installed; install a CUDA build of it: pip install torch")
+    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    version = re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)
+    cuda = re.search(r"^cuda: .* = '([^']+)'", text, re.MULTILINE)
+    install = TorchInstall(version[1] if version else "unknown", cuda[1] if cuda else None)
+    if install.cuda is None:
+        raise DeviceError(
+            f"torch {install.version} has no CUDA in it; install a CUDA build of it: pip install torch (Linux)"
+        )
+    return install
+
+
+def has_real_gpu() -> bool:
+    """Whether torch can use a CUDA device of this machine; asks torch only if the driver's device file is there."""
+    if not (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()):
+        return False
+    probe = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)"
+    return subprocess.run([sys.executable, "-c", probe], capture_output=True, check=False).returncode == 0
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where cells run. gpu and memory_bytes describe the simulated card; memory_bytes None is the card's own."""
+
+    simulated: bool
+    gpu: str = DEFAULT_GPU
+    memory_bytes: int | None = None
+
+    def environment(self, base: Mapping[str, str], report: Path) -> dict[str, str]:
+        """Return the environment of a cell made from `base`; a simulated device writes its report to `report`."""
+        if not self.simulated:
+            return dict(base)
+        return sim_environment(self.gpu, self.memory_bytes, report=report, base=base)
+
+    def check(self) -> None:
+        """Raise DeviceError if there is no such card, it cannot have this memory, or the simulator is not built."""
+        try:
+            self.environment({}, Path("report.json"))
+        except SimulationError as error:
+            raise DeviceError(str(error)) from error

@@ -1,0 +1,232 @@
+"""Runs the cells of a bench one after the other, each (workload, allocator) in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from poolalloc.bench.allocators import Allocator, cell_environment
+from poolalloc.bench.child import Spec
+from poolalloc.bench.devices import Device, TorchInstall
+from poolalloc.bench.results import Results, Row, Timeline
+from poolalloc.bench.workloads import Workload
+
+POLL_SECONDS = 0.1
+STDERR_LINES = 8
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One program under one allocator. size is None for a script."""
+
+    workload: Workload
+    allocator: Allocator
+    size: str | None = None
+    steps: int = 0
+    arguments: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cells of a bench share; timeout is in seconds, for each cell."""
+
+    device: Device
+    torch: TorchInstall
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell's process."""
+
+    exit_code: int
+    timed_out: bool
+    stderr: str
+    result: dict[str, Any] | None
+    report: dict[str, Any] | None
+
+
+class Watcher:
+    """Told how a bench goes on; every method may be overridden."""
+
+    def cell_started(self, cell: Cell) -> None:
+        """A cell's process starts."""
+
+    def cell_stepped(self, cell: Cell, done: int) -> None:
+        """`done` of its steps are done."""
+
+    def cell_ended(self, cell: Cell, row: Row) -> None:
+        """Its row is there."""
+
+
+def run_cells(cells: list[Cell], setting: Setting, command: str, watcher: Watcher) -> Results:
+    """Run every cell and return the results; a cell that fails becomes a row with an error."""
+    device = setting.device
+    results = Results(setting.torch.version, device.gpu, device.memory_bytes, device.simulated, command)
+    for cell in cells:
+        watcher.cell_started(cell)
+        with tempfile.TemporaryDirectory(prefix="poolalloc-bench-") as folder:
+            outcome = run_cell(cell, setting, Path(folder), watcher)
+        row = make_row(cell, outcome, setting)
+        results.rows.append(row)
+        if outcome.result is not None and "device_name" in outcome.result:
+            results.device_name = outcome.result["device_name"]
+            results.memory_bytes = outcome.result["memory_bytes"]
+        watcher.cell_ended(cell, row)
+    return results
+
+
+def run_cell(cell: Cell, setting: Setting, folder: Path, watcher: Watcher) -> Outcome:
+    """Run one cell in a process group of its own, ended when its time is up; `folder` is for its files."""
+    spec = Spec(
+        allocator=cell.allocator.name,
+        path=str(cell.workload.path),
+        size=cell.size,
+        steps=cell.steps,
+        arguments=cell.arguments,
+        simulated=setting.device.simulated,
+        result=str(folder / "result.json"),
+        progress=str(folder / "progress"),
+    )
+    (folder / "spec.json").write_text(json.dumps(asdict(spec)), encoding="utf-8")
+    command = [sys.executable, "-m", "poolalloc.bench.child", str(folder / "spec.json")]
+    environment = cell_environment(cell.allocator, setting.torch.major_minor, os.environ)
+    environment = setting.device.environment(environment, folder / "report.json")
+    with open(folder / "stdout", "wb") as out, open(folder / "stderr", "wb") as err:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+        )
+        with ended_with(process):
+            timed_out = not follow(
+                process, setting.timeout, folder / "progress", lambda done: watcher.cell_stepped(cell, done)
+            )
+    return Outcome(
+        exit_code=process.returncode,
+        timed_out=timed_out,
+        stderr=(folder / "stderr").read_text(encoding="utf-8", errors="replace"),
+        result=read_json(folder / "result.json"),
+        report=read_json(folder / "report.json"),
+    )
+
+
+def follow(process: subprocess.Popen[bytes], timeout: float, progress: Path, stepped: Callable[[int], None]) -> bool:
+    """Wait for the process, passing on the steps it notes in `progress`. Returns whether it ended in time."""
+    deadline = time.monotonic() + timeout
+    seen: IO[bytes] | None = None
+    with contextlib.ExitStack() as stack:
+        while True:
+            ended = True
+            try:
+                process.wait(POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                ended = False
+            if seen is None and progress.exists():
+                seen = stack.enter_context(open(progress, "rb"))
+            lines = seen.read().split() if seen is not None else []
+            if lines:
+                stepped(int(lines[-1]))
+            if ended:
+                return True
+            if time.monotonic() > deadline:
+                return False
+
+
+@contextlib.contextmanager
+def ended_with(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Leave no process behind: on the way out its whole group is killed if it still runs."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return what the file holds, or None if it is missing or was cut off."""
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data
+
+
+def make_row(cell: Cell, outcome: Outcome, setting: Setting) -> Row:
+    """Return the row of a cell, with an error if it failed or its figures cannot be trusted."""
+    row = Row(cell.workload.name, cell.allocator.name, size=cell.size, steps=cell.steps or None)
+    result = outcome.result
+    if result is None:
+        if outcome.timed_out:
+            row.error = f"did not end within {setting.timeout:g} seconds"
+        else:
+            row.error = f"{ending(outcome.exit_code)} before it could report; its last lines:\n{tail(outcome.stderr)}"
+        return row
+    row.out_of_memory = result["out_of_memory"]
+    row.seconds = result["seconds"]
+    row.steps_done = result["steps_done"] if row.steps else None
+    row.timeline = Timeline(**result["timeline"])
+    row.error = result["error"]
+    if "devices" in result:
+        devices = result["devices"]
+        row.peak_requested_bytes = sum(one["requested_peak"] for one in devices)
+        row.peak_live_bytes = sum(one["live_peak"] for one in devices)
+        row.peak_reserved_bytes = sum(one["reserved_peak"] for one in devices)
+        row.retries = sum(one["retries"] for one in devices)
+        row.out_of_memory = row.out_of_memory or any(one["out_of_memory"] for one in devices)
+        row.driver_calls = dict(sorted(result["driver_calls"].items()))
+        if setting.device.simulated:
+            row.driver_peak_bytes = sum(one["driver_peak"] for one in devices)
+    wrong = []
+    if setting.device.simulated:
+        wrong += check_report(result, outcome.report)
+    if outcome.timed_out:
+        wrong.append(f"the program was over, but its process did not end within {setting.timeout:g} seconds")
+    elif row.error is None and outcome.exit_code != 0:
+        wrong.append(f"the program was over, but its process {ending(outcome.exit_code)}:\n{tail(outcome.stderr)}")
+    if row.error is not None:
+        row.error += f"; its last lines:\n{tail(outcome.stderr)}"
+    elif wrong:
+        row.error = "; ".join(wrong)
+    return row
+
+
+def check_report(result: dict[str, Any], report: dict[str, Any] | None) -> list[str]:
+    """Return how the simulated GPU's report at exit contradicts what the cell read, and the rules that were broken."""
+    if report is None:
+        return ["the simulated GPU left no report"]
+    wrong = []
+    at_exit = {one["device"]: one["peak_used_bytes"] for one in report["devices"]}
+    for one in result.get("devices", []):
+        if at_exit.get(one["device"]) != one["driver_peak"]:
+            wrong.append(
+                f"device {one['device']}: the driver's peak was {one['driver_peak']} bytes when the program ended, and "
+                f"{at_exit.get(one['device'])} in the report at exit"
+            )
+    broken = {kind: count for kind, count in report["violations"].items() if count}
+    if broken:
+        wrong.append("rules of CUDA were broken: " + ", ".join(f"{kind} {count}" for kind, count in broken.items()))
+    return wrong
+
+
+def ending(exit_code: int) -> str:
+    """Return how a process ended, in words."""
+    if exit_code < 0:
+        with contextlib.suppress(ValueError):
+            return f"was killed by {signal.Signals(-exit_code).name}"
+    return f"ended with exit code {exit_code}"
+
+
+def tail(text: str) -> str:
+    """Return the last lines of a program's stderr."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[-STDERR_LINES:]) or "(nothing on stderr)"

@@ -1,0 +1,139 @@
+"""The figures of a bench and their JSON form. Bytes are whole numbers, times are seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass
+class Timeline:
+    """Memory over time: equally long lists of seconds since the program's start and bytes. steps: when each ended."""
+
+    seconds: list[float] = field(default_factory=list)
+    requested: list[int] = field(default_factory=list)
+    live: list[int] = field(default_factory=list)
+    reserved: list[int] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
+
+    def thinned(self, points: int) -> Timeline:
+        """Return at most `points` samples; each carries the largest figures of the interval it stands for."""
+        count = len(self.seconds)
+        if count <= points:
+            return self
+        thin = Timeline(steps=self.steps)
+        for index in range(points):
+            part = slice(index * count // points, (index + 1) * count // points)
+            # A point stands at the end of its interval, so that the last one is the last sample.
+            thin.seconds.append(self.seconds[part][-1])
+            thin.requested.append(max(self.requested[part]))
+            thin.live.append(max(self.live[part]))
+            thin.reserved.append(max(self.reserved[part]))
+        return thin
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the lists by name."""
+        return {
+            "seconds": [round(value, 4) for value in self.seconds],
+            "requested": self.requested,
+            "live": self.live,
+            "reserved": self.reserved,
+            "steps": [round(value, 4) for value in self.steps],
+        }
+
+
+@dataclass
+class Row:
+    """One cell: a workload under an allocator. A figure that is not known (the cell died) is None."""
+
+    workload: str
+    allocator: str
+    peak_requested_bytes: int | None = None
+    peak_live_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    driver_calls: dict[str, int] = field(default_factory=dict)
+    retries: int | None = None
+    seconds: float | None = None
+    out_of_memory: bool = False
+    error: str | None = None
+    # What the rows of the JSON do not hold; it stands under "details".
+    size: str | None = None
+    steps: int | None = None
+    steps_done: int | None = None
+    driver_peak_bytes: int | None = None
+    timeline: Timeline = field(default_factory=Timeline)
+
+    @property
+    def overhead(self) -> float | None:
+        """Peak reserved / peak requested, or None where nothing was requested."""
+        if not self.peak_requested_bytes or self.peak_reserved_bytes is None:
+            return None
+        return self.peak_reserved_bytes / self.peak_requested_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row; "error" is there only if the cell failed."""
+        row: dict[str, Any] = {
+            "workload": self.workload,
+            "allocator": self.allocator,
+            "peak_requested_bytes": self.peak_requested_bytes,
+            "peak_live_bytes": self.peak_live_bytes,
+            "peak_reserved_bytes": self.peak_reserved_bytes,
+            "overhead": None if self.overhead is None else round(self.overhead, 6),
+            "driver_calls": self.driver_calls,
+            "retries": self.retries,
+            "seconds": None if self.seconds is None else round(self.seconds, 3),
+            "out_of_memory": self.out_of_memory,
+        }
+        if self.error is not None:
+            row["error"] = self.error
+        return row
+
+    def details_json(self) -> dict[str, Any]:
+        """Return what is known of the cell beyond its row."""
+        return {
+            "workload": self.workload,
+            "allocator": self.allocator,
+            "size": self.size,
+            "steps": self.steps,
+            "steps_done": self.steps_done,
+            "driver_peak_bytes": self.driver_peak_bytes,
+            "timeline": self.timeline.to_json(),
+        }
+
+
+@dataclass
+class Results:
+    """Everything one bench found."""
+
+    torch: str
+    device_name: str
+    memory_bytes: int | None
+    simulated: bool
+    command: str
+    rows: list[Row] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the results in schema 1; "details" runs beside "rows" and holds the time lines."""
+        return {
+            "schema": SCHEMA,
+            "torch": self.torch,
+            "device": {"name": self.device_name, "memory_bytes": self.memory_bytes, "simulated": self.simulated},
+            "command": self.command,
+            "rows": [row.to_json() for row in self.rows],
+            "details": [row.details_json() for row in self.rows],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Results:
+        """Return the results that to_json wrote. Raises ValueError for another schema."""
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"unknown schema {data.get('schema')!r}; this version reads {SCHEMA}")
+        rows = []
+        for row, details in zip(data["rows"], data["details"], strict=True):
+            figures = {key: value for key, value in row.items() if key != "overhead"}
+            extra = {key: value for key, value in details.items() if key not in ("workload", "allocator", "timeline")}
+            rows.append(Row(**figures, **extra, timeline=Timeline(**details["timeline"])))
+        device = data["device"]
+        return cls(data["torch"], device["name"], device["memory_bytes"], device["simulated"], data["command"], rows)

@@ -1,0 +1,45 @@
+"""The table of a bench as text cells, for the terminal, the PNG and the HTML alike."""
+
+from __future__ import annotations
+
+from poolalloc.bench.results import Row
+from poolalloc.sizes import format_size
+
+HEADINGS = (
+    "workload",
+    "allocator",
+    "peak requested",
+    "peak reserved",
+    "overhead",
+    "driver calls",
+    "retries",
+    "seconds",
+    "out of memory",
+)
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """Return the row under HEADINGS; a figure that is not known is a dash."""
+
+    def size(value: int | None) -> str:
+        return "-" if value is None else format_size(value)
+
+    return (
+        row.workload,
+        row.allocator,
+        size(row.peak_requested_bytes),
+        size(row.peak_reserved_bytes),
+        "-" if row.overhead is None else f"{row.overhead:.4f}",
+        f"{sum(row.driver_calls.values()):,}" if row.peak_reserved_bytes is not None else "-",
+        "-" if row.retries is None else str(row.retries),
+        "-" if row.seconds is None else f"{row.seconds:.1f}",
+        "failed" if row.error is not None else "yes" if row.out_of_memory else "no",
+    )
+
+
+def summary(row: Row) -> str:
+    """Return the row in a few words."""
+    if row.error is not None:
+        return f"failed: {row.error.splitlines()[0]}"
+    end = ", ran out of memory" if row.out_of_memory else ""
+    return f"peak {format_size(row.peak_reserved_bytes or 0)} reserved{end}, {row.seconds or 0:.1f} s"

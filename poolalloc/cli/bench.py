@@ -1,0 +1,213 @@
+"""`poolalloc bench`: compares allocators on workloads and scripts, prints a table and draws a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from poolalloc.cli.common import fail, size_option
+
+DEFAULT_ALLOCATORS = "default,expandable,poolalloc"
+SCRIPT_ARGUMENTS = "poolalloc.script_arguments"
+
+
+class BenchCommand(typer.core.TyperCommand):
+    """Keeps what follows `--` apart: those are the script's arguments, not workloads."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Cut the arguments at the first `--`."""
+        if "--" in args:
+            cut = args.index("--")
+            ctx.meta[SCRIPT_ARGUMENTS] = args[cut + 1 :]
+            args = args[:cut]
+        return super().parse_args(ctx, args)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command(name="bench", cls=BenchCommand)(bench)
+
+
+def bench(  # noqa: PLR0917
+    context: typer.Context,
+    workloads: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WORKLOAD", help="Names of workloads, or paths of scripts. Default: all."),
+    ] = None,
+    allocators: Annotated[str, typer.Option(help="Allocators to compare, separated by commas.")] = DEFAULT_ALLOCATORS,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="'real', or the name of a card to simulate. Default: real if there is one, else h100."),
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of the simulated card, such as 24GiB.")] = None,
+    size: Annotated[str | None, typer.Option(help="Size of the workloads: tiny, small or full.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of each workload. Default: its own.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    html_path: Annotated[Path | None, typer.Option("--html", help="Write a report that opens offline.")] = None,
+    png_path: Annotated[Path | None, typer.Option("--png", help="Draw the report (needs matplotlib).")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds after which a cell is ended.")] = 900.0,
+    list_names: Annotated[bool, typer.Option("--list", help="Print the workloads and allocators, and exit.")] = False,
+) -> int:
+    """Compare what allocators reserve for the same program, each in its own process.
+
+    A program is a workload by name (see --list) or any script: its arguments follow `--`. Runs on the simulated GPU
+    where there is no real one. Exit code 1 if a cell failed, 2 for bad input.
+
+    Example: poolalloc bench gpt serving --json results.json --html report.html
+
+    Example: poolalloc bench train.py --gpu a100 -- --layers 12
+    """
+    from poolalloc.bench import harness
+    from poolalloc.bench.progress import Progress, print_results
+
+    if list_names:
+        print_names()
+        return 0
+    if timeout <= 0:
+        fail(f"--timeout: {timeout:g} is not a positive number of seconds")
+    for option, path in (("--json", json_path), ("--html", html_path), ("--png", png_path)):
+        if path is not None:
+            make_room(option, path)
+    if png_path is not None:
+        require_picture()
+    cells = make_cells(workloads or all_workloads(), allocators, size, steps, context.meta.get(SCRIPT_ARGUMENTS, []))
+    torch, device = choose_device(gpu, memory)
+    command = shlex.join(["poolalloc", *sys.argv[1:]])
+
+    note_dropped_variables()
+
+    with Progress(cells, device) as progress:
+        results = harness.run_cells(cells, harness.Setting(device, torch, timeout), command, progress)
+    print_results(results)
+    if json_path is not None:
+        json_path.write_text(json.dumps(results.to_json(), indent=1) + "\n", encoding="utf-8")
+    if html_path is not None:
+        from poolalloc.bench.report import write_html
+
+        write_html(results, html_path)
+    if png_path is not None:
+        from poolalloc.bench.picture import write_png
+
+        write_png(results, png_path)
+    for path in (json_path, html_path, png_path):
+        if path is not None:
+            print(f"wrote {path}")
+    return 1 if any(row.error is not None for row in results.rows) else 0
+
+
+def note_dropped_variables() -> None:
+    """Say which settings of torch's allocator the cells do not get from this environment."""
+    from poolalloc.bench.allocators import TORCH_VARIABLES
+
+    for name in TORCH_VARIABLES:
+        if name in os.environ:
+            print(f"poolalloc: {name} is not passed on; every allocator runs with its own settings", file=sys.stderr)
+
+
+def make_room(option: str, path: Path) -> None:
+    """Make the folder of a file that will be written after a long run; ends the command if it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"{option}: {path}: {error.strerror}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        fail(f"{option}: {path} cannot be written")
+
+
+def print_names() -> None:
+    """Print what can be benched."""
+    from poolalloc.bench.allocators import ALLOCATORS
+    from poolalloc.bench.workloads import describe, known
+
+    print("workloads:")
+    for name, path in known().items():
+        workload = describe(name, path)
+        if not workload.is_script:
+            print(f"  {name:16} sizes {', '.join(workload.sizes)}; {workload.steps} steps")
+    print("allocators:")
+    for allocator in ALLOCATORS.values():
+        print(f"  {allocator.name:16} {allocator.title}")
+
+
+def all_workloads() -> list[str]:
+    """Return the names of all workloads; ends the command if there are none to be found."""
+    from poolalloc.bench.workloads import known
+
+    return list(known()) or fail("no workload is installed with this package; give the path of a script")
+
+
+def require_picture() -> None:
+    """End the command if the PNG could not be drawn in the end."""
+    from poolalloc.bench.picture import MissingReportError, require_matplotlib
+
+    try:
+        require_matplotlib()
+    except MissingReportError as error:
+        fail(str(error))
+
+
+def make_cells(
+    names: list[str], allocators: str, size: str | None, steps: int | None, arguments: list[str]
+) -> list[Any]:
+    """Return every workload under every allocator; ends the command for a name that does not exist."""
+    from poolalloc.bench.allocators import ALLOCATORS
+    from poolalloc.bench.harness import Cell
+    from poolalloc.bench.workloads import Workload, WorkloadError, choose_size, find
+
+    chosen = [name.strip() for name in allocators.split(",") if name.strip()]
+    for name in chosen:
+        if name not in ALLOCATORS:
+            fail(f"--allocators: unknown allocator {name!r}; there are {', '.join(ALLOCATORS)}")
+    if not chosen:
+        fail(f"--allocators: name at least one of {', '.join(ALLOCATORS)}")
+    if steps is not None and steps < 1:
+        fail(f"--steps: {steps} is not a positive number of steps")
+    found: list[tuple[Workload, str | None, int]] = []
+    try:
+        for name in dict.fromkeys(names):
+            workload = find(name)
+            if workload.is_script:
+                if size is not None or steps is not None:
+                    raise WorkloadError(
+                        f"{name} is a script: --size and --steps are for workloads; pass its arguments after --"
+                    )
+                found.append((workload, None, 0))
+            else:
+                found.append((workload, choose_size(workload, size), steps or workload.steps or 1))
+    except WorkloadError as error:
+        fail(str(error))
+    if arguments and not (len(found) == 1 and found[0][0].is_script):
+        fail("arguments after -- are for a script, and for one script only")
+    return [
+        Cell(workload, ALLOCATORS[name], its_size, its_steps, arguments)
+        for workload, its_size, its_steps in found
+        for name in dict.fromkeys(chosen)
+    ]
+
+
+def choose_device(gpu: str | None, memory: str | None) -> tuple[Any, Any]:
+    """Return the torch that will run and the device to run on; ends the command if there is none such."""
+    from poolalloc.bench.devices import Device, DeviceError, has_real_gpu, torch_install
+
+    if gpu == "real" and memory is not None:
+        fail("--memory is the memory of a simulated card; it cannot be used with --gpu real")
+    memory_bytes = None if memory is None else size_option("--memory", memory)
+    try:
+        torch = torch_install()
+        if gpu == "real" or (gpu is None and memory is None):
+            if has_real_gpu():
+                return torch, Device(simulated=False, gpu="real")
+            if gpu == "real":
+                raise DeviceError("--gpu real: torch sees no CUDA device here; without --gpu the simulated one is used")
+        device = Device(simulated=True, gpu=gpu or Device.gpu, memory_bytes=memory_bytes)
+        device.check()
+    except DeviceError as error:
+        fail(str(error))
+    return torch, device
