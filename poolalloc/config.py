@@ -6,6 +6,7 @@ set is in csrc/core/options.def alone.
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import os
@@ -85,7 +86,7 @@ class Config(Options):
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Config:
-        """Return the options in the table `[poolalloc]` of a TOML file. Raises ConfigError, also if it cannot be read."""
+        """Return the options in the table `[poolalloc]` of a TOML file. Raises ConfigError, also if there is none."""
         return cls._from(_from_file(path))
 
     @classmethod
@@ -137,7 +138,7 @@ def _from_spec(spec: str | os.PathLike[str]) -> dict[str, object]:
         return _from_file(spec)
     if name not in profiles():
         raise ConfigError(
-            f'there is no profile "{name}"; nearest: {nearest(name, profiles())}; all: {", ".join(profiles())}; '
+            f"there is no profile {_quoted(name)}; nearest: {nearest(name, profiles())}; all: {', '.join(profiles())}; "
             f'a file is written with its ending, such as "{name or "profile"}.toml"'
         )
     return _from_toml(_profiles().joinpath(f"{name}.toml").read_text(encoding="utf-8"), f"profile {name}")
@@ -163,7 +164,7 @@ def _from_toml(text: str, source: str) -> dict[str, object]:
     for key, value in document.items():
         if key != "poolalloc":
             kind = "table" if isinstance(value, dict) else "key"
-            raise ConfigError(f'{source}: unknown {kind} "{key}"; options stand in the table [poolalloc]')
+            raise ConfigError(f"{source}: unknown {kind} {_quoted(key)}; options stand in the table [poolalloc]")
     table = document.get("poolalloc", {})
     if not isinstance(table, dict):
         raise ConfigError(f"{source}: poolalloc = {table!r} is no table; options stand in the table [poolalloc]")
@@ -188,12 +189,13 @@ def _from_conf(text: str) -> dict[str, object]:
         name, colon, value = (piece.strip(_SPACE) for piece in entry.partition(":"))
         if not colon:
             raise ConfigError(
-                f'options: "{entry}" in "{text}" has no value; write key:value,key:value, such as "{OPTIONS[0].name}:0"'
+                f"options: {_quoted(entry)} in {_quoted(text)} has no value; write key:value,key:value, such as "
+                f'"{OPTIONS[0].name}:0"'
             )
         option = _find(name, value)
-        checked = _check(option, _read(option, value))
+        checked = _check(option, _read(option, value), value)
         if name in options:
-            raise ConfigError(f'option {name}: "{value}" is a second value in "{text}"; allowed: one')
+            raise ConfigError(f"option {name}: {_quoted(value)} is a second value in {_quoted(text)}; allowed: one")
         options[name] = checked
     return options
 
@@ -214,8 +216,8 @@ def _find(name: str, value: object) -> Option:
         return _TABLE[name]
     near = _TABLE[nearest(name, _TABLE)]
     raise ConfigError(
-        f'unknown option "{name}" (value "{value}"); nearest known option: {near.name} (allowed: {_range(near)}); '
-        f"all options: {', '.join(_TABLE)}"
+        f"unknown option {_quoted(name)} (value {_quoted(value)}); nearest known option: {near.name} "
+        f"(allowed: {_range(near)}); all options: {', '.join(_TABLE)}"
     )
 
 
@@ -255,30 +257,39 @@ _PROBLEMS = {
 }
 
 
-def _check(option: Option, value: object) -> int | float | bool:
-    """The value in the option's own type, if it is allowed."""
+def _check(option: Option, value: object, text: str | None = None) -> int | float | bool:
+    """The value in the option's own type, if it is allowed. `text` is how it was written, where that is known."""
     converted = _convert(option, value)
+    written = value if text is None else text
     if converted is None:
-        raise _refusal(option, value, _PROBLEMS[option.type])
+        raise _refusal(option, written, _PROBLEMS[option.type])
     if not option.minimum <= converted <= option.maximum:
-        raise _refusal(option, value, "is out of range")
+        raise _refusal(option, written, "is out of range")
     return converted
 
 
 def _convert(option: Option, value: object) -> int | float | bool | None:
     if option.type == "boolean" or isinstance(value, bool):
         return value if isinstance(value, bool) and option.type == "boolean" else None
+    if option.type == "number":
+        return _float(value) if isinstance(value, Real) else None
     if option.type == "bytes" and isinstance(value, str):
-        try:
-            return parse_size(value, zero=True)
-        except ValueError:
-            return None
-    if option.type == "number" and isinstance(value, Real):
-        return _float(value)
+        return _size(value)
+    return _whole(value)
+
+
+def _size(text: str) -> int | None:
+    try:
+        return parse_size(text, zero=True)
+    except ValueError:
+        return None
+
+
+def _whole(value: object) -> int | float | None:
     if isinstance(value, float) and math.isinf(value):
         return value
     try:
-        return operator.index(cast(Any, value)) if option.type != "number" else None
+        return operator.index(cast(Any, value))
     except TypeError:
         return None
 
@@ -303,10 +314,15 @@ def _check_together(values: Mapping[str, int | float | bool]) -> None:
 
 
 def _refusal(option: Option, value: object, problem: str) -> ConfigError:
-    return ConfigError(f'option {option.name}: "{value}" {problem}; allowed: {_range(option)}')
+    return ConfigError(f"option {option.name}: {_quoted(value)} {problem}; allowed: {_range(option)}")
 
 
 # --- values as text -------------------------------------------------------------------------------------------------
+
+
+def _quoted(value: object) -> str:
+    """The value in quotes and on one line, whatever is in it."""
+    return json.dumps(str(value), ensure_ascii=False)
 
 
 def _range(option: Option) -> str:

@@ -35,7 +35,12 @@ std::string lowered(std::string_view text) {
   return result;
 }
 
-std::string quoted(std::string_view text) { return '"' + std::string(text) + '"'; }
+// In quotes and on one line, whatever is in it.
+std::string quoted(std::string_view text) {
+  std::string result(text);
+  std::replace_if(result.begin(), result.end(), [](unsigned char c) { return c < ' '; }, '?');
+  return '"' + result + '"';
+}
 
 // The digits at the front of `text`, removed from it.
 std::string_view take_digits(std::string_view& text) {
