@@ -10,6 +10,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -38,4 +39,21 @@ class CMakeBuild(build_ext):
             subprocess.run(command, check=True)
 
 
-setup(ext_modules=[Extension("poolalloc._core", sources=[])], cmdclass={"build_ext": CMakeBuild})
+class WorkloadsToo(build_py):
+    """Puts benchmarks/workloads into the package, so that an installed `poolalloc bench` knows them by name."""
+
+    def run(self) -> None:
+        """Build the package, then copy; an editable install finds them in the checkout."""
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(
+                ROOT / "benchmarks" / "workloads",
+                Path(self.build_lib) / "poolalloc" / "bench" / "workload_files",
+                ignore=shutil.ignore_patterns("__pycache__"),
+                dirs_exist_ok=True,
+            )
+
+
+setup(
+    ext_modules=[Extension("poolalloc._core", sources=[])], cmdclass={"build_ext": CMakeBuild, "build_py": WorkloadsToo}
+)

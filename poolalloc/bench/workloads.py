@@ -37,7 +37,7 @@ def folders() -> list[Path]:
     """Return where workload files are looked for: inside an installed package, in its checkout, in the current one."""
     package = Path(__file__).resolve().parent
     candidates = [
-        package / "workloads",
+        package / "workload_files",
         package.parent.parent / "benchmarks" / "workloads",
         Path("benchmarks/workloads").absolute(),
     ]
