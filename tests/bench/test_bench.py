@@ -1,0 +1,239 @@
+"""`poolalloc bench` on the simulated GPU: rows, cross-checks that catch planted lies, cells that die, scripts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bench_rig import Bench
+
+MIB = 1 << 20
+WORKLOADS = ("gpt", "gpt_checkpoint", "serving", "convnet")
+Script = Callable[[str], str]
+
+HOLD = "import torch\nkept = torch.empty(30 << 20, dtype=torch.uint8, device='cuda')\n"
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_every_workload_runs_under_every_allocator(sim_bench: Bench, workload: str) -> None:
+    ran = sim_bench(workload, "--size", "tiny", "--steps", "3", "--gpu", "a100")
+    assert ran.code == 0, ran.err
+    assert ran.data is not None
+    assert ran.data["device"]["simulated"] is True
+    assert "A100" in ran.data["device"]["name"]
+    assert ran.data["device"]["memory_bytes"] == 84987740160
+    assert [row["allocator"] for row in ran.data["rows"]] == ["default", "expandable", "poolalloc"]
+    requested = {row["peak_requested_bytes"] for row in ran.data["rows"]}
+    for row, details in zip(ran.data["rows"], ran.data["details"], strict=True):
+        assert row["workload"] == workload
+        assert 0 < row["peak_requested_bytes"] <= row["peak_live_bytes"] <= row["peak_reserved_bytes"]
+        assert row["overhead"] == pytest.approx(row["peak_reserved_bytes"] / row["peak_requested_bytes"], abs=1e-6)
+        assert row["out_of_memory"] is False
+        assert row["retries"] == 0
+        assert row["seconds"] > 0
+        assert "error" not in row
+        assert details["steps_done"] == 3
+        assert len(details["timeline"]["steps"]) == 3
+        assert details["driver_peak_bytes"] == row["peak_reserved_bytes"]
+        assert max(details["timeline"]["reserved"]) <= row["peak_reserved_bytes"]
+        assert max(details["timeline"]["requested"]) <= row["peak_requested_bytes"]
+    # The program asks for the same under every allocator.
+    assert len(requested) == 1
+
+
+def test_each_allocator_uses_the_calls_that_are_its_own(sim_bench: Bench) -> None:
+    ran = sim_bench("gpt", "--size", "tiny", "--steps", "2")
+    assert ran.row("default")["driver_calls"]["cudaMalloc"] > 0
+    assert "cuMemCreate" not in ran.row("default")["driver_calls"]
+    for allocator in ("expandable", "poolalloc"):
+        calls = ran.row(allocator)["driver_calls"]
+        assert calls["cuMemCreate"] > 0
+        assert calls["cuMemMap"] > 0
+        assert "cudaMalloc" not in calls
+        assert not [name for name in calls if "Event" in name or "Stream" in name]
+
+
+def test_settings_of_torchs_allocator_outside_do_not_reach_a_cell(sim_bench: Bench) -> None:
+    ran = sim_bench(
+        "gpt",
+        "--size",
+        "tiny",
+        "--steps",
+        "1",
+        "--allocators",
+        "default",
+        PYTORCH_ALLOC_CONF="expandable_segments:True",
+    )
+    assert ran.code == 0, ran.err
+    assert "PYTORCH_ALLOC_CONF is not passed on" in ran.err
+    assert "cudaMalloc" in ran.row("default")["driver_calls"]
+
+
+def test_memory_taken_behind_the_allocators_back_is_an_error_with_both_figures(
+    sim_bench: Bench, script: Script
+) -> None:
+    plant = "import ctypes\nctypes.CDLL(None).cudaMalloc(ctypes.byref(ctypes.c_void_p()), ctypes.c_size_t(6 << 20))\n"
+    ran = sim_bench(script(HOLD + plant), "--allocators", "default,poolalloc")
+    assert ran.code == 1
+    for allocator, reserved in (("default", 30 * MIB), ("poolalloc", ran.row("poolalloc")["peak_reserved_bytes"])):
+        error = ran.row(allocator)["error"]
+        assert f"{reserved} bytes" in error
+        assert str(reserved + 6 * MIB) in error
+        assert error in ran.err
+
+
+def test_a_peak_that_the_driver_did_not_see_is_an_error(sim_bench: Bench, script: Script) -> None:
+    ran = sim_bench(script(HOLD + "import ctypes\nctypes.CDLL(None).simgpu_reset_peak(0)\n"), "--allocators", "default")
+    assert ran.code == 0, ran.err  # the peak became what is in use now, and that is the same
+    free = "del kept\ntorch.cuda.empty_cache()\n"
+    ran = sim_bench(
+        script(HOLD + free + "import ctypes\nctypes.CDLL(None).simgpu_reset_peak(0)\n"), "--allocators", "default"
+    )
+    assert ran.code == 1
+    assert f"peak reserved was {30 * MIB} bytes, the driver says 0" in ran.row("default")["error"]
+
+
+def test_a_broken_rule_of_cuda_is_an_error(sim_bench: Bench, script: Script) -> None:
+    plant = "import ctypes\nctypes.CDLL(None).cudaFree(ctypes.c_void_p(0x12345000))\n"
+    ran = sim_bench(script(HOLD + plant), "--allocators", "default")
+    assert ran.code == 1
+    assert "rules of CUDA were broken" in ran.row("default")["error"]
+
+
+def test_another_allocator_than_the_one_asked_for_is_an_error(sim_bench: Bench, script: Script) -> None:
+    plant = "import torch\ntorch._C._accelerator_setAllocatorSettings('expandable_segments:False')\n"
+    ran = sim_bench(script(plant + HOLD), "--allocators", "expandable")
+    assert ran.code == 1
+    assert "expandable_segments=False instead of True" in ran.row("expandable")["error"]
+
+
+def test_a_peak_before_a_reset_counts(sim_bench: Bench, script: Script) -> None:
+    text = (
+        HOLD
+        + "del kept\ntorch.cuda.empty_cache()\nRESET\nkept = torch.empty(4 << 20, device='cuda', dtype=torch.uint8)\n"
+    )
+    ran = sim_bench(script(text.replace("RESET", "torch.cuda.reset_peak_memory_stats()")), "--allocators", "default")
+    assert ran.code == 0, ran.err
+    assert ran.row("default")["peak_requested_bytes"] == 30 * MIB
+    text = text.replace("RESET", "import poolalloc; poolalloc.reset_peak_stats()")
+    ran = sim_bench(script(text), "--allocators", "poolalloc")
+    assert ran.code == 0, ran.err
+    assert ran.row("poolalloc")["peak_requested_bytes"] == 30 * MIB
+
+
+def test_out_of_memory_is_a_row_and_no_failure(sim_bench: Bench) -> None:
+    ran = sim_bench("gpt", "--size", "small", "--steps", "2", "--memory", "1GiB")
+    assert ran.code == 0, ran.err
+    assert ran.data is not None
+    for row, details in zip(ran.data["rows"], ran.data["details"], strict=True):
+        assert row["out_of_memory"] is True
+        assert "error" not in row
+        assert 0 < row["peak_reserved_bytes"] <= 1024 * MIB
+        assert details["steps_done"] < 2
+    assert "yes" in ran.out
+
+
+def test_a_script_gets_its_arguments_and_runs_as_main(sim_bench: Bench, script: Script, tmp_path: Path) -> None:
+    text = HOLD + "import sys\nassert __name__ == '__main__'\nopen('seen', 'a').write(repr(sys.argv[1:]) + '\\n')\n"
+    ran = sim_bench(script(text), "--allocators", "default,poolalloc", "--", "--layers", "3")
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "seen").read_text() == "['--layers', '3']\n" * 2
+    assert ran.row("default")["peak_requested_bytes"] == 30 * MIB
+    assert ran.row("poolalloc")["peak_requested_bytes"] == 30 * MIB
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("raise ValueError('a bad day')", "ValueError: a bad day"),
+        ("import sys; sys.exit(3)", "ended with exit code 3"),
+        ("import os; os._exit(5)", "ended with exit code 5 before it could report"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was killed by SIGKILL"),
+    ],
+)
+def test_a_cell_that_dies_is_an_error_row_and_the_others_still_run(
+    sim_bench: Bench, script: Script, end: str, said: str
+) -> None:
+    text = f"{HOLD}if torch.cuda.memory.get_allocator_backend() == 'native':\n    {end}\n"
+    ran = sim_bench(script(text), "--allocators", "default,poolalloc")
+    assert ran.code == 1
+    assert said in ran.row("default")["error"]
+    assert said in ran.err
+    assert "error" not in ran.row("poolalloc")
+    assert ran.row("poolalloc")["peak_requested_bytes"] == 30 * MIB
+
+
+def test_a_cell_that_does_not_end_is_ended(sim_bench: Bench, script: Script) -> None:
+    ran = sim_bench(script("import time\ntime.sleep(1000)\n"), "--allocators", "default", "--timeout", "1")
+    assert ran.code == 1
+    assert "did not end within 1 seconds" in ran.row("default")["error"]
+
+
+def test_a_script_that_uses_no_gpu_is_an_error(sim_bench: Bench, script: Script) -> None:
+    ran = sim_bench(script("print('hello')\n"), "--allocators", "default")
+    assert ran.code == 1
+    assert "never used the GPU" in ran.row("default")["error"]
+
+
+def test_the_report_and_the_picture_are_written(sim_bench: Bench, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    ran = sim_bench(
+        *("gpt", "--size", "tiny", "--steps", "2", "--html", str(tmp_path / "deep" / "r.html")),
+        *("--png", str(tmp_path / "deep" / "r.png")),
+    )
+    assert ran.code == 0, ran.err
+    assert "poolalloc" in (tmp_path / "deep" / "r.html").read_text()
+    assert (tmp_path / "deep" / "r.png").stat().st_size > 20_000
+    for text in ("simulated", "peak requested", "overhead", "default", "expandable", "poolalloc"):
+        assert text in ran.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("gtp",), "unknown workload 'gtp'"),
+        (("missing.py",), "no such script: missing.py"),
+        (("gpt", "--allocators", "jemalloc"), "unknown allocator 'jemalloc'"),
+        (("gpt", "--allocators", ","), "name at least one"),
+        (("gpt", "--gpu", "voodoo2"), "voodoo2"),
+        (("gpt", "--memory", "-3GiB"), "negative"),
+        (("gpt", "--memory", "1GiB", "--gpu", "real"), "--memory"),
+        (("gpt", "--size", "huge"), "gpt has no size 'huge'"),
+        (("gpt", "--steps", "0"), "--steps: 0"),
+        (("gpt", "--timeout", "0"), "--timeout: 0"),
+        (("gpt", "--nonsense"), "--nonsense"),
+        (("gpt", "--html", "/"), "--html: / cannot be written"),
+        (("gpt", "--", "--layers", "3"), "arguments after -- are for a script"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(bench: Bench, arguments: tuple[str, ...], said: str) -> None:
+    ran = bench(*arguments)
+    assert ran.code == 2
+    assert said in ran.err
+    assert len(ran.err.splitlines()) == 1
+    assert ran.data is None
+
+
+def test_a_size_is_refused_for_a_script(bench: Bench, script: Script) -> None:
+    ran = bench(script(HOLD), "--size", "tiny")
+    assert (ran.code, ran.data) == (2, None)
+    assert "is a script" in ran.err
+
+
+def test_torch_without_cuda_is_refused(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("")
+    (tmp_path / "torch" / "version.py").write_text("__version__ = '2.15.0+cpu'\ncuda: Optional[str] = None\n")
+    ran = bench("gpt", PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert (ran.code, ran.data) == (2, None)
+    assert "2.15.0+cpu has no CUDA in it" in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_the_list_names_workloads_and_allocators(bench: Bench) -> None:
+    ran = bench("--list")
+    assert ran.code == 0
+    for name in (*WORKLOADS, "default", "expandable", "poolalloc"):
+        assert name in ran.out

@@ -1,0 +1,224 @@
+"""Results, their JSON, and the pictures, from made-up figures."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from poolalloc.bench import panels, picture, report
+from poolalloc.bench.results import Results, Row, Timeline
+from poolalloc.bench.sampling import Sampler
+from poolalloc.bench.table import HEADINGS, cells
+
+GIB = 1 << 30
+
+
+def timeline(factor: float, steps: int = 4, samples: int = 50) -> Timeline:
+    """Requested memory rises and falls in every step; reserved memory stays at the highest so far, times factor."""
+    line, reserved = Timeline(), 0
+    for step in range(steps):
+        for index in range(samples):
+            requested = int((1 + (step + 1) * (1 - abs(2 * index / samples - 1))) * GIB)
+            reserved = max(reserved, int(requested * factor))
+            line.seconds.append((step + index / samples) * 0.5)
+            line.requested.append(requested)
+            line.live.append(requested)
+            line.reserved.append(reserved)
+        line.steps.append((step + 1) * 0.5)
+    return line
+
+
+def row(allocator: str, factor: float, workload: str = "gpt") -> Row:
+    line = timeline(factor)
+    return Row(
+        workload,
+        allocator,
+        peak_requested_bytes=max(line.requested),
+        peak_live_bytes=max(line.live),
+        peak_reserved_bytes=max(line.reserved),
+        driver_calls={"cudaFree": 2, "cudaMalloc": 40},
+        retries=0,
+        seconds=2.0,
+        size="tiny",
+        steps=4,
+        steps_done=4,
+        driver_peak_bytes=max(line.reserved),
+        timeline=line,
+    )
+
+
+@pytest.fixture
+def results() -> Results:
+    rows = [row("default", 1.4), row("expandable", 1.1), row("poolalloc", 1.0)]
+    return Results("2.15.0", "NVIDIA H100 80GB HBM3", 80 * GIB, True, "poolalloc bench gpt", rows)
+
+
+def test_json_has_the_promised_form_and_survives_a_round_trip(results: Results) -> None:
+    data = json.loads(json.dumps(results.to_json()))
+    assert set(data) == {"schema", "torch", "device", "command", "rows", "details"}
+    assert data["schema"] == 1
+    assert data["device"] == {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 80 * GIB, "simulated": True}
+    assert [set(one) for one in data["rows"]] == [
+        {
+            "workload",
+            "allocator",
+            "peak_requested_bytes",
+            "peak_live_bytes",
+            "peak_reserved_bytes",
+            "overhead",
+            "driver_calls",
+            "retries",
+            "seconds",
+            "out_of_memory",
+        }
+    ] * 3
+    assert data["rows"][0]["overhead"] == pytest.approx(1.4, rel=1e-6)
+    assert Results.from_json(data).to_json() == data
+
+
+def test_another_schema_is_refused(results: Results) -> None:
+    with pytest.raises(ValueError, match="unknown schema 2"):
+        Results.from_json(results.to_json() | {"schema": 2})
+
+
+def test_overhead_is_unknown_where_nothing_was_requested() -> None:
+    assert Row("w", "a").overhead is None
+    assert Row("w", "a", peak_requested_bytes=0, peak_reserved_bytes=2).overhead is None
+
+
+@pytest.mark.parametrize("points", [1, 7, 100, 199])
+def test_a_thinned_time_line_keeps_every_peak_and_its_end(points: int) -> None:
+    full = timeline(1.3)
+    thin = full.thinned(points)
+    assert len(thin.seconds) == len(thin.requested) == len(thin.live) == len(thin.reserved) == points
+    assert max(thin.requested) == max(full.requested)
+    assert max(thin.reserved) == max(full.reserved)
+    assert thin.seconds[-1] == full.seconds[-1]
+    assert thin.seconds == sorted(thin.seconds)
+    assert thin.steps == full.steps
+
+
+def test_the_sampler_bounds_its_memory_and_keeps_the_largest() -> None:
+    values = iter(range(10_000))
+    with Sampler(lambda: (next(values),) * 3, interval=60, limit=100) as sampler:
+        for _ in range(1000):
+            sampler.sample()
+        sampler.step()
+    line = sampler.timeline(10_000)
+    assert len(line.seconds) < 101
+    assert line.requested[-1] == 1001  # the 1,000, the step's and the last one
+    assert len(line.steps) == 1
+
+
+def test_samples_are_placed_by_steps() -> None:
+    line = Timeline(seconds=[0.0, 1.0, 2.0, 3.0, 6.0, 7.0], steps=[2.0, 6.0])
+    assert panels.to_steps(line) == [0.0, 0.5, 1.0, 1.25, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("top", [0.003, 0.9, 1.0, 7.0, 39.5, 80.0, 1234.0])
+def test_ticks_are_few_round_and_within_the_axis(top: float) -> None:
+    values = panels.ticks(top, 5)
+    assert values[0] == 0.0
+    assert values[-1] <= top * (1 + 1e-9)
+    assert 3 <= len(values) <= 7
+
+
+def test_all_panels_of_a_workload_share_axes_that_hold_every_peak(results: Results) -> None:
+    results.rows.append(row("default", 1.2, workload="serving"))
+    first, second = panels.figures(results)
+    assert [panel.row.allocator for panel in first.panels] == ["default", "expandable", "poolalloc"]
+    assert len(second.panels) == 1
+    assert first.x_label == "step"
+    assert first.x_max == 4
+    for panel in first.panels:
+        assert max(panel.reserved) <= first.y_max
+        assert max(panel.within()) == pytest.approx(panel.peak_requested)
+
+
+def test_without_steps_the_axis_is_time(results: Results) -> None:
+    for one in results.rows:
+        one.timeline = replace(one.timeline, steps=[])
+    (figure,) = panels.figures(results)
+    assert figure.x_label == "seconds"
+
+
+def test_the_table_shows_dashes_for_what_is_not_known() -> None:
+    assert cells(Row("w", "a", error="it died")) == ("w", "a", "-", "-", "-", "-", "-", "-", "failed")
+    assert len(HEADINGS) == 9
+
+
+class Reader(HTMLParser):
+    """Collects the text, and checks that elements close in order."""
+
+    VOID = ("meta", "line", "polygon")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_the_html_is_whole_self_contained_and_says_what_was_measured(results: Results, tmp_path: Path) -> None:
+    results.rows[1].error = "died of <b>bold</b> & worse"
+    results.rows[2].out_of_memory = True
+    report.write_html(results, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+    seen = " ".join(reader.text)
+    for expected in ("NVIDIA H100 80GB HBM3", "simulated", "2.15.0", "gpt (tiny, 4 steps)", "1.4000", "+40.0 %"):
+        assert expected in seen
+    assert "died of <b>bold</b> & worse" in seen
+    assert "out of memory" in seen
+    assert not re.search(r"https?://", text)
+    assert not [name for name, _ in reader.attributes if name in ("src", "href")]
+    assert len(text) < 2_000_000
+    data = [json.loads(value) for name, value in reader.attributes if name == "data-points"]
+    assert len(data) == 3
+    assert max(data[0]["reserved"]) == pytest.approx(results.rows[0].peak_reserved_bytes / GIB, abs=1e-3)
+
+
+def test_a_row_without_figures_is_still_drawn(results: Results, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    results.rows[0] = Row("gpt", "default", error="killed")
+    results.rows.append(Row("other.py", "default", error="killed"))
+    assert "killed" in report.html(results)
+    picture.write_png(results, tmp_path / "report.png")
+
+
+def test_the_png_is_a_picture_of_some_size(results: Results, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture.write_png(results, tmp_path / "report.png")
+    data = (tmp_path / "report.png").read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", data[16:24])
+    assert width > 1000
+    assert height > 500
+    assert len(data) > 20_000
+
+
+def test_a_missing_matplotlib_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(picture.MissingReportError, match=r"pip install 'poolalloc\[report\]'"):
+        picture.require_matplotlib()

@@ -1,0 +1,118 @@
+"""The table of allocators, finding workloads, choosing the device: everything that needs no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+
+from poolalloc.bench import devices, workloads
+from poolalloc.bench.allocators import ALLOCATORS, TORCH_VARIABLES, cell_environment
+from poolalloc.bench.workloads import WorkloadError, choose_size, describe, find, known
+
+
+def test_names_of_the_table_are_its_keys() -> None:
+    assert [allocator.name for allocator in ALLOCATORS.values()] == list(ALLOCATORS)
+    assert list(ALLOCATORS)[:3] == ["default", "expandable", "poolalloc"]
+
+
+@pytest.mark.parametrize(("version", "variable"), [((2, 4), "PYTORCH_CUDA_ALLOC_CONF"), ((2, 9), "PYTORCH_ALLOC_CONF")])
+def test_expandable_is_asked_for_by_the_variable_of_its_torch(version: tuple[int, int], variable: str) -> None:
+    environment = cell_environment(ALLOCATORS["expandable"], version, {"HOME": "/home/you"})
+    assert environment == {"HOME": "/home/you", variable: "expandable_segments:True"}
+
+
+@pytest.mark.parametrize("name", ["default", "poolalloc"])
+def test_a_cell_does_not_inherit_settings_of_torchs_allocator(name: str) -> None:
+    base = dict.fromkeys(TORCH_VARIABLES, "1") | {"PATH": "/bin", "POOLALLOC_CONF": "growth:fast"}
+    assert cell_environment(ALLOCATORS[name], (2, 15), base) == {"PATH": "/bin", "POOLALLOC_CONF": "growth:fast"}
+
+
+def test_the_workloads_of_the_project_are_found_and_have_all_sizes() -> None:
+    assert {"gpt", "gpt_checkpoint", "serving", "convnet"} <= set(known())
+    for name in known():
+        workload = find(name)
+        assert not workload.is_script, name
+        assert {"tiny", "full"} <= set(workload.sizes), name
+        assert choose_size(workload, None) == "full"
+
+
+def test_an_unknown_workload_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(WorkloadError, match=r"unknown workload 'gtp'; there are .*gpt"):
+        find("gtp")
+
+
+def test_an_installation_without_workload_files_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workloads, "folders", list)
+    with pytest.raises(WorkloadError, match="workload files are not installed with this package"):
+        find("gpt")
+
+
+@pytest.mark.parametrize("name", ["nothing/here.py", "here.py"])
+def test_a_missing_script_is_named(name: str) -> None:
+    with pytest.raises(WorkloadError, match=f"no such script: {name}"):
+        find(name)
+
+
+def test_a_file_with_run_sizes_and_steps_is_a_workload_and_any_other_a_script(tmp_path: Path) -> None:
+    text = "SIZES = {'a': 1, 'b': 2}\nSTEPS = 5\n"
+    run = "def run(size, steps, device):\n    yield 1\n"
+    (tmp_path / "w.py").write_text(text + run)
+    (tmp_path / "s.py").write_text(run)
+    workload = describe("w", tmp_path / "w.py")
+    assert (workload.sizes, workload.steps, workload.is_script) == (("a", "b"), 5, False)
+    assert choose_size(workload, None) == "b"  # it has no size "full"
+    with pytest.raises(WorkloadError, match="w has no size 'c'; it has a, b"):
+        choose_size(workload, "c")
+    assert find(str(tmp_path / "s.py")).is_script
+
+
+def test_a_file_that_is_not_python_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text("def (:\n")
+    with pytest.raises(WorkloadError, match="cannot read"):
+        find(str(tmp_path / "x.py"))
+
+
+def fake_torch(folder: Path, version: str) -> ModuleSpec:
+    (folder / "torch").mkdir()
+    (folder / "torch" / "version.py").write_text(version)
+    return ModuleSpec("torch", None, origin=str(folder / "torch" / "__init__.py"))
+
+
+@pytest.mark.parametrize(
+    ("text", "torch", "major_minor"),
+    [
+        (
+            "__version__ = '2.15.0+cu132'\ncuda: Optional[str] = '13.2'\n",
+            devices.TorchInstall("2.15.0+cu132", "13.2"),
+            (2, 15),
+        ),
+        ("__version__ = '2.4.1'\ncuda: str | None = '12.4'\n", devices.TorchInstall("2.4.1", "12.4"), (2, 4)),
+    ],
+)
+def test_torch_is_read_without_importing_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    torch: devices.TorchInstall,
+    major_minor: tuple[int, int],
+) -> None:
+    spec = fake_torch(tmp_path, text)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    assert devices.torch_install() == torch
+    assert torch.major_minor == major_minor
+
+
+def test_torch_without_cuda_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = fake_torch(tmp_path, "__version__ = '2.15.0+cpu'\ncuda: Optional[str] = None\n")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(devices.DeviceError, match=r"torch 2\.15\.0\+cpu has no CUDA in it"):
+        devices.torch_install()
+
+
+def test_no_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(devices.DeviceError, match="torch is not installed"):
+        devices.torch_install()
