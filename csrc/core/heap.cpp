@@ -65,28 +65,32 @@ bool Heap::free(Address address) {
   const Found found = find(page, offset);
   if (found.size == 0) return false;
   if (!tracked_.empty()) [[unlikely]]
-    return free_tracked(page, offset, found);
+    return free_tracked(offset, found);
   ++frees_;
   requested_.subtract(found.requested);
   live_.subtract(found.size);
-  give_back(page, offset, found);
+  give_back(found);
   publish_if_due();
   return true;
 }
 
 Heap::Found Heap::find(PageIndex page, Bytes offset) const {
+  Found found;
   if (slabs_.serves(page)) {
-    const Slabs::Freed slot = slabs_.find(page, offset);
-    return {nullptr, slot.size, slot.requested};
+    found.slot = slabs_.find(page, offset);
+    found.size = found.slot.size;
+    found.requested = found.slot.requested;
+  } else if (Arena::Block* block = arena_.at(offset); block != nullptr && block->live()) {
+    found.block = block;
+    found.size = block->size;
+    found.requested = block->requested;
   }
-  Arena::Block* block = arena_.at(offset);
-  if (block == nullptr || !block->live()) return {};
-  return {block, block->size, block->requested};
+  return found;
 }
 
-void Heap::give_back(PageIndex page, Bytes offset, const Found& found) {
+void Heap::give_back(const Found& found) {
   if (found.block == nullptr) {
-    slabs_.free(page, offset);
+    slabs_.free(found.slot);
   } else {
     arena_rounded_ -= found.size;
     arena_.free(found.block);
@@ -107,14 +111,14 @@ bool Heap::record_stream(Address address, StreamId stream) {
   return true;
 }
 
-bool Heap::free_tracked(PageIndex page, Bytes offset, const Found& found) {
+bool Heap::free_tracked(Bytes offset, const Found& found) {
   const auto entry = tracked_.find(offset);
   if (entry != tracked_.end() && entry->second.pending) return false;  // freed before
   ++frees_;
   requested_.subtract(found.requested);
   live_.subtract(found.size);
   if (entry == tracked_.end()) {
-    give_back(page, offset, found);
+    give_back(found);
   } else {
     entry->second.pending = true;
     pending_bytes_.add(found.size);
@@ -187,7 +191,7 @@ void Heap::finish(const Pending& pending) {
   const auto page = static_cast<PageIndex>(pending.offset / kPageBytes);
   pending_bytes_.subtract(pending.size);
   tracked_.erase(pending.offset);
-  give_back(page, pending.offset, find(page, pending.offset));
+  give_back(find(page, pending.offset));
 }
 
 std::size_t Heap::wait_pending() {
@@ -248,11 +252,10 @@ void Heap::retire() {
 std::optional<std::pair<Address, Bytes>> Heap::containing(Address address) const {
   const Bytes offset = address - pages_.base();
   std::lock_guard guard(lock_);
-  if (slabs_.serves(static_cast<PageIndex>(offset / kPageBytes))) {
-    Bytes start = 0;
-    const Bytes size = slabs_.containing(offset, &start).size;
-    if (size == 0) return std::nullopt;
-    return std::pair{pages_.base() + start, size};
+  if (const auto page = static_cast<PageIndex>(offset / kPageBytes); slabs_.serves(page)) {
+    const Slabs::Found found = slabs_.containing(page, offset);
+    if (found.size == 0) return std::nullopt;
+    return std::pair{pages_.base() + found.slab->offset + found.slot * found.size, found.size};
   }
   const Arena::Block* block = arena_.containing(offset);
   if (block == nullptr) return std::nullopt;
@@ -310,8 +313,10 @@ HeapStats Heap::stats() const {
     stats.live_blocks += bin.live_blocks;
     bins_resident += bin.resident;
   }
+  const Bytes small_resident = slabs_.resident_pages() * kPageBytes;
+  stats.uncut = small_resident - bins_resident;
   stats.arena_rounded = arena_rounded_;
-  stats.arena_resident = static_cast<Bytes>(stats.resident.current) - bins_resident;
+  stats.arena_resident = static_cast<Bytes>(stats.resident.current) - small_resident;
   stats.address_space = slabs_.touched() * kPageBytes + (arena_.highest() - arena_.first_offset());
   stats.mappings = pages_.mappings();
   stats.metadata_bytes = sizeof(*this) + pages_.metadata_bytes() + slabs_.metadata_bytes() + arena_.metadata_bytes() +

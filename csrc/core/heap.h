@@ -102,13 +102,14 @@ class Heap {
   };
   struct Found {
     Arena::Block* block = nullptr;  // null: in a slab
-    Bytes size = 0;                 // 0: nothing lives there
+    Slabs::Found slot;
+    Bytes size = 0;  // 0: nothing lives there
     Bytes requested = 0;
   };
 
   Found find(PageIndex page, Bytes offset) const;
-  void give_back(PageIndex page, Bytes offset, const Found& found);
-  [[gnu::noinline]] bool free_tracked(PageIndex page, Bytes offset, const Found& found);
+  void give_back(const Found& found);
+  [[gnu::noinline]] bool free_tracked(Bytes offset, const Found& found);
   [[gnu::noinline]] Status allocate_missing(Bytes bytes, Bytes* offset, Status status);
   Status place(Bytes bytes, Bytes* offset);
   void record_events(Pending& pending);

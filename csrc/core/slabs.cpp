@@ -6,21 +6,47 @@
 
 namespace poolalloc {
 
-Slabs::~Slabs() {
-  for (PageIndex page = 0; page < fresh_; ++page) delete residency_.owner<Slab>(page);
+namespace {
+
+constexpr std::size_t kRecords = 64;  // slab records taken from the heap at once
+
+constexpr std::uint64_t low_bits(unsigned count) {
+  return count >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1;
 }
 
+// The lowest position of `run` set bits in a row, or -1.
+int find_run(std::uint64_t bits, unsigned run) {
+  unsigned have = 1;
+  while (have < run) {  // after each round a set bit starts a run of `have`
+    const unsigned step = std::min(have, run - have);
+    bits &= bits >> step;
+    have += step;
+  }
+  return bits == 0 ? -1 : std::countr_zero(bits);
+}
+
+}  // namespace
+
+Slabs::Slabs(Residency& residency, PageIndex pages) : residency_(residency), pages_(pages) {
+  for (int index = 0; index <= kMaxBin; ++index) {
+    Bin& bin = bins_[index];
+    bin.block_bytes = bin_bytes(index);
+    bin.reciprocal = ((std::uint64_t{1} << 32) + bin.block_bytes - 1) / bin.block_bytes;
+    bin.shape = slab_shape(bin.block_bytes);
+  }
+}
+
+Slabs::~Slabs() = default;
+
+// --- slabs -------------------------------------------------------------------------------------------------------
+
 // Makes bin.current a resident slab with a free slot.
-Status Slabs::wake(Bin& bin, int index) {
-  bin.block_bytes = bin_bytes(index);
+Status Slabs::wake(Bin& bin) {
   if (Slab* asleep = bin.current) {
-    // Better a slab that is resident anyway than one more page.
-    if (bin.partial.empty() && residency_.ready(asleep->page)) {
-      ++bin.awake;
-      return residency_.acquire(asleep->page, asleep->page);
-    }
+    // A slab that is resident anyway comes first; then the sleeper, if its page needs no driver call.
+    if (bin.partial.empty() && can_wake(*asleep)) return keep_resident(asleep);
     bin.current = nullptr;
-    retire(bin, asleep);
+    retire(asleep);
   }
   if (Slab* slab = bin.partial.first()) {
     bin.partial.remove(slab);
@@ -28,60 +54,153 @@ Status Slabs::wake(Bin& bin, int index) {
     bin.current = slab;
     return Status::ok;
   }
-  return new_slab(bin, index);
+  return new_slab(bin);
 }
 
-Status Slabs::new_slab(Bin& bin, int index) {
-  const PageIndex page = take_page();
-  if (page == kNoPage) return Status::not_supported;
-  const Status status = residency_.acquire(page, page);
-  if (status != Status::ok) {
-    free_pages_.push_back(page);
-    return status;
-  }
-  std::unique_ptr<Slab> slab;
-  if (unused_.empty()) {
-    slab = std::make_unique<Slab>();
-  } else {
-    slab = std::move(unused_.back());
-    unused_.pop_back();
-  }
-  const auto capacity = static_cast<std::uint16_t>(kPageBytes / bin.block_bytes);
-  if (slab->capacity != capacity) {
-    slack_bytes_ += capacity * sizeof(std::uint32_t);
-    slack_bytes_ -= slab->capacity * sizeof(std::uint32_t);
-    slab->slack = std::make_unique<std::uint32_t[]>(capacity);
-    slab->capacity = capacity;
-  }
-  slab->page = page;
-  slab->priority = tree_priority(page);
-  slab->bin = static_cast<std::uint16_t>(index);
+bool Slabs::can_wake(const Slab& slab) const {
+  const Residency::Cost cost = residency_.cost(slab.page, slab.page);
+  return cost.possible && cost.maps == 0;
+}
+
+Status Slabs::new_slab(Bin& bin) {
+  int first_chunk = 0;
+  SmallPage* small = page_with_room(bin.shape.chunks, &first_chunk);
+  if (small == nullptr) return Status::not_supported;
+  Slab* slab = take_record();
+  slab->free = low_bits(bin.shape.slots);
+  slab->page = small->page;
+  slab->offset = small->page * kPageBytes + static_cast<Bytes>(first_chunk) * kChunkBytes;
+  slab->priority = tree_priority(slab->offset);
+  slab->bin = static_cast<std::uint16_t>(&bin - bins_.data());
+  slab->first_chunk = static_cast<std::uint8_t>(first_chunk);
   slab->used = 0;
   slab->partial = false;
-  fill(slab.get());
-  ++slabs_;
+  small->free_chunks &= ~(low_bits(bin.shape.chunks) << first_chunk);
+  std::fill_n(small->slab_of + first_chunk, bin.shape.chunks, slab);
   ++bin.slabs;
-  ++bin.awake;
-  bin.current = slab.get();
-  residency_.set_owner(page, slab.release());
-  return Status::ok;
+  const Status status = keep_resident(slab);
+  if (status == Status::ok)
+    bin.current = slab;
+  else
+    retire(slab);
+  return status;
 }
 
-// All slots free.
-void Slabs::fill(Slab* slab) {
-  slab->summary = 0;
-  for (unsigned word = 0; word < 64; ++word) {
-    const unsigned first = word * 64;
-    const unsigned count = slab->capacity > first ? std::min(64u, slab->capacity - first) : 0;
-    slab->free[word] = count == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1;
-    if (count != 0) slab->summary |= std::uint64_t{1} << word;
+// One more slab with live blocks on its page.
+Status Slabs::keep_resident(Slab* slab) {
+  const Status status = residency_.acquire(slab->page, slab->page);
+  if (status != Status::ok) return status;
+  SmallPage* small = residency_.owner<SmallPage>(slab->page);
+  if (small->awake++ == 0) ++resident_pages_;
+  ++bins_[slab->bin].awake;
+  return status;
+}
+
+void Slabs::let_go(Slab* slab) {
+  SmallPage* small = residency_.owner<SmallPage>(slab->page);
+  if (--small->awake == 0) --resident_pages_;
+  --bins_[slab->bin].awake;
+  residency_.release(slab->page, slab->page);
+}
+
+void Slabs::free(const Found& found) {
+  Slab* slab = found.slab;
+  Bin& bin = bins_[slab->bin];
+  const bool was_full = slab->free == 0;
+  slab->free |= std::uint64_t{1} << found.slot;
+  --slab->used;
+  --bin.live_blocks;
+  bin.requested -= found.requested;
+  if (slab->used == 0) {
+    let_go(slab);
+    if (slab == bin.current) return;
+    if (slab->partial) bin.partial.remove(slab);
+    slab->partial = false;
+    if (bin.current == nullptr)
+      bin.current = slab;  // asleep
+    else
+      retire(slab);
+  } else if (was_full) {
+    slab->partial = true;
+    bin.partial.insert(slab);
   }
 }
 
-// A page for a new slab: one that needs no driver call if there is one near, else any that is not blocked.
-PageIndex Slabs::take_page() {
+// The chunks of an empty slab go back to their page, and a page without slabs is free for any use.
+void Slabs::retire(Slab* slab) {
+  SmallPage* small = residency_.owner<SmallPage>(slab->page);
+  Bin& bin = bins_[slab->bin];
+  std::fill_n(small->slab_of + slab->first_chunk, bin.shape.chunks, nullptr);
+  small->free_chunks |= low_bits(bin.shape.chunks) << slab->first_chunk;
+  --bin.slabs;
+  slab->left = unused_;
+  unused_ = slab;
+  if (small->free_chunks != ~std::uint64_t{0}) return;
+  residency_.set_owner(small->page, nullptr);
+  free_pages_.push_back(small->page);
+  const auto place = std::lower_bound(cut_.begin(), cut_.end(), small->page,
+                                      [](const auto& entry, PageIndex page) { return entry->page < page; });
+  spare_pages_.push_back(std::move(*place));
+  cut_.erase(place);
+}
+
+Slabs::Slab* Slabs::take_record() {
+  if (unused_ == nullptr) {
+    records_.emplace_back(new Slab[kRecords]);
+    for (std::size_t i = kRecords; i-- > 0;) {
+      records_.back()[i].left = unused_;
+      unused_ = &records_.back()[i];
+    }
+  }
+  Slab* slab = unused_;
+  unused_ = slab->left;
+  return slab;
+}
+
+// --- pages -------------------------------------------------------------------------------------------------------
+
+// The lowest page with so many free chunks in a row, resident ones first; else a new page. Null if no addresses are
+// left.
+Slabs::SmallPage* Slabs::page_with_room(std::uint8_t chunks, int* first_chunk) {
+  SmallPage* asleep = nullptr;
+  int asleep_chunk = 0;
+  for (const auto& small : cut_) {
+    if (static_cast<unsigned>(std::popcount(small->free_chunks)) < chunks) continue;
+    const int chunk = find_run(small->free_chunks, chunks);
+    if (chunk < 0) continue;
+    if (small->awake != 0) {
+      *first_chunk = chunk;
+      return small.get();
+    }
+    if (asleep == nullptr && residency_.ready(small->page)) {
+      asleep = small.get();
+      asleep_chunk = chunk;
+    }
+  }
+  *first_chunk = asleep_chunk;
+  return asleep != nullptr ? asleep : new_page();
+}
+
+Slabs::SmallPage* Slabs::new_page() {
+  const PageIndex page = take_page_index();
+  if (page == kNoPage) return nullptr;
+  std::unique_ptr<SmallPage> small;
+  if (spare_pages_.empty()) {
+    small = std::make_unique<SmallPage>();
+  } else {
+    small = std::move(spare_pages_.back());
+    spare_pages_.pop_back();
+  }
+  small->page = page;
+  residency_.set_owner(page, small.get());
+  const auto place = std::lower_bound(cut_.begin(), cut_.end(), page,
+                                      [](const auto& entry, PageIndex index) { return entry->page < index; });
+  return cut_.insert(place, std::move(small))->get();
+}
+
+// A page that needs no driver call if there is one near, else any that is not blocked.
+PageIndex Slabs::take_page_index() {
   constexpr std::size_t kLook = 32;
-  std::size_t empty = free_pages_.size();
   const std::size_t count = free_pages_.size();
   const auto take = [&](std::size_t i) {
     const PageIndex page = free_pages_[i];
@@ -89,120 +208,84 @@ PageIndex Slabs::take_page() {
     free_pages_.pop_back();
     return page;
   };
+  std::size_t usable = count;
   const std::size_t look_from = count > kLook ? count - kLook : 0;
   for (std::size_t i = count; i-- > look_from;) {
     if (residency_.ready(free_pages_[i])) return take(i);
-    if (empty == count && !residency_.blocked(free_pages_[i])) empty = i;
+    if (usable == count && !residency_.blocked(free_pages_[i])) usable = i;
   }
-  if (empty != count) return take(empty);
+  if (usable != count) return take(usable);
   if (fresh_ < pages_) return fresh_++;
-  for (std::size_t i = count; i-- > 0;)
+  for (std::size_t i = look_from; i-- > 0;)
     if (!residency_.blocked(free_pages_[i])) return take(i);
   return kNoPage;
 }
 
-void Slabs::free(PageIndex page, Bytes offset) {
-  Slab* slab = residency_.owner<Slab>(page);
-  Bin& bin = bins_[slab->bin];
-  const auto slot = static_cast<unsigned>((offset - page * kPageBytes) / bin.block_bytes);
-  slab->free[slot / 64] |= std::uint64_t{1} << (slot % 64);
-  const bool was_full = slab->summary == 0;
-  slab->summary |= std::uint64_t{1} << (slot / 64);
-  --slab->used;
-  --bin.live_blocks;
-  bin.requested -= bin.block_bytes - slab->slack[slot];
-  if (slab->used == 0) {
-    residency_.release(page, page);
-    --bin.awake;
-    if (slab == bin.current) return;
-    if (slab->partial) bin.partial.remove(slab);
-    slab->partial = false;
-    if (bin.current == nullptr)
-      bin.current = slab;  // asleep
-    else
-      retire(bin, slab);
-  } else if (was_full) {
-    slab->partial = true;
-    bin.partial.insert(slab);
-  }
-}
-
-// The slab's page holds no block any more and may serve another class.
-void Slabs::retire(Bin& bin, Slab* slab) {
-  residency_.set_owner(slab->page, nullptr);
-  free_pages_.push_back(slab->page);
-  --bin.slabs;
-  --slabs_;
-  unused_.emplace_back(slab);
-}
-
-Slabs::Freed Slabs::containing(Bytes offset, Bytes* start) const {
-  const auto page = static_cast<PageIndex>(offset / kPageBytes);
-  const Slab* slab = residency_.owner<Slab>(page);
-  if (slab == nullptr) return {};
-  const Bytes block_bytes = bins_[slab->bin].block_bytes;
-  *start = page * kPageBytes + (offset - page * kPageBytes) / block_bytes * block_bytes;
-  return find(page, *start);
-}
+// --- statistics --------------------------------------------------------------------------------------------------
 
 std::vector<BinStats> Slabs::stats() const {
   std::vector<BinStats> result;
   for (const Bin& bin : bins_) {
-    if (bin.block_bytes == 0) continue;
+    if (bin.allocations == 0) continue;
     BinStats stats;
     stats.block_bytes = bin.block_bytes;
     stats.live_blocks = bin.live_blocks;
     stats.allocations = bin.allocations;
     stats.requested = bin.requested;
     stats.rounded = bin.live_blocks * bin.block_bytes;
-    stats.resident = bin.awake * kPageBytes;
+    stats.resident = bin.awake * bin.shape.chunks * kChunkBytes;
     result.push_back(stats);
   }
   return result;
 }
 
 Bytes Slabs::metadata_bytes() const {
-  return (slabs_ + unused_.size()) * sizeof(Slab) + slack_bytes_ + free_pages_.capacity() * sizeof(PageIndex) +
-         sizeof(*this);
+  return records_.size() * kRecords * sizeof(Slab) + (cut_.size() + spare_pages_.size()) * sizeof(SmallPage) +
+         free_pages_.capacity() * sizeof(PageIndex) + sizeof(*this);
 }
 
 void Slabs::validate(std::vector<std::uint32_t>& blocks_of) const {
   std::array<std::uint64_t, kMaxBin + 1> live{}, requested{}, slabs{}, awake{}, partial{};
-  std::size_t without_slab = 0;
-  for (PageIndex page = 0; page < fresh_; ++page) {
-    const Slab* slab = residency_.owner<Slab>(page);
-    if (slab == nullptr) {
-      ++without_slab;
-      continue;
-    }
+  std::uint32_t resident = 0;
+  const auto check_slab = [&](const SmallPage& small, const Slab* slab) {
     const Bin& bin = bins_[slab->bin];
-    POOLALLOC_ENSURE(slab->page == page, "a slab knows its page");
-    POOLALLOC_ENSURE(slab->capacity == kPageBytes / bin.block_bytes, "a slab fills its page");
-    unsigned free_slots = 0;
-    for (unsigned slot = 0; slot < 4096; ++slot) {
-      const bool is_free = (slab->free[slot / 64] >> (slot % 64)) & 1;
-      POOLALLOC_ENSURE(slot < slab->capacity || !is_free, "no slot lies beyond the capacity");
-      free_slots += is_free;
-      if (slot < slab->capacity && !is_free) {
-        POOLALLOC_ENSURE(slab->slack[slot] < bin.block_bytes, "requested <= rounded");
-        requested[slab->bin] += bin.block_bytes - slab->slack[slot];
-      }
+    POOLALLOC_ENSURE(slab->page == small.page, "a slab knows its page");
+    POOLALLOC_ENSURE(slab->offset == small.page * kPageBytes + slab->first_chunk * kChunkBytes,
+                     "a slab starts at its first chunk");
+    POOLALLOC_ENSURE((slab->free & ~low_bits(bin.shape.slots)) == 0, "no slot lies beyond the capacity");
+    POOLALLOC_ENSURE(slab->used + std::popcount(slab->free) == bin.shape.slots, "used + free slots = capacity");
+    for (unsigned slot = 0; slot < bin.shape.slots; ++slot) {
+      if ((slab->free >> slot) & 1) continue;
+      POOLALLOC_ENSURE(slab->slack[slot] < bin.block_bytes, "requested <= rounded");
+      requested[slab->bin] += bin.block_bytes - slab->slack[slot];
     }
-    for (unsigned word = 0; word < 64; ++word)
-      POOLALLOC_ENSURE(((slab->summary >> word) & 1) == (slab->free[word] != 0), "the summary matches the words");
-    POOLALLOC_ENSURE(slab->used + free_slots == slab->capacity, "used + free slots = capacity");
     POOLALLOC_ENSURE(slab->used != 0 || slab == bin.current, "only the current slab sleeps");
-    POOLALLOC_ENSURE(slab->partial == (slab != bin.current && slab->summary != 0),
+    POOLALLOC_ENSURE(slab->partial == (slab != bin.current && slab->free != 0),
                      "a slab with free slots is current or partial");
     live[slab->bin] += slab->used;
     ++slabs[slab->bin];
     partial[slab->bin] += slab->partial;
-    if (slab->used != 0) {
-      ++awake[slab->bin];
-      ++blocks_of[page];
+    awake[slab->bin] += slab->used != 0;
+  };
+  PageIndex previous = kNoPage;
+  for (const auto& small : cut_) {
+    POOLALLOC_ENSURE(previous == kNoPage || previous < small->page, "pages with slabs stand in address order");
+    previous = small->page;
+    POOLALLOC_ENSURE(residency_.owner<SmallPage>(small->page) == small.get(), "a page knows its slabs");
+    std::uint32_t awake_here = 0;
+    for (int chunk = 0; chunk < 64; ++chunk) {
+      const Slab* slab = small->slab_of[chunk];
+      POOLALLOC_ENSURE(((small->free_chunks >> chunk) & 1) == (slab == nullptr), "a free chunk has no slab");
+      if (slab == nullptr || slab->first_chunk != chunk) continue;
+      check_slab(*small, slab);
+      awake_here += slab->used != 0;
     }
+    POOLALLOC_ENSURE(awake_here == small->awake, "a page counts its live slabs");
+    blocks_of[small->page] += awake_here;
+    resident += awake_here != 0;
   }
-  POOLALLOC_ENSURE(without_slab == free_pages_.size(), "pages without a slab are listed");
+  POOLALLOC_ENSURE(resident == resident_pages_, "resident pages are counted");
+  POOLALLOC_ENSURE(cut_.size() + free_pages_.size() == fresh_, "every page used is cut or free");
   for (int index = 0; index <= kMaxBin; ++index) {
     const Bin& bin = bins_[index];
     std::uint64_t in_tree = 0;

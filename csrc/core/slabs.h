@@ -1,11 +1,13 @@
-// Small blocks: every size class takes its blocks from slabs, a slab being one page cut into equal slots.
+// Small blocks: every size class takes its blocks from slabs, runs of 32 KiB chunks cut into at most 64 equal slots.
 //
-// A free slot is a set bit, found through one summary word: 64 words of 64 slots cover the 4,096 slots of 512 B in a
-// 2 MiB page. A class serves from its `current` slab; when that is full, from the partial slab with the lowest address,
-// so that high slabs drain. A slab whose last block dies stops being resident at once: the current one keeps its slots
-// and wakes up with the next request if its page is still ready, any other gives its page back.
+// Slabs of all classes share pages, 64 chunks to a page, so a class that holds a few blocks costs a few chunks and not
+// a page of its own: with a hundred classes in use that is the difference between 3 MiB and 200 MiB. A word is enough
+// for the free slots of a slab and for the free chunks of a page. A class serves from its `current` slab; when that is
+// full, from the partial slab with the lowest address, so that high slabs drain; new slabs go to the lowest page with
+// room. A slab whose last block dies stops keeping its page resident at once: the current one keeps its slots and wakes
+// up with the next request if that needs no driver call, any other gives its chunks back.
 //
-//   used + free slots = capacity        resident pages = slabs with used > 0
+//   used + free slots = capacity        blocks on a page, for residency.h = its slabs with used > 0
 //
 // Guarded by the heap's lock. Not for large blocks: arena.h.
 #pragma once
@@ -24,27 +26,52 @@
 
 namespace poolalloc {
 
+inline constexpr Bytes kChunkBytes = kPageBytes / 64;
+
+// How the slabs of a class are cut. The fewest chunks that waste at most 1/64 and give eight slots (or take eight
+// chunks); where nothing does, the least wasteful number of chunks.
+struct SlabShape {
+  std::uint8_t chunks = 0;
+  std::uint8_t slots = 0;
+};
+inline constexpr SlabShape slab_shape(Bytes block_bytes) {
+  SlabShape best;
+  Bytes best_waste = ~Bytes{0};  // in 1/65536 of the slab
+  for (Bytes chunks = 1; chunks <= 64; ++chunks) {
+    const Bytes slots = chunks * kChunkBytes / block_bytes;
+    if (slots == 0) continue;
+    if (slots > 64) break;
+    const Bytes waste = (chunks * kChunkBytes - slots * block_bytes) * 65536 / (chunks * kChunkBytes);
+    if (waste < best_waste) {
+      best = {static_cast<std::uint8_t>(chunks), static_cast<std::uint8_t>(slots)};
+      best_waste = waste;
+    }
+    if (best_waste <= 1024 && (slots >= 8 || chunks >= 8)) break;
+  }
+  return best;
+}
+
 class Slabs {
  public:
   static constexpr Bytes kMaxBlock = Bytes{1} << 20;
   static constexpr int kMaxBin = bin_of(kMaxBlock);
 
   struct Slab {
-    Slab* left = nullptr;  // in the tree of partial slabs
+    std::uint64_t free = 0;  // bit s: slot s is free
+    Slab* left = nullptr;    // in the tree of partial slabs
     Slab* right = nullptr;
     std::uint32_t priority = 0;
     PageIndex page = 0;
+    Bytes offset = 0;  // of slot 0, in the heap's range
     std::uint16_t bin = 0;
-    std::uint16_t capacity = 0;
-    std::uint16_t used = 0;
-    bool partial = false;                    // in the tree
-    std::uint64_t summary = 0;               // bit w: free[w] is not 0
-    std::uint64_t free[64] = {};             // bit s of free[w]: slot 64 w + s is free
-    std::unique_ptr<std::uint32_t[]> slack;  // per slot: block size - requested
+    std::uint8_t first_chunk = 0;
+    std::uint8_t used = 0;
+    bool partial = false;     // in the tree
+    std::uint32_t slack[64];  // per slot: block size - requested
   };
 
   // Slabs use pages 0 .. pages - 1.
-  Slabs(Residency& residency, PageIndex pages) : residency_(residency), pages_(pages) {}
+  Slabs(Residency& residency, PageIndex pages);
   ~Slabs();
   Slabs(const Slabs&) = delete;
   Slabs& operator=(const Slabs&) = delete;
@@ -54,82 +81,104 @@ class Slabs {
     Bin& own = bins_[bin];
     Slab* slab = own.current;
     if (slab == nullptr || slab->used == 0) [[unlikely]] {
-      const Status status = wake(own, bin);
+      const Status status = wake(own);
       if (status != Status::ok) return status;
       slab = own.current;
     }
-    const int word = std::countr_zero(slab->summary);
-    const int bit = std::countr_zero(slab->free[word]);
-    slab->free[word] &= slab->free[word] - 1;
-    if (slab->free[word] == 0) slab->summary &= slab->summary - 1;
-    const unsigned slot = static_cast<unsigned>(word * 64 + bit);
-    if (slab->summary == 0) own.current = nullptr;
+    const int slot = std::countr_zero(slab->free);
+    slab->free &= slab->free - 1;
+    if (slab->free == 0) own.current = nullptr;
     ++slab->used;
     slab->slack[slot] = static_cast<std::uint32_t>(own.block_bytes - requested);
     ++own.live_blocks;
     ++own.allocations;
     own.requested += requested;
-    *offset = slab->page * kPageBytes + slot * own.block_bytes;
+    *offset = slab->offset + static_cast<Bytes>(slot) * own.block_bytes;
     return Status::ok;
   }
 
-  struct Freed {
-    Bytes size = 0;  // 0: no live block starts at the offset
+  // What lives at an offset.
+  struct Found {
+    Slab* slab = nullptr;
+    std::uint32_t slot = 0;
+    Bytes size = 0;  // 0: no live block starts there
     Bytes requested = 0;
   };
-  // What lives at `offset` of `page`, without freeing it.
-  Freed find(PageIndex page, Bytes offset) const {
-    const Slab* slab = residency_.owner<Slab>(page);
-    if (slab == nullptr) return {};
-    const Bytes block_bytes = bins_[slab->bin].block_bytes;
-    const Bytes within = offset - page * kPageBytes;
-    const Bytes slot = within / block_bytes;
-    if (slot * block_bytes != within || slot >= slab->capacity) return {};
-    if ((slab->free[slot / 64] >> (slot % 64)) & 1) return {};
-    return {block_bytes, block_bytes - slab->slack[slot]};
+  Found find(PageIndex page, Bytes offset) const {
+    const Found found = containing(page, offset);
+    return found.size != 0 && found.slab->offset + found.slot * found.size == offset ? found : Found{};
   }
-  // Frees what find() found there.
-  void free(PageIndex page, Bytes offset);
-  // The start of the block that contains `offset`, or of nothing: size 0.
-  Freed containing(Bytes offset, Bytes* start) const;
+  // The live block that contains `offset`.
+  Found containing(PageIndex page, Bytes offset) const {
+    const SmallPage* small = residency_.owner<SmallPage>(page);
+    if (small == nullptr) return {};
+    Slab* slab = small->slab_of[offset % kPageBytes / kChunkBytes];
+    if (slab == nullptr) return {};
+    const Bin& bin = bins_[slab->bin];
+    // Exact for offsets inside a slab: the reciprocal is rounded up and slot x size stays below 2^22.
+    const auto slot = static_cast<std::uint32_t>(((offset - slab->offset) * bin.reciprocal) >> 32);
+    if (slot >= bin.shape.slots || ((slab->free >> slot) & 1) != 0) return {};
+    return {slab, slot, bin.block_bytes, bin.block_bytes - slab->slack[slot]};
+  }
+  // Frees what find() found.
+  void free(const Found& found);
 
   bool serves(PageIndex page) const { return page < pages_; }
+  // Only bins ever used.
   std::vector<BinStats> stats() const;
+  // Pages under at least one live block.
+  std::uint32_t resident_pages() const { return resident_pages_; }
   // Pages ever used, counted from 0.
   PageIndex touched() const { return fresh_; }
   Bytes metadata_bytes() const;
-  // Adds each live slab's page to blocks_of.
+  // Adds each live slab to blocks_of its page.
   void validate(std::vector<std::uint32_t>& blocks_of) const;
 
  private:
+  // A page cut into chunks.
+  struct SmallPage {
+    PageIndex page = 0;
+    std::uint64_t free_chunks = ~std::uint64_t{0};
+    std::uint32_t awake = 0;  // slabs with used > 0
+    Slab* slab_of[64] = {};   // per chunk
+  };
   struct Order {
-    static bool less(const Slab& a, const Slab& b) { return a.page < b.page; }
+    static bool less(const Slab& a, const Slab& b) { return a.offset < b.offset; }
   };
   struct Bin {
     Slab* current = nullptr;
-    Bytes block_bytes = 0;  // 0: never used
+    Bytes block_bytes = 0;
+    std::uint64_t reciprocal = 0;  // 2^32 / block_bytes, rounded up
+    SlabShape shape;
     std::uint64_t live_blocks = 0;
     std::uint64_t allocations = 0;
     Bytes requested = 0;
-    std::uint32_t slabs = 0;  // with a page
+    std::uint32_t slabs = 0;
     std::uint32_t awake = 0;  // of them, with used > 0
     OrderedTree<Slab, Order> partial;
   };
 
-  Status wake(Bin& bin, int index);
-  Status new_slab(Bin& bin, int index);
-  PageIndex take_page();
-  void retire(Bin& bin, Slab* slab);
-  void fill(Slab* slab);
+  Status wake(Bin& bin);
+  Status new_slab(Bin& bin);
+  bool can_wake(const Slab& slab) const;
+  Status keep_resident(Slab* slab);
+  void let_go(Slab* slab);
+  SmallPage* page_with_room(std::uint8_t chunks, int* first_chunk);
+  SmallPage* new_page();
+  PageIndex take_page_index();
+  void retire(Slab* slab);
+  Slab* take_record();
 
   Residency& residency_;
   const PageIndex pages_;
-  PageIndex fresh_ = 0;                // pages from here on were never used
-  std::vector<PageIndex> free_pages_;  // used before, without a slab now
+  PageIndex fresh_ = 0;                          // pages from here on were never used
+  std::vector<PageIndex> free_pages_;            // used before, cut into nothing now
+  std::vector<std::unique_ptr<SmallPage>> cut_;  // pages with slabs, by address
+  std::vector<std::unique_ptr<SmallPage>> spare_pages_;
   std::array<Bin, kMaxBin + 1> bins_;
-  std::vector<std::unique_ptr<Slab>> unused_;
-  std::size_t slabs_ = 0;
-  Bytes slack_bytes_ = 0;
+  std::vector<std::unique_ptr<Slab[]>> records_;
+  Slab* unused_ = nullptr;  // linked through left
+  std::uint32_t resident_pages_ = 0;
 };
 
 }  // namespace poolalloc

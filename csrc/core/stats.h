@@ -48,7 +48,7 @@ struct BinStats {
   std::uint64_t allocations = 0;  // ever
   Bytes requested = 0;
   Bytes rounded = 0;
-  Bytes resident = 0;  // pages of its slabs
+  Bytes resident = 0;  // slabs under at least one such block
 };
 
 struct HeapStats {
@@ -63,6 +63,8 @@ struct HeapStats {
   std::uint64_t live_blocks = 0;  // pending ones included
   Bytes arena_rounded = 0;        // blocks placed in the arena, live and pending
   Bytes arena_resident = 0;       // pages under them
+  Bytes uncut = 0;                // of resident pages with slabs, the part in no slab that holds a block:
+                                  // resident = sum of bins' resident + uncut + arena_resident
   Bytes address_space = 0;        // addresses ever used by the arena and the slabs
   std::uint64_t mappings = 0;     // pages mapped now, aliases included
   std::uint64_t metadata_bytes = 0;
