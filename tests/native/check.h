@@ -21,6 +21,11 @@ inline void fail(const char* file, int line, const char* text) {
   std::exit(1);
 }
 
+inline int& skipped() {
+  static int count = 0;
+  return count;
+}
+
 }  // namespace check
 
 #define CHECK(condition) ((condition) ? void() : check::fail(__FILE__, __LINE__, #condition))
@@ -34,6 +39,13 @@ inline void fail(const char* file, int line, const char* text) {
     }                                                   \
     CHECK(thrown && #expression " throws " #Exception); \
   } while (false)
+// Leaves the case, which then does not count as passed.
+#define SKIP(reason)                        \
+  do {                                      \
+    std::printf("  skipped: %s\n", reason); \
+    ++check::skipped();                     \
+    return;                                 \
+  } while (false)
 #define TEST(name)                                                                  \
   static void name();                                                               \
   static const bool name##_added = (check::cases().push_back({#name, name}), true); \
@@ -46,5 +58,6 @@ int main() {
     std::fflush(stdout);
     test.body();
   }
-  std::printf("%zu tests passed\n", check::cases().size());
+  const int passed = static_cast<int>(check::cases().size()) - check::skipped();
+  std::printf("%d tests passed, %d skipped\n", passed, check::skipped());
 }

@@ -16,11 +16,10 @@ constexpr Bytes kMiB = Bytes{1} << 20;
 
 bool has(const std::string& text, const char* word) { return text.find(word) != std::string::npos; }
 
-// Each check below is for one of the two worlds; main's list names them all.
 bool without_device() { return !CudaDriver::available(); }
 
 TEST(without_a_driver_every_call_says_so) {
-  if (!without_device()) return;
+  if (!without_device()) SKIP("there is a driver with a device");
   std::string why;
   CHECK(!CudaDriver::available(&why) && has(why, "CUDA driver") && !has(why, "\n"));
   CudaDriver driver;
@@ -33,7 +32,7 @@ TEST(without_a_driver_every_call_says_so) {
 }
 
 TEST(a_device_describes_itself) {
-  if (without_device()) return;
+  if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   CHECK(driver.device_count() > 0);
   DeviceInfo info;
@@ -49,11 +48,11 @@ TEST(a_device_describes_itself) {
 }
 
 TEST(physical_memory_appears_at_two_addresses_and_is_freed_after_the_last) {
-  if (without_device()) return;
+  if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   DeviceInfo info;
   CHECK(driver.device_info(0, &info) == Status::ok);
-  if (!info.virtual_memory) return;
+  if (!info.virtual_memory) SKIP("the device has no virtual memory management");
   const Bytes page = info.granularity;
   Bytes before = 0;
   Bytes during = 0;
@@ -85,7 +84,7 @@ TEST(physical_memory_appears_at_two_addresses_and_is_freed_after_the_last) {
 }
 
 TEST(a_refusal_names_the_call_its_arguments_and_the_code) {
-  if (without_device()) return;
+  if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   DeviceInfo info;
   CHECK(driver.device_info(0, &info) == Status::ok);
@@ -104,7 +103,7 @@ TEST(a_refusal_names_the_call_its_arguments_and_the_code) {
 }
 
 TEST(segments_are_allocated_and_freed) {
-  if (without_device()) return;
+  if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   Address segment = 0;
   CHECK(driver.allocate_segment(0, 20 * kMiB, &segment) == Status::ok && segment != 0);
@@ -112,7 +111,7 @@ TEST(segments_are_allocated_and_freed) {
 }
 
 TEST(events_complete_and_order_streams) {
-  if (without_device()) return;
+  if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   EventHandle event = 0;
   CHECK(driver.create_event(0, &event) == Status::ok && event != 0);
@@ -127,7 +126,7 @@ TEST(events_complete_and_order_streams) {
 }
 
 TEST(a_thread_keeps_the_context_it_had) {
-  if (without_device()) return;
+  if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   std::thread([&] {
     cuda::Context current = nullptr;
@@ -140,7 +139,7 @@ TEST(a_thread_keeps_the_context_it_had) {
 }
 
 TEST(threads_open_a_device_together) {
-  if (without_device()) return;
+  if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t)
