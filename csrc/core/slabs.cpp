@@ -233,7 +233,7 @@ std::vector<BinStats> Slabs::stats() const {
     stats.allocations = bin.allocations;
     stats.requested = bin.requested;
     stats.rounded = bin.live_blocks * bin.block_bytes;
-    stats.resident = bin.awake * bin.shape.chunks * kChunkBytes;
+    stats.resident = Bytes{bin.awake} * bin.shape.chunks * kChunkBytes;
     result.push_back(stats);
   }
   return result;
