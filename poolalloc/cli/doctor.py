@@ -91,7 +91,7 @@ def describe(findings: dict[str, Any]) -> list[str]:
         f"poolalloc  {findings['poolalloc']}",
         f"python     {findings['python']}",
         f"torch      {torch['version']}, {cuda}" if torch["version"] else f"torch      not found: {torch['problem']}",
-        f"driver     {driver['library'] or 'not found'}" + (f" ({driver['problem']})" if driver["problem"] else ""),
+        f"driver     {driver['problem'] or driver['library']}",
     ]
     for device in findings["devices"]:
         manages = "with" if device["virtual_memory"] else "WITHOUT"

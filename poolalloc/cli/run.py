@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib.util
 import io
 import os
-import runpy
 import sys
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType, TracebackType
 from typing import Annotated, Any, NoReturn
 
@@ -38,15 +38,16 @@ def register(app: typer.Typer) -> None:
 
 def run(
     program: Annotated[
-        list[str] | None, typer.Argument(metavar="(SCRIPT | -m MODULE) [ARGS]...", show_default=False)
+        list[str] | None,
+        typer.Argument(help="A script, or -m MODULE, and its arguments.", metavar="PROGRAM ARGS", show_default=False),
     ] = None,
     config: Annotated[str | None, typer.Option(help="A TOML file with options.", metavar="FILE")] = None,
     conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
 ) -> None:
     """Run a Python program with poolalloc serving its CUDA memory. The program needs no change.
 
-    sys.argv, sys.path, __main__, tracebacks and the exit code are as under python. Processes that the program starts
-    are not covered: use `torchrun --no-python poolalloc run train.py`, or `import poolalloc.auto` in the program.
+    `sys.argv`, `sys.path`, `__main__`, tracebacks and the exit code are as under python. Processes that the program
+    starts are not covered: use `torchrun --no-python poolalloc run train.py`, or `import poolalloc.auto` in it.
 
     Example: poolalloc run --conf bin_limit:512KiB train.py --epochs 3
     """
@@ -80,7 +81,7 @@ def _run_script(name: str, arguments: list[str]) -> None:
     path = os.path.abspath(name)
     if os.path.isdir(path) or path.endswith((".zip", ".pyz")):
         _search_first(path)
-        _guard(lambda: runpy.run_path(name, run_name="__main__"))
+        _execute_spec(PathFinder.find_spec("__main__", [path]), f"__main__ in {name}")
         return
     _search_first(os.path.dirname(os.path.realpath(name)))
     try:
@@ -92,7 +93,8 @@ def _run_script(name: str, arguments: list[str]) -> None:
         code = compile(source, path, "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         _end_with(error, None)
-    _execute(code, {"__file__": path, "__cached__": None, "__loader__": SourceFileLoader("__main__", path)})
+    about = {"__file__": path, "__cached__": None, "__loader__": SourceFileLoader("__main__", path)}
+    _execute(code, {**about, "__package__": None, "__spec__": None})
 
 
 def _run_module(name: str, arguments: list[str]) -> None:
@@ -105,11 +107,16 @@ def _run_module(name: str, arguments: list[str]) -> None:
             spec = importlib.util.find_spec(f"{name}.__main__")
     except ImportError as error:
         fail(f"run: cannot find module {name}: {error}")
+    if spec is not None:
+        sys.argv[0] = str(spec.origin)
+    _execute_spec(spec, f"module {name}")
+
+
+def _execute_spec(spec: ModuleSpec | None, what: str) -> None:
     loader: Any = spec.loader if spec is not None else None
     code = loader.get_code(spec.name) if spec is not None and hasattr(loader, "get_code") else None
     if spec is None or code is None:
-        fail(f"run: there is no module {name} that can be run")
-    sys.argv[0] = str(spec.origin)
+        fail(f"run: there is no {what} that can be run")
     about = {"__file__": spec.origin, "__cached__": spec.cached, "__loader__": loader}
     _execute(code, {**about, "__package__": spec.parent, "__spec__": spec})
 
@@ -123,9 +130,9 @@ def _search_first(folder: str) -> None:
 def _execute(code: CodeType, about: dict[str, Any]) -> None:
     # A module that stays: threads and atexit functions outlive the last line of the program.
     main = ModuleType("__main__")
-    main.__dict__.update(about, __builtins__=__builtins__)
-    if "__package__" not in about:
-        main.__dict__["__package__"] = None
+    main.__dict__.update(about, __builtins__=builtins)
+    if sys.version_info < (3, 14):  # later ones make it when it is asked for
+        main.__annotations__ = {}
     sys.modules["__main__"] = main
     _guard(lambda: exec(code, main.__dict__))
 
@@ -138,7 +145,7 @@ def _guard(program: Any) -> None:
         raise
     except BaseException as error:
         own = error.__traceback__
-        while own is not None and own.tb_frame.f_code.co_filename in (__file__, runpy.__file__, "<frozen runpy>"):
+        while own is not None and own.tb_frame.f_code.co_filename == __file__:
             own = own.tb_next
         _end_with(error, own)
 

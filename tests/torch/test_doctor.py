@@ -1,0 +1,41 @@
+"""`poolalloc doctor` finds what is there, and says what is missing."""
+
+import json
+import subprocess
+import sys
+
+from poolalloc.sim import run_simulated
+
+DOCTOR = (sys.executable, "-m", "poolalloc", "doctor")
+
+
+def test_on_a_simulated_gpu_everything_is_found(clean_environment: dict[str, str]) -> None:
+    command = [*DOCTOR, "--json"]
+    done = run_simulated(command, gpu="a100", devices=2, timeout=300, base=clean_environment)
+    assert done.returncode == 0, done.stderr
+    findings = json.loads(done.stdout)
+    assert findings["schema"] == 1
+    assert findings["swap"] == {"works": True, "problem": None, "backend": "plugin", "accelerator": True}
+    assert findings["simulated"] is True
+    assert findings["driver"]["library"].endswith("libcuda.so.1")
+    assert [device["device"] for device in findings["devices"]] == [0, 1]
+    assert all("A100" in device["name"] and device["virtual_memory"] for device in findings["devices"])
+    assert findings["torch"]["cuda"]
+    assert "torch.cuda.MemPool, torch.cuda.use_mem_pool" in findings["missing"]
+
+    text = run_simulated(list(DOCTOR), timeout=300, base=clean_environment).stdout
+    for word in ("poolalloc", "torch", "H100", "simulated", "80 GiB", "with virtual memory management", "swap"):
+        assert word in text
+    assert "works" in next(line for line in text.splitlines() if line.startswith("swap"))
+
+
+def test_without_a_gpu_it_says_so_and_fails(clean_environment: dict[str, str]) -> None:
+    environment = {**clean_environment, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    done = subprocess.run(DOCTOR, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    if "swap       works" in done.stdout:
+        assert done.returncode == 0  # there is a real GPU here
+    else:
+        assert done.returncode == 1
+        assert "does not work" in done.stdout
+    assert "without effect under poolalloc" in done.stdout
+    assert done.stderr == ""

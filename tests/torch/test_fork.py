@@ -1,0 +1,85 @@
+"""A child of fork() must not touch the device of its parent, and must not crash or hang for it."""
+
+from collections.abc import Callable
+
+FORK = """
+import ctypes, os, sys
+import poolalloc, torch
+poolalloc.install()
+{before}
+pid = os.fork()
+if pid == 0:
+    try:
+{child}
+        code = 0
+    except BaseException as error:
+        print(type(error).__name__, error, file=sys.stderr, flush=True)
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+{after}
+"""
+
+
+def program(before: str, child: str, after: str = "") -> str:
+    indented = "\n".join("        " + line for line in child.strip().splitlines())
+    return FORK.format(before=before, child=indented, after=after)
+
+
+def test_a_child_frees_and_asks_without_touching_the_device(on_sim: Callable) -> None:
+    outcome = on_sim(
+        program(
+            "tensor = torch.empty(2**20, device='cuda'); address = tensor.data_ptr()",
+            """
+from poolalloc import _core
+assert _core.plugin_state()["forked"]
+del tensor
+malloc = ctypes.CDLL(_core.library_path()).poolalloc_empty_cache()
+for call in (poolalloc.memory_stats, poolalloc.empty_cache, poolalloc.fragmentation):
+    try:
+        call()
+    except poolalloc.UsageError as error:
+        assert "fork" in str(error) and "spawn" in str(error)
+    else:
+        raise AssertionError(call)
+try:
+    torch.empty(1, device="cuda")
+except RuntimeError as error:
+    assert "fork" in str(error), error
+else:
+    raise AssertionError("CUDA in a forked child")
+assert _core.plugin_state()["failures"] == 0
+""",
+            "from poolalloc import _core; _core.validate(); assert poolalloc.memory_stats()['live_blocks'] == 1",
+        )
+    )
+    assert outcome.report["violations"] == {}
+
+
+def test_a_child_may_use_cuda_where_the_parent_had_not(on_sim: Callable) -> None:
+    on_sim(
+        program(
+            "",
+            """
+tensor = torch.empty(2**20, device="cuda")
+assert poolalloc.memory_stats()["live_blocks"] == 1
+""",
+        )
+    )
+
+
+def test_workers_of_a_data_loader_are_left_alone(on_sim: Callable) -> None:
+    on_sim(
+        """
+        import poolalloc, torch
+        poolalloc.install()
+        from torch.utils.data import DataLoader, TensorDataset
+        model = torch.nn.Linear(8, 8).cuda()
+        data = TensorDataset(torch.zeros(64, 8))
+        for (batch,) in DataLoader(data, batch_size=16, num_workers=2, multiprocessing_context="fork", pin_memory=True):
+            model(batch.cuda(non_blocking=True)).sum().backward()
+        from poolalloc import _core
+        _core.validate()
+        """
+    )

@@ -1,0 +1,86 @@
+"""When memory runs out the program hears the figures, and can go on."""
+
+from collections.abc import Callable
+
+
+def test_out_of_memory_names_the_figures_and_the_program_can_go_on(on_sim: Callable) -> None:
+    outcome = on_sim(
+        """
+        import json
+        import poolalloc, torch
+        poolalloc.install()
+        from poolalloc import _core
+        GiB = 2**30
+        kept = torch.empty(600 * 2**20, dtype=torch.uint8, device="cuda")
+        try:
+            torch.empty(3 * GiB, dtype=torch.uint8, device="cuda")
+        except RuntimeError as error:
+            text = str(error)
+        _core.validate()
+        stats = poolalloc.memory_stats()
+        assert stats["out_of_memory"] == 1 and stats["retries"] == 1
+        assert stats["live_blocks"] == 1
+        again = torch.empty(300 * 2**20, dtype=torch.uint8, device="cuda")
+        del kept
+        whole = torch.empty(700 * 2**20, dtype=torch.uint8, device="cuda")
+        _core.validate()
+        print(json.dumps(text))
+        """,
+        memory="1 GiB",
+    )
+    text = outcome.value
+    for figure in ("asked for 3 GiB", "device 0", "of 1 GiB", "600 MiB live", "largest block that would have fitted"):
+        assert figure in text, text
+    assert "\n" not in text.split("Exception raised from")[0]
+
+
+def test_out_of_memory_in_the_backward_pass_reaches_the_program(on_sim: Callable) -> None:
+    # Autograd runs on a thread of its own: the exception has to cross it.
+    on_sim(
+        """
+        import poolalloc, torch
+        poolalloc.install()
+        from poolalloc import _core
+
+        class Greedy(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x.clone()
+
+            @staticmethod
+            def backward(ctx, grad):
+                return grad + torch.empty(2**31, dtype=torch.uint8, device="cuda").sum()
+
+        x = torch.ones(8, device="cuda", requires_grad=True)
+        y = Greedy.apply(x).sum()
+        try:
+            y.backward()
+        except RuntimeError as error:
+            assert "asked for 2 GiB" in str(error), error
+        else:
+            raise AssertionError("no error")
+        _core.validate()
+        assert _core.plugin_state()["failures"] == 0
+        """,
+        memory="1 GiB",
+    )
+
+
+def test_idle_memory_is_no_reason_to_fail(on_sim: Callable) -> None:
+    on_sim(
+        """
+        import poolalloc, torch
+        poolalloc.install()
+        MiB = 2**20
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            other = torch.empty(700 * MiB, dtype=torch.uint8, device="cuda")
+            del other  # idle on another stream
+        one = torch.empty(300 * MiB, dtype=torch.uint8, device="cuda")
+        del one
+        two = torch.empty(900 * MiB, dtype=torch.uint8, device="cuda")
+        stats = poolalloc.memory_stats()
+        assert stats["out_of_memory"] == 0 and stats["retries"] >= 1
+        """,
+        memory="1 GiB",
+    )
