@@ -21,13 +21,16 @@ MISSING = {
     "torch.cuda.memory_stats, memory_allocated, max_memory_allocated, memory_reserved, memory_summary": (
         "raise RuntimeError; use poolalloc.memory_stats and poolalloc.memory_summary"
     ),
-    "torch.cuda.reset_peak_memory_stats, reset_accumulated_memory_stats": "raise; use poolalloc.reset_peak_stats",
+    "torch.cuda.reset_peak_memory_stats, reset_accumulated_memory_stats": (
+        "raise RuntimeError; use poolalloc.reset_peak_stats"
+    ),
+    "torch.accelerator.memory_allocated and its like": "raise RuntimeError; torch.accelerator.empty_cache works",
     "torch.cuda.memory_snapshot, memory._snapshot, memory._record_memory_history": "raise RuntimeError",
     "torch.cuda.get_per_process_memory_fraction": "raises RuntimeError; setting it works",
     "torch.cuda.MemPool, torch.cuda.use_mem_pool": "raise RuntimeError",
-    "torch.cuda.OutOfMemoryError": "out of memory is a RuntimeError that names the figures",
+    "torch.OutOfMemoryError": "out of memory is a RuntimeError that names the figures",
     "sharing CUDA tensors between processes (IPC)": "raises RuntimeError",
-    "cudnn.benchmark": "raises RuntimeError at the first convolution",
+    "torch.backends.cudnn.benchmark": "raises RuntimeError at the first convolution",
     "memory in torch.profiler": "shows 0 bytes",
 }
 """What torch's plain pluggable door cannot do, whatever stands behind it: feature, what happens."""
