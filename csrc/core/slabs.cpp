@@ -31,7 +31,7 @@ Slabs::Slabs(Residency& residency, PageIndex pages) : residency_(residency), pag
   for (int index = 0; index <= kMaxBin; ++index) {
     Bin& bin = bins_[index];
     bin.block_bytes = bin_bytes(index);
-    bin.reciprocal = ((std::uint64_t{1} << 32) + bin.block_bytes - 1) / bin.block_bytes;
+    bin.reciprocal = ((std::uint64_t{1} << kReciprocalBits) + bin.block_bytes - 1) / bin.block_bytes;
     bin.shape = slab_shape(bin.block_bytes);
   }
 }

@@ -115,8 +115,9 @@ class Slabs {
     Slab* slab = small->slab_of[offset % kPageBytes / kChunkBytes];
     if (slab == nullptr) return {};
     const Bin& bin = bins_[slab->bin];
-    // Exact for offsets inside a slab: the reciprocal is rounded up and slot x size stays below 2^22.
-    const auto slot = static_cast<std::uint32_t>(((offset - slab->offset) * bin.reciprocal) >> 32);
+    // Exact for every offset inside a slab: rounding up the reciprocal adds less than 2^(21 - 42), which is less than
+    // what the last byte of a block lacks to the next, 1 / 2^20 at least.
+    const auto slot = static_cast<std::uint32_t>(((offset - slab->offset) * bin.reciprocal) >> kReciprocalBits);
     if (slot >= bin.shape.slots || ((slab->free >> slot) & 1) != 0) return {};
     return {slab, slot, bin.block_bytes, bin.block_bytes - slab->slack[slot]};
   }
@@ -135,6 +136,8 @@ class Slabs {
   void validate(std::vector<std::uint32_t>& blocks_of) const;
 
  private:
+  static constexpr int kReciprocalBits = 42;
+
   // A page cut into chunks.
   struct SmallPage {
     PageIndex page = 0;
@@ -148,7 +151,7 @@ class Slabs {
   struct Bin {
     Slab* current = nullptr;
     Bytes block_bytes = 0;
-    std::uint64_t reciprocal = 0;  // 2^32 / block_bytes, rounded up
+    std::uint64_t reciprocal = 0;  // 2^kReciprocalBits / block_bytes, rounded up
     SlabShape shape;
     std::uint64_t live_blocks = 0;
     std::uint64_t allocations = 0;
