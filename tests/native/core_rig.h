@@ -1,0 +1,65 @@
+// What the tests of core's parts share: a small modelled device with counted calls, and views of what lies under its
+// addresses.
+#pragma once
+
+#include "check.h"
+#include "core/errors.h"
+#include "core/page_supply.h"
+#include "core/residency.h"
+#include "driver/counting_driver.h"
+#include "driver/model_driver.h"
+
+namespace rig {
+
+using namespace poolalloc;
+
+inline constexpr Bytes kPage = kPageBytes;
+
+inline ModelOptions device_of(std::uint64_t pages, std::uint64_t event_lag = 0) {
+  ModelOptions options;
+  options.memory_bytes = pages * kPage;
+  options.event_lag = event_lag;
+  return options;
+}
+
+inline std::uint64_t mapping_calls(const CountingDriver& driver) {
+  return driver.calls(DriverCall::create) + driver.calls(DriverCall::map) + driver.calls(DriverCall::allow_access) +
+         driver.calls(DriverCall::unmap) + driver.calls(DriverCall::destroy);
+}
+
+// A device, and a range of addresses on it with a residency over them.
+struct Range {
+  Range(std::uint64_t device_pages, PageIndex split, PageIndex pages)
+      : model(device_of(device_pages)),
+        driver(model),
+        supply(driver, 0),
+        residency(driver, 0, supply, reserve(pages * kPage), split, pages) {}
+
+  Address reserve(Bytes bytes) {
+    Address address = 0;
+    CHECK(driver.reserve(0, bytes, kPage, &address) == Status::ok);
+    return address;
+  }
+  // The physical page under a page of the range, or 0.
+  PhysicalHandle under(PageIndex page) const {
+    PhysicalHandle handle = 0;
+    Bytes offset = 0;
+    return model.physical(0, residency.address_of(page), &handle, &offset) ? handle : 0;
+  }
+  Bytes held() const { return static_cast<Bytes>(residency.held().current); }
+  Bytes resident() const { return static_cast<Bytes>(residency.resident().current); }
+  // reserved = resident + idle + spare, and the device agrees.
+  void check_accounts() const {
+    CHECK(model.violations() == 0);
+    CHECK(static_cast<Bytes>(supply.reserved().current) == model.used_bytes(0));
+    CHECK(model.used_bytes(0) == held() + supply.spare_bytes());
+    CHECK(held() == resident() + residency.idle_frames() * kPage);
+  }
+
+  ModelDriver model;
+  CountingDriver driver;
+  PageSupply supply;
+  Residency residency;
+};
+
+}  // namespace rig

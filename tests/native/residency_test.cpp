@@ -1,0 +1,278 @@
+// Frames behind pages: what is shared, what is blocked, what a failure leaves, and random use against a naive model.
+#include "core/residency.h"
+
+#include <map>
+#include <random>
+#include <set>
+
+#include "core_rig.h"
+
+using namespace rig;
+
+namespace {
+
+constexpr PageIndex kPages = 64;
+
+struct Pages : Range {
+  explicit Pages(std::uint64_t device_pages = 16) : Range(device_pages, 0, kPages), blocks(kPages) {}
+
+  Status acquire(PageIndex first, PageIndex last) {
+    const Status status = residency.acquire(first, last);
+    if (status == Status::ok)
+      for (PageIndex page = first; page <= last; ++page) ++blocks[page];
+    return status;
+  }
+  void release(PageIndex first, PageIndex last) {
+    residency.release(first, last);
+    for (PageIndex page = first; page <= last; ++page) --blocks[page];
+  }
+  void check() const {
+    residency.validate(blocks);
+    check_accounts();
+  }
+
+  std::vector<std::uint32_t> blocks;  // that overlap a page
+};
+
+TEST(a_page_stays_mapped_when_its_last_block_goes_and_costs_nothing_to_use_again) {
+  Pages pages;
+  CHECK(pages.acquire(3, 5) == Status::ok);
+  CHECK(pages.acquire(5, 5) == Status::ok);
+  CHECK(pages.resident() == 3 * kPage);
+  const PhysicalHandle handle = pages.under(5);
+  pages.release(3, 5);
+  CHECK(pages.resident() == kPage && pages.held() == 3 * kPage);
+  CHECK(pages.residency.ready(3) && !pages.residency.ready(5));
+  pages.release(5, 5);
+  pages.check();
+  const std::uint64_t calls = mapping_calls(pages.driver);
+  CHECK(pages.residency.cost(3, 5).maps == 0 && pages.residency.cost(3, 5).resident == 3);
+  CHECK(pages.acquire(3, 5) == Status::ok);
+  CHECK(mapping_calls(pages.driver) == calls && pages.under(5) == handle);
+  pages.check();
+}
+
+TEST(an_empty_page_takes_the_frame_that_has_been_idle_longest) {
+  Pages pages;
+  for (PageIndex page = 0; page < 3; ++page) CHECK(pages.acquire(page, page) == Status::ok);
+  const PhysicalHandle oldest = pages.under(1);
+  pages.release(1, 1);
+  pages.release(0, 0);
+  pages.release(2, 2);
+  CHECK(pages.acquire(10, 10) == Status::ok);
+  CHECK(pages.under(10) == oldest && pages.under(1) == oldest);  // mapped twice, created once
+  CHECK(pages.residency.aliased() == 1 && pages.residency.mappings() == 4);
+  CHECK(pages.model.used_bytes(0) == 3 * kPage);
+  pages.check();
+}
+
+TEST(a_page_whose_frame_is_live_elsewhere_is_blocked_until_that_ends) {
+  Pages pages;
+  CHECK(pages.acquire(0, 0) == Status::ok);
+  pages.release(0, 0);
+  CHECK(pages.acquire(9, 9) == Status::ok);
+  CHECK(pages.residency.blocked(0) && !pages.residency.ready(0));
+  CHECK(!pages.residency.cost(0, 0).possible && !pages.residency.cost(0, 3).possible);
+  pages.check();
+  pages.release(9, 9);
+  CHECK(pages.residency.ready(0) && pages.residency.ready(9));
+  CHECK(pages.acquire(0, 0) == Status::ok);
+  CHECK(pages.residency.blocked(9));
+  pages.check();
+}
+
+TEST(two_pages_of_one_placement_never_share_a_frame) {
+  Pages pages;
+  CHECK(pages.acquire(0, 0) == Status::ok);
+  pages.release(0, 0);
+  CHECK(pages.acquire(5, 5) == Status::ok);  // aliases the frame of page 0
+  pages.release(5, 5);
+  CHECK(pages.residency.ready(0) && pages.residency.ready(5));
+  CHECK(pages.residency.cost(0, 4).possible && pages.residency.cost(1, 5).possible);
+  CHECK(!pages.residency.cost(0, 5).possible);
+}
+
+TEST(frames_ready_in_a_range_are_not_taken_for_its_empty_pages) {
+  Pages pages;
+  CHECK(pages.acquire(4, 4) == Status::ok);
+  const PhysicalHandle handle = pages.under(4);
+  pages.release(4, 4);
+  CHECK(pages.acquire(2, 6) == Status::ok);
+  CHECK(pages.under(4) == handle);
+  std::set<PhysicalHandle> distinct;
+  for (PageIndex page = 2; page <= 6; ++page) distinct.insert(pages.under(page));
+  CHECK(distinct.size() == 5);
+  pages.check();
+}
+
+TEST(access_is_granted_once_a_run_not_once_a_page) {
+  Pages pages;
+  CHECK(pages.acquire(6, 6) == Status::ok);
+  pages.release(6, 6);
+  const std::uint64_t before = pages.driver.calls(DriverCall::allow_access);
+  CHECK(pages.acquire(2, 9) == Status::ok);
+  CHECK(pages.driver.calls(DriverCall::allow_access) == before + 2);  // 2 - 5 and 7 - 9
+  pages.check();
+}
+
+TEST(without_leave_to_grow_only_idle_frames_are_used) {
+  Pages pages;
+  CHECK(pages.acquire(0, 1) == Status::ok);
+  pages.release(0, 1);
+  pages.residency.allow_growth(false);
+  CHECK(pages.acquire(10, 11) == Status::ok);
+  CHECK(pages.acquire(20, 20) == Status::out_of_memory);
+  pages.residency.allow_growth(true);
+  CHECK(pages.acquire(20, 20) == Status::ok);
+  pages.check();
+}
+
+// Every driver call of a placement that has ready, resident, aliased and new pages, failed in turn.
+TEST(a_failure_half_way_leaves_nothing_changed) {
+  for (DriverCall call : {DriverCall::create, DriverCall::map, DriverCall::allow_access}) {
+    for (Status status : {Status::failed, Status::out_of_memory}) {
+      int failures = 0;
+      for (std::uint64_t nth = 1;; ++nth) {
+        Pages pages;
+        CHECK(pages.acquire(10, 10) == Status::ok);
+        CHECK(pages.acquire(30, 31) == Status::ok);
+        pages.release(30, 31);
+        CHECK(pages.acquire(14, 14) == Status::ok);  // aliases the frame of page 30
+        pages.release(14, 14);
+        CHECK(pages.acquire(40, 40) == Status::ok);
+        const Residency::Cost cost = pages.residency.cost(10, 19);
+        std::map<PageIndex, PhysicalHandle> under;
+        for (PageIndex page = 0; page < kPages; ++page) under[page] = pages.under(page);
+        const Bytes held = pages.held(), resident = pages.resident();
+        const std::int64_t resident_peak = pages.residency.resident().peak;
+        const std::uint64_t mappings = pages.residency.mappings(), aliased = pages.residency.aliased();
+
+        pages.model.fail(call, nth, status);
+        const Status got = pages.acquire(10, 19);
+        if (got == Status::ok) break;  // fewer than nth calls were made
+        ++failures;
+        CHECK(got == status);
+        pages.check();
+        for (PageIndex page = 0; page < kPages; ++page) CHECK(under[page] == pages.under(page));
+        CHECK(pages.held() == held && pages.resident() == resident);
+        CHECK(pages.residency.resident().peak == resident_peak);
+        CHECK(pages.residency.mappings() == mappings && pages.residency.aliased() == aliased);
+        const Residency::Cost again = pages.residency.cost(10, 19);
+        CHECK(again.possible && again.resident == cost.resident && again.maps == cost.maps);
+        CHECK(pages.acquire(10, 19) == Status::ok);
+        pages.check();
+      }
+      CHECK(failures > 1);
+    }
+  }
+}
+
+TEST(a_device_that_is_full_leaves_nothing_changed) {
+  Pages pages(8);
+  CHECK(pages.acquire(0, 3) == Status::ok);
+  const std::uint64_t mappings = pages.residency.mappings();
+  CHECK(pages.acquire(10, 14) == Status::out_of_memory);
+  CHECK(pages.residency.mappings() == mappings && pages.held() == 4 * kPage);
+  pages.check();
+  CHECK(pages.acquire(10, 13) == Status::ok);
+  pages.check();
+}
+
+TEST(detached_frames_are_unusable_at_once_and_spare_when_returned) {
+  Pages pages;
+  CHECK(pages.acquire(0, 3) == Status::ok);
+  pages.release(0, 2);
+  CHECK(pages.acquire(8, 8) == Status::ok);  // aliases one of the three
+  pages.release(8, 8);
+  const Residency::Detached detached = pages.residency.detach_idle(2);
+  CHECK(detached.frames.size() == 2 && pages.residency.idle_frames() == 1);
+  for (PageIndex page : detached.pages) {
+    CHECK(pages.residency.blocked(page) && !pages.residency.ready(page));
+    CHECK(pages.under(page) != 0);  // still mapped: work may be running there
+  }
+  pages.residency.validate(pages.blocks);
+  pages.residency.return_detached(detached);
+  for (PageIndex page : detached.pages) CHECK(pages.under(page) == 0 && !pages.residency.blocked(page));
+  CHECK(pages.supply.spare_bytes() == 2 * kPage);
+  pages.check();
+  CHECK(pages.residency.detach_idle(~0u).frames.size() == 1);
+}
+
+TEST(detaching_what_blocks_frees_addresses_and_no_memory) {
+  Pages pages;
+  CHECK(pages.acquire(0, 0) == Status::ok);
+  pages.release(0, 0);
+  CHECK(pages.acquire(5, 5) == Status::ok);
+  CHECK(pages.residency.blocked(0));
+  const PhysicalHandle handle = pages.under(5);
+  const Residency::Detached detached = pages.residency.detach_blocked();
+  CHECK(detached.frames.empty() && detached.pages == std::vector<PageIndex>{0});
+  pages.residency.return_detached(detached);
+  CHECK(!pages.residency.blocked(0) && pages.under(0) == 0 && pages.under(5) == handle);
+  CHECK(pages.held() == kPage && pages.residency.mappings() == 1);
+  pages.check();
+}
+
+TEST(return_all_unmaps_everything_and_keeps_no_frame) {
+  Pages pages;
+  CHECK(pages.acquire(0, 5) == Status::ok);
+  pages.release(2, 5);
+  CHECK(pages.acquire(20, 22) == Status::ok);
+  pages.residency.return_all();
+  for (PageIndex page = 0; page < kPages; ++page) CHECK(pages.under(page) == 0);
+  CHECK(pages.supply.spare_bytes() == pages.model.used_bytes(0));
+  CHECK(pages.model.violations() == 0);
+}
+
+// Random placements, as an arena would make them, against two facts: live data never moves and never shares.
+TEST(random_use_never_shares_or_moves_what_is_live) {
+  std::mt19937 random(11);
+  constexpr std::uint64_t kDevice = 20;
+  for (int run = 0; run < 100; ++run) {
+    Pages pages(kDevice);
+    struct Placed {
+      PageIndex first, last;
+    };
+    std::vector<Placed> placed;
+    std::map<PageIndex, PhysicalHandle> live;
+    for (int step = 0; step < 400; ++step) {
+      const unsigned what = random() % 10;
+      if (what < 5) {
+        const PageIndex first = random() % kPages;
+        const PageIndex last = std::min<PageIndex>(kPages - 1, first + random() % 6);
+        bool overlap = false;  // blocks share outer pages only
+        for (PageIndex page = first + 1; page < last; ++page) overlap |= pages.blocks[page] != 0;
+        for (const Placed& other : placed)
+          for (PageIndex page : {first, last}) overlap |= page > other.first && page < other.last;
+        const Residency::Cost cost = pages.residency.cost(first, last);
+        if (!cost.possible || overlap) continue;
+        const Status status = pages.acquire(first, last);
+        CHECK(status == Status::ok || live.size() + cost.resident > kDevice);
+        if (status == Status::ok) placed.push_back({first, last});
+      } else if (what < 9 && !placed.empty()) {
+        std::swap(placed[random() % placed.size()], placed.back());
+        pages.release(placed.back().first, placed.back().last);
+        placed.pop_back();
+      } else if (what == 9) {
+        const Residency::Detached detached =
+            random() % 2 == 0 ? pages.residency.detach_idle(random() % 4) : pages.residency.detach_blocked();
+        pages.residency.validate(pages.blocks);
+        pages.residency.return_detached(detached);
+        if (random() % 2 == 0) pages.supply.destroy_spare();
+      }
+      pages.check();
+      std::map<PageIndex, PhysicalHandle> now;
+      std::set<PhysicalHandle> distinct;
+      for (PageIndex page = 0; page < kPages; ++page) {
+        if (pages.blocks[page] == 0) continue;
+        now[page] = pages.under(page);
+        CHECK(now[page] != 0 && distinct.insert(now[page]).second);
+        CHECK(!live.contains(page) || live[page] == now[page]);
+      }
+      CHECK(pages.resident() == now.size() * kPage);
+      live = std::move(now);
+    }
+  }
+}
+
+}  // namespace

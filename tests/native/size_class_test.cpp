@@ -1,0 +1,96 @@
+// Size classes: size -> bin -> size for every size up to 2^40.
+//
+// bin_of is constant between two neighbouring multiples of 512 and never falls, so checking every multiple up to 16 MiB
+// and every edge of every bin beyond covers each size there is.
+#include "core/size_class.h"
+
+#include "check.h"
+
+using namespace poolalloc;
+
+namespace {
+
+// The class of `bytes` holds it, and the class below does not.
+void check_smallest_class(Bytes bytes) {
+  const int bin = bin_of(bytes);
+  CHECK(bin >= 0 && bin < kBins);
+  CHECK(bin_bytes(bin) >= bytes);
+  CHECK(bin == 0 || bin_bytes(bin - 1) < bytes);
+  CHECK(bin_of(bin_bytes(bin)) == bin);
+}
+
+TEST(every_byte_up_to_64_KiB_has_the_smallest_class_that_holds_it) {
+  for (Bytes bytes = 1; bytes <= 64 << 10; ++bytes) check_smallest_class(bytes);
+}
+
+TEST(every_multiple_of_512_up_to_16_MiB_and_its_neighbours) {
+  for (Bytes bytes = 512; bytes <= 16 << 20; bytes += 512) {
+    check_smallest_class(bytes - 1);
+    check_smallest_class(bytes);
+    check_smallest_class(bytes + 1);
+    CHECK(bin_of(bytes - 511) == bin_of(bytes));  // one class for the whole granule
+    CHECK(bin_of(bytes + 1) - bin_of(bytes) <= 1);
+  }
+}
+
+TEST(every_edge_of_every_bin_up_to_2_to_the_40) {
+  for (int bin = 0; bin < kBins; ++bin) {
+    const Bytes bytes = bin_bytes(bin);
+    CHECK(bin_of(bytes) == bin);
+    CHECK(bin_of(bytes - 1) == bin);
+    CHECK(bin_of(bytes - 511) == bin);
+    check_smallest_class(bytes);
+    check_smallest_class(bytes - 1);
+    if (bin == kBins - 1) continue;
+    CHECK(bin_of(bytes + 1) == bin + 1);
+    check_smallest_class(bytes + 1);
+    const Bytes next = bin_bytes(bin + 1);
+    CHECK(next > bytes);
+    CHECK(bin_of(bytes + (next - bytes) / 2) == bin + 1);
+  }
+  CHECK(bin_bytes(kBins - 1) == kMaxBinnedBytes);
+}
+
+TEST(a_class_never_falls_when_the_size_grows) {
+  int before = 0;
+  for (int power = 0; power <= 40; ++power) {
+    for (Bytes eighth = 0; eighth < 64; ++eighth) {
+      const Bytes bytes = (Bytes{1} << power) + (Bytes{1} << power) * eighth / 64;
+      if (bytes > kMaxBinnedBytes) continue;
+      CHECK(bin_of(bytes) >= before);
+      before = bin_of(bytes);
+    }
+  }
+}
+
+TEST(classes_are_multiples_of_512_and_waste_an_eighth_at_most) {
+  Bytes below = 0;
+  for (int bin = 0; bin < kBins; ++bin) {
+    const Bytes bytes = bin_bytes(bin);
+    CHECK(bytes % kGranularity == 0);
+    // The worst request of a class is one byte more than the class below.
+    const Bytes waste = bytes - (below + 1);
+    CHECK(waste < kGranularity || waste * 8 <= below + 1);
+    below = bytes;
+  }
+}
+
+TEST(every_hole_of_a_higher_class_is_larger) {
+  int before = 0;
+  Bytes first_of_class = 0;
+  for (Bytes bytes = 512; bytes <= 64 << 20; bytes += 512) {
+    const int own = hole_class(bytes);
+    CHECK(own == before || own == before + 1);
+    if (own != before) first_of_class = bytes;
+    CHECK(bytes >= first_of_class);
+    before = own;
+  }
+  for (int power = 26; power < 40; ++power)
+    for (Bytes eighth = 8; eighth < 16; ++eighth) {
+      const Bytes edge = (Bytes{1} << power) / 8 * eighth;  // the smallest hole of its class
+      CHECK(hole_class(edge) == hole_class(edge - 512) + 1);
+      CHECK(hole_class(edge) == hole_class(edge + 512));
+    }
+}
+
+}  // namespace
