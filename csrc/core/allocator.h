@@ -51,7 +51,7 @@ class POOLALLOC_API Allocator {
   double memory_fraction(DeviceIndex device) const;
 
   // From now on requests on `device` whose stream `filter` accepts come from `pool`, until end_allocate_to_pool.
-  // A pool counts its users: begin_allocate_to_pool of a new one makes it with one user.
+  // A pool counts its users: every begin_allocate_to_pool is one more, the first makes it.
   void begin_allocate_to_pool(DeviceIndex device, PoolId pool, std::function<bool(StreamId)> filter);
   void end_allocate_to_pool(DeviceIndex device, PoolId pool);
   // One user less; at none, its idle memory goes back to the device, and blocks still live go back when freed.

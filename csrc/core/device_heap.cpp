@@ -118,6 +118,17 @@ void DeviceHeap::destroy_heap(std::unique_ptr<Heap> heap) {
   shared_.driver.release(shared_.device, heap->base(), heap->range_bytes());
 }
 
+// Not the heaps of pools in use: a graph's replays will touch their idle pages again.
+std::vector<Heap*> DeviceHeap::reclaimable_heaps() const {
+  std::lock_guard guard(mutex_);
+  std::vector<Heap*> some;
+  for (auto& heap : stream_heaps_) some.push_back(heap.get());
+  for (auto& pool : pools_)
+    if (pool->users == 0)
+      for (auto& heap : pool->heaps) some.push_back(heap.get());
+  return some;
+}
+
 // --- private pools -----------------------------------------------------------------------------------------------
 
 DeviceHeap::PrivatePool* DeviceHeap::find_pool(PoolId pool) {
@@ -135,6 +146,8 @@ void DeviceHeap::begin_allocate_to_pool(PoolId id, std::function<bool(StreamId)>
     pool->id = id;
   } else if (pool->routing) {
     throw UsageError("requests already go to this pool; end_allocate_to_pool first");
+  } else {
+    ++pool->users;
   }
   pool->filter = std::move(filter);
   pool->routing = true;
@@ -195,7 +208,7 @@ Address DeviceHeap::allocate_slow(Heap& heap, Bytes bytes, Status status) {
     status = heap.allocate(bytes, &address);
     return status == Status::ok;
   };
-  const std::vector<Heap*> all = heaps();
+  std::vector<Heap*> all = reclaimable_heaps();
 
   // Idle pages of other streams, once those streams' work so far has completed.
   for (Heap* other : all) {
@@ -206,6 +219,7 @@ Address DeviceHeap::allocate_slow(Heap& heap, Bytes bytes, Status status) {
     if (gained != 0 && try_again()) return address;
   }
   // Pending frees, waited for; then the pool is searched again.
+  if (std::find(all.begin(), all.end(), &heap) == all.end()) all.push_back(&heap);
   for (Heap* each : all) {
     if (each->wait_pending() == 0) continue;
     if (each != &heap) stolen_.fetch_add(each->reclaim(~0u) / kPageBytes, std::memory_order_relaxed);
@@ -263,7 +277,7 @@ void DeviceHeap::raise(Bytes bytes, Status status) {
 }
 
 Bytes DeviceHeap::empty_cache() {
-  for (Heap* heap : heaps()) {
+  for (Heap* heap : reclaimable_heaps()) {
     heap->poll_pending();
     heap->reclaim(~0u);
   }

@@ -78,6 +78,7 @@ class DeviceHeap {
   [[gnu::noinline]] Address allocate_slow(Heap& heap, Bytes bytes, Status status);
   [[noreturn]] void raise(Bytes bytes, Status status);
   std::vector<Heap*> heaps() const;
+  std::vector<Heap*> reclaimable_heaps() const;
   PrivatePool* find_pool(PoolId pool);
   void collect_released();
   void destroy_heap(std::unique_ptr<Heap> heap);
