@@ -56,9 +56,13 @@ def memory_stats(device: Any = None) -> dict[str, Any]:
     """
     require_installed()
     stats = _core.stats(_index(device))
-    peak = stats["requested"]["peak"]
-    stats["overhead"] = stats["reserved"]["peak"] / peak if peak else None
-    return stats
+    return {**stats, "overhead": overhead_of(stats)}
+
+
+def overhead_of(stats: Mapping[str, Any]) -> float | None:
+    """Peak reserved / peak requested; None before the first request."""
+    requested = stats["requested"]["peak"]
+    return stats["reserved"]["peak"] / requested if requested else None
 
 
 def reset_peak_stats(device: Any = None) -> None:
@@ -78,7 +82,11 @@ def empty_cache() -> int:
 
 def memory_summary(device: Any = None) -> str:
     """The statistics of one device (None: the current one) as a table of plain text."""
-    stats = memory_stats(device)
+    return summary_of(memory_stats(device))
+
+
+def summary_of(stats: Mapping[str, Any]) -> str:
+    """The same from statistics that memory_stats() or an Engine gave."""
     lines = [
         f"poolalloc, GPU {stats['device']}: {_size(stats['reserved']['current'])} reserved "
         f"of {_size(stats['limit_bytes'])} allowed ({_size(stats['total_bytes'])} on the card)",
@@ -86,16 +94,12 @@ def memory_summary(device: Any = None) -> str:
     ]
     rows: list[tuple[str, ...]] = [("memory", "now", "peak", "ever added", "ever freed")]
     for name in _QUANTITIES:
-        counter = stats[name]
-        rows.append(
-            (
-                name,
-                *(_size(counter[key]) for key in ("current", "peak", "total")),
-                _size(counter["total"] - counter["current"]),
-            )
-        )
+        now, peak, total = (stats[name][key] for key in ("current", "peak", "total"))
+        # What is idle is what reserved and resident leave: it has no history of its own.
+        history = ("-", "-", "-") if name == "idle" else (_size(peak), _size(total), _size(total - now))
+        rows.append((name, _size(now), *history))
     lines += _table(rows)
-    overhead = stats["overhead"]
+    overhead = overhead_of(stats)
     lines += ["", f"overhead (peak reserved / peak requested)  {'-' if overhead is None else f'{overhead:.4f}'}", ""]
     lines += _table(
         [("events", "count", ""), *((name, f"{stats[name]:,}", text) for name, text in _EVENTS.items())], "<><"
@@ -170,13 +174,15 @@ class Fragmentation:
     """Where every reserved byte of a device is: in all, by stream and pool, and by size class.
 
     print() shows it as tables. The five parts of every share add up to its `reserved`; the shares of the heaps and
-    `unmapped` (idle pages that belong to no stream now) add up to `total`; the bins add up to the resident memory.
+    `unmapped` (idle pages that belong to no stream now) add up to `total`; the bins and `uncut` (the part of their
+    pages that no size class uses now) add up to the resident memory.
     """
 
     device: int
     total: Share
     heaps: Mapping[tuple[int, tuple[int, int]], Share]  # by (stream, pool)
     bins: tuple[BinShare, ...]
+    uncut: int
     unmapped: int
 
     @property
@@ -196,6 +202,7 @@ class Fragmentation:
             "reserved": self.total.reserved,
             **asdict(self.total),
             "unmapped": self.unmapped,
+            "uncut": self.uncut,
             "heaps": [
                 {"stream": stream, "pool": list(pool), "reserved": share.reserved, **asdict(share)}
                 for (stream, pool), share in self.heaps.items()
@@ -232,6 +239,8 @@ class Fragmentation:
                         *(_size(part) for part in (row.rounded, row.half_empty, row.resident)),
                     )
                 )
+            if self.uncut:
+                table.append(("uncut", "-", "-", "-", _size(self.uncut), _size(self.uncut)))
             lines += ["", *_table(table, ">")]
         return "\n".join(lines)
 
@@ -257,7 +266,9 @@ def fragmentation_of(stats: Mapping[str, Any]) -> Fragmentation:
     """The same from statistics that memory_stats() or an Engine gave."""
     heaps = {(heap["stream"], tuple(heap["pool"])): Share.of(heap) for heap in stats["heaps"]}
     total = sum(heaps.values(), Share(idle=stats["unmapped"]))
-    return Fragmentation(stats["device"], total, heaps, tuple(_bins(stats["heaps"])), stats["unmapped"])
+    bins = tuple(_bins(stats["heaps"]))
+    uncut = sum(heap["uncut"] for heap in stats["heaps"])
+    return Fragmentation(stats["device"], total, heaps, bins, uncut, stats["unmapped"])
 
 
 def _bins(heaps: Iterable[Mapping[str, Any]]) -> Iterable[BinShare]:

@@ -46,6 +46,7 @@ py::dict to_dict(const HeapStats& heap) {
   add_counts(result, heap);
   result["arena_rounded"] = heap.arena_rounded;
   result["arena_resident"] = heap.arena_resident;
+  result["uncut"] = heap.uncut;
   result["address_space"] = heap.address_space;
   result["mappings"] = heap.mappings;
   py::list bins;

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from poolalloc import _core, errors
-from poolalloc.memory import fragmentation_of
+from poolalloc.memory import fragmentation_of, summary_of
 
 MiB = 2**20
 STUB = Path(_core.__file__).parent / "_core.pyi"
@@ -165,7 +165,8 @@ def test_every_reserved_byte_is_somewhere() -> None:
         spare = where.unmapped if part == "idle" else 0
         for groups in (where.heaps, where.streams, where.pools):
             assert sum(getattr(share, part) for share in groups.values()) + spare == getattr(where.total, part)
-    assert sum(row.resident for row in where.bins) == stats["resident"]["current"]
+    assert sum(row.resident for row in where.bins) + where.uncut == stats["resident"]["current"]
+    assert all(row.half_empty >= 0 for row in where.bins)
     assert sum(row.live_blocks for row in where.bins) == stats["live_blocks"]
     assert set(where.pools) == {(0, 0), (1, 0)}
     engine.validate()
@@ -183,7 +184,20 @@ def test_fragmentation_prints_and_goes_to_plain_values() -> None:
     assert {row["stream"] for row in plain["streams"]} == {0, 7}
 
 
+def test_the_summary_shows_every_quantity_event_and_call() -> None:
+    stats = busy_engine().stats()
+    text = summary_of(stats)
+    events = [name for name, value in stats.items() if isinstance(value, int)]
+    for name in ("requested", "live", "pending", "resident", "idle", "reserved", *stats["driver_calls"]):
+        assert re.search(rf"^{name} +", text, re.MULTILINE), name
+    for name in set(events) - {"device", "total_bytes", "limit_bytes", "live_blocks", "metadata_bytes", "unmapped"}:
+        assert re.search(rf"^{name} +{stats[name]:,} ", text, re.MULTILINE), name
+    assert f"{stats['reserved']['peak'] / stats['requested']['peak']:.4f}" in text
+    assert "512 MiB" in text.splitlines()[0]
+
+
 def test_an_unused_device_has_nothing_anywhere() -> None:
+    assert "requested)  -" in summary_of(_core.Engine().stats())
     where = fragmentation_of(_core.Engine().stats())
     assert where.total.reserved == 0
     assert "0 B reserved" in str(where)
@@ -212,3 +226,76 @@ def test_the_plugin_is_untouched_by_engines() -> None:
     assert set(state["hook_calls"]) == set(_core.hook_addresses())
     assert len(set(_core.hook_addresses().values())) == 8
     assert Path(_core.library_path()).name == "libpoolalloc.so"
+
+
+# --- private pools ---------------------------------------------------------------------------------------------------
+
+
+def pool_reserved(engine: _core.Engine, pool: tuple[int, int]) -> int:
+    shares = fragmentation_of(engine.stats()).pools
+    return shares[pool].reserved if pool in shares else 0
+
+
+def fill_pool(engine: _core.Engine, pool: tuple[int, int], size: int) -> None:
+    """What a captured graph leaves: memory it has used and freed, which its replays will use again."""
+    engine.begin_allocate_to_pool(0, pool)
+    engine.free(engine.allocate(size))
+    engine.end_allocate_to_pool(0, pool)
+
+
+def test_a_pool_in_use_keeps_its_idle_memory() -> None:
+    engine = _core.Engine("", {"memory_bytes": 64 * MiB})
+    fill_pool(engine, (1, 0), 20 * MiB)
+    engine.free(engine.allocate(10 * MiB))
+    engine.empty_cache()
+    assert pool_reserved(engine, (1, 0)) == engine.used_bytes() == 20 * MiB
+    with pytest.raises(errors.OutOfMemoryError):
+        engine.allocate(50 * MiB)  # would fit only on top of the pool's
+    assert pool_reserved(engine, (1, 0)) == 20 * MiB
+    engine.release_pool(0, (1, 0))
+    engine.allocate(50 * MiB)
+    engine.validate()
+
+
+def test_a_pool_lives_until_its_last_user_lets_go() -> None:
+    # Two graphs share a pool: torch begins twice, and releases once for each graph that dies.
+    engine = _core.Engine("", {"memory_bytes": 64 * MiB})
+    fill_pool(engine, (1, 0), 20 * MiB)
+    fill_pool(engine, (1, 0), 20 * MiB)
+    engine.release_pool(0, (1, 0))
+    engine.empty_cache()
+    assert pool_reserved(engine, (1, 0)) == 20 * MiB
+    engine.release_pool(0, (1, 0))
+    engine.empty_cache()
+    assert pool_reserved(engine, (1, 0)) == engine.used_bytes() == 0
+    with pytest.raises(errors.UsageError, match="pool"):
+        engine.release_pool(0, (1, 0))
+
+
+def test_a_released_pool_goes_when_its_last_block_is_freed() -> None:
+    engine = _core.Engine("", {"memory_bytes": 64 * MiB})
+    engine.begin_allocate_to_pool(0, (1, 0))
+    block = engine.allocate(20 * MiB)
+    engine.end_allocate_to_pool(0, (1, 0))
+    engine.release_pool(0, (1, 0))
+    assert pool_reserved(engine, (1, 0)) == 20 * MiB
+    engine.free(block)
+    engine.empty_cache()
+    assert engine.used_bytes() == 0
+    assert (1, 0) not in fragmentation_of(engine.stats()).pools
+    engine.validate()
+
+
+def test_only_the_streams_of_the_filter_go_to_the_pool() -> None:
+    engine = _core.Engine("", {"memory_bytes": 64 * MiB})
+    engine.begin_allocate_to_pool(0, (1, 0), [7])
+    engine.allocate(4 * MiB, stream=7)
+    engine.allocate(6 * MiB, stream=8)
+    with pytest.raises(errors.UsageError, match="pool"):
+        engine.begin_allocate_to_pool(0, (1, 0))
+    engine.end_allocate_to_pool(0, (1, 0))
+    engine.allocate(8 * MiB, stream=7)
+    assert set(fragmentation_of(engine.stats()).heaps) == {(7, (1, 0)), (8, (0, 0)), (7, (0, 0))}
+    assert pool_reserved(engine, (1, 0)) == 4 * MiB
+    with pytest.raises(errors.UsageError, match="pool"):
+        engine.end_allocate_to_pool(0, (1, 0))
