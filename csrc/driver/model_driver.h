@@ -35,8 +35,12 @@ class POOLALLOC_API ModelDriver final : public Driver {
   // --- for whoever drives the model; these throw UsageError where there is no such device -------------------------
   // The `nth` next call of `call` (1: the next one) does nothing and returns `status`. Several may be waiting.
   void fail(DriverCall call, std::uint64_t nth, Status status);
+  // Of those asked for with fail, how many are still to come.
+  int failures_waiting() const { return failures_waiting_.load(std::memory_order_relaxed); }
   // Lets time pass on every device; events whose lag is over complete.
   void advance(std::uint64_t ticks);
+  // The time on a device, in ticks: what advance and the synchronizing calls have let pass.
+  std::uint64_t now(DeviceIndex device) const;
   // From now on events recorded on `stream` lag by `ticks`; never before earlier work of the same stream.
   void set_stream_lag(DeviceIndex device, StreamId stream, std::uint64_t ticks);
   // While a stream of a device is captured, query_event, synchronize_event, synchronize_device and unmap on that device

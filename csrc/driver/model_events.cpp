@@ -17,6 +17,12 @@ void ModelDriver::advance(std::uint64_t ticks) {
   }
 }
 
+std::uint64_t ModelDriver::now(DeviceIndex device) const {
+  Device& d = at(device);
+  std::lock_guard guard(d.mutex);
+  return d.now;
+}
+
 void ModelDriver::set_stream_lag(DeviceIndex device, StreamId stream, std::uint64_t ticks) {
   Device& d = at(device);
   std::lock_guard guard(d.mutex);

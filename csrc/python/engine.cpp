@@ -163,6 +163,10 @@ void bind_model(py::class_<Engine>& engine) {
       .def(
           "advance", [](Engine& self, std::uint64_t ticks) { self.driver.advance(ticks); }, py::arg("ticks") = 1,
           "Lets time pass on every device; events whose lag is over complete.")
+      .def("failures_waiting", [](const Engine& self) { return self.driver.failures_waiting(); })
+      .def(
+          "now", [](const Engine& self, DeviceIndex device) { return self.driver.now(device); }, py::arg("device") = 0,
+          "The time on a device, in ticks.")
       .def(
           "set_stream_lag",
           [](Engine& self, StreamId stream, std::uint64_t ticks, DeviceIndex device) {
