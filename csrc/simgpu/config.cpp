@@ -1,0 +1,69 @@
+// Reads the environment; see config.h.
+#include "simgpu/config.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace poolalloc::simgpu {
+namespace {
+
+constexpr std::uint64_t kPage = 2 << 20;
+
+const Card kCards[] = {
+#define GPU(key, name, memory_bytes, major, minor, sm_count, clock_khz, mem_clock_khz, bus_bits, l2_bytes,   \
+            smem_per_block, smem_optin, smem_per_sm, regs_per_sm, max_threads_per_sm, max_blocks_per_sm)     \
+  {key,          name,       memory_bytes, major,       minor,       sm_count,           clock_khz,         \
+   mem_clock_khz, bus_bits,   l2_bytes,     smem_per_block, smem_optin, smem_per_sm,      regs_per_sm,       \
+   max_threads_per_sm, max_blocks_per_sm},
+#include "simgpu/gpus.def"
+#undef GPU
+};
+
+const Card* find_card(const char* key) {
+  for (const Card& card : kCards) {
+    if (std::strcmp(card.key, key) == 0) return &card;
+  }
+  return nullptr;
+}
+
+// The value of a numeric variable, or the default. A value out of range is reported and clears `valid`.
+std::uint64_t number(const char* name, std::uint64_t standard, std::uint64_t lowest, std::uint64_t highest,
+                     bool* valid) {
+  const char* text = std::getenv(name);
+  if (!text || !*text) return standard;
+  char* end = nullptr;
+  errno = 0;
+  const unsigned long long value = std::strtoull(text, &end, 10);
+  if (errno == 0 && *end == '\0' && text[0] != '-' && value >= lowest && value <= highest) return value;
+  std::fprintf(stderr, "simgpu: %s is '%s'; it must be a whole number from %llu to %llu; no device is simulated\n", name,
+               text, static_cast<unsigned long long>(lowest), static_cast<unsigned long long>(highest));
+  *valid = false;
+  return standard;
+}
+
+}  // namespace
+
+Config read_config() {
+  Config config;
+  bool valid = true;
+  const char* key = std::getenv("POOLALLOC_SIM_GPU");
+  if (!key || !*key) key = "h100";
+  config.card = find_card(key);
+  if (!config.card) {
+    std::fprintf(stderr, "simgpu: POOLALLOC_SIM_GPU is '%s', which is not a known card; no device is simulated\n", key);
+    valid = false;
+    config.card = &kCards[0];
+  }
+  config.memory_bytes = number("POOLALLOC_SIM_MEMORY", config.card->memory_bytes, kPage, 1ull << 44, &valid);
+  config.devices = static_cast<int>(number("POOLALLOC_SIM_DEVICES", 1, 1, kMaxDevices, &valid));
+  config.lag = number("POOLALLOC_SIM_LAG", 0, 0, 1ull << 40, &valid);
+  config.copy_bytes = number("POOLALLOC_SIM_COPY_BYTES", config.copy_bytes, 0, 1ull << 44, &valid);
+  config.quiet = number("POOLALLOC_SIM_QUIET", 0, 0, 1, &valid) == 1;
+  if (const char* path = std::getenv("POOLALLOC_SIM_REPORT")) config.report_path = path;
+  if (!valid) config.devices = 0;
+  return config;
+}
+
+}  // namespace poolalloc::simgpu

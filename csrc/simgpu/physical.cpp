@@ -1,0 +1,102 @@
+// Accounting and contents of physical memory; see physical.h.
+#include "simgpu/physical.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "simgpu/pool.h"
+#include "simgpu/report.h"
+#include "simgpu/simulator.h"
+
+namespace poolalloc::simgpu {
+namespace {
+
+const std::uint64_t kHostPage = static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+
+// What all contents together may make resident on the host before further ones are dropped: an eighth of its memory.
+std::uint64_t resident_limit() {
+  static const std::uint64_t limit = static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * kHostPage / 8;
+  return limit;
+}
+
+bool make_contents(Extent& extent) {
+  if (extent.contents) return true;
+  void* memory = mmap(nullptr, extent.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) return false;
+  extent.contents = static_cast<char*>(memory);
+  return true;
+}
+
+}  // namespace
+
+Extent* create_extent(Device& device, std::uint64_t size, bool counted) {
+  if (counted) {
+    if (size > device.capacity) return nullptr;
+    if (device.used + size > device.capacity) trim_pools_of(device);
+    if (device.used + size > device.capacity) return nullptr;
+    device.used += size;
+    device.peak = std::max(device.peak, device.used);
+  }
+  return new Extent{.device = &device, .size = size, .counted = counted, .id = ++sim().last_extent_id};
+}
+
+void retain_extent(Extent& extent) { ++extent.references; }
+
+void release_extent(Extent& extent) {
+  if (--extent.references > 0) return;
+  if (extent.counted) extent.device->used -= extent.size;
+  if (extent.contents) munmap(extent.contents, extent.size);
+  sim().resident_bytes -= extent.touched;
+  delete &extent;
+}
+
+void write_extent(Extent& extent, std::uint64_t offset, const void* from, std::uint64_t size) {
+  if (size == 0) return;
+  const std::uint64_t grown = std::min(extent.size, extent.touched + round_up(size, kHostPage));
+  const bool small = size <= kHostPage;
+  if (!small && sim().resident_bytes + (grown - extent.touched) > resident_limit()) {
+    clear_extent(extent, offset, size);
+    if (!sim().said_contents_dropped) say("contents of further copies are dropped: the host's memory would not hold them");
+    sim().said_contents_dropped = true;
+    return;
+  }
+  if (!make_contents(extent)) return;
+  sim().resident_bytes += grown - extent.touched;
+  extent.touched = grown;
+  std::memcpy(extent.contents + offset, from, size);
+}
+
+void read_extent(const Extent& extent, std::uint64_t offset, void* to, std::uint64_t size) {
+  if (extent.contents) {
+    std::memcpy(to, extent.contents + offset, size);
+  } else {
+    std::memset(to, 0, size);
+  }
+}
+
+void clear_extent(Extent& extent, std::uint64_t offset, std::uint64_t size) {
+  if (!extent.contents) return;
+  zero_host_pages(extent.contents + offset, size);
+  if (offset == 0 && size == extent.size) {
+    sim().resident_bytes -= extent.touched;
+    extent.touched = 0;
+  }
+}
+
+void zero_host_pages(char* from, std::uint64_t size) {
+  const std::uint64_t start = reinterpret_cast<std::uint64_t>(from);
+  const std::uint64_t first = round_up(start, kHostPage);
+  const std::uint64_t last = (start + size) / kHostPage * kHostPage;
+  if (first >= last) {
+    std::memset(from, 0, size);
+    return;
+  }
+  std::memset(from, 0, first - start);
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  std::memset(reinterpret_cast<void*>(last), 0, start + size - last);
+}
+
+}  // namespace poolalloc::simgpu
