@@ -62,14 +62,26 @@ bool Heap::free(Address address) {
   const Bytes offset = address - pages_.base();
   const auto page = static_cast<PageIndex>(offset / kPageBytes);
   std::lock_guard guard(lock_);
-  const Found found = find(page, offset);
-  if (found.size == 0) return false;
   if (!tracked_.empty()) [[unlikely]]
-    return free_tracked(offset, found);
+    return free_tracked(page, offset);
+  Bytes size = 0, requested = 0;
+  if (slabs_.serves(page)) {
+    const Slabs::Found found = slabs_.find(page, offset);
+    if (found.size == 0) return false;
+    size = found.size;
+    requested = found.requested;
+    slabs_.free(found);
+  } else {
+    Arena::Block* block = arena_.at(offset);
+    if (block == nullptr || !block->live()) return false;
+    size = block->size;
+    requested = block->requested;
+    arena_rounded_ -= size;
+    arena_.free(block);
+  }
   ++frees_;
-  requested_.subtract(found.requested);
-  live_.subtract(found.size);
-  give_back(found);
+  requested_.subtract(requested);
+  live_.subtract(size);
   publish_if_due();
   return true;
 }
@@ -111,7 +123,10 @@ bool Heap::record_stream(Address address, StreamId stream) {
   return true;
 }
 
-bool Heap::free_tracked(Bytes offset, const Found& found) {
+// Some block of the heap is used by another stream, or was when it was freed: perhaps this one.
+bool Heap::free_tracked(PageIndex page, Bytes offset) {
+  const Found found = find(page, offset);
+  if (found.size == 0) return false;
   const auto entry = tracked_.find(offset);
   if (entry != tracked_.end() && entry->second.pending) return false;  // freed before
   ++frees_;

@@ -109,7 +109,7 @@ class Heap {
 
   Found find(PageIndex page, Bytes offset) const;
   void give_back(const Found& found);
-  [[gnu::noinline]] bool free_tracked(Bytes offset, const Found& found);
+  [[gnu::noinline]] bool free_tracked(PageIndex page, Bytes offset);
   [[gnu::noinline]] Status allocate_missing(Bytes bytes, Bytes* offset, Status status);
   Status place(Bytes bytes, Bytes* offset);
   void record_events(Pending& pending);

@@ -23,7 +23,19 @@ Residency::Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Add
       frames_(1) {}
 
 namespace {
+
 constexpr std::uint64_t kEach = 0x0101010101010101;  // one in each byte of a word
+
+// Most blocks lie on a page or two: not worth a call of memset.
+template <typename T>
+void fill(T* first, T* end, T value) {
+  if (end - first <= 2) {
+    for (; first < end; ++first) *first = value;
+  } else {
+    std::fill(first, end, value);
+  }
+}
+
 }  // namespace
 
 // --- judging -----------------------------------------------------------------------------------------------------
@@ -82,13 +94,13 @@ Status Residency::acquire_pages(PageIndex first, PageIndex last) {
     for (PageIndex page = first; page <= last; ++page)
       if ((state_[page] & kResident) == 0) make_live(page);
   } else {
-    std::memset(state_.data() + first, kMapped | kResident, pages);
+    fill(&state_[first], &state_[first] + pages, std::uint8_t{kMapped | kResident});
   }
   resident_.add(now_resident * kPageBytes);
   ++blocks_[first];
   if (last != first) {
     ++blocks_[last];
-    std::fill(&blocks_[first] + 1, &blocks_[last], std::uint16_t{1});
+    fill(&blocks_[first] + 1, &blocks_[last], std::uint16_t{1});
   }
   return Status::ok;
 }
@@ -100,12 +112,12 @@ void Residency::release_pages(PageIndex first, PageIndex last) {
   if (several && --blocks_[last] != 0) --last;
   if (first > last) return;
   const std::uint32_t pages = last - first + 1;
-  std::fill(&blocks_[first], &blocks_[last] + 1, std::uint16_t{0});
-  std::fill(&idle_since_[first], &idle_since_[last] + 1, tick_);
+  fill(&blocks_[first], &blocks_[last] + 1, std::uint16_t{0});
+  fill(&idle_since_[first], &idle_since_[last] + 1, tick_);
   if ((count(first, last).any & kAliased) != 0) [[unlikely]] {
     for (PageIndex page = first; page <= last; ++page) make_idle(page);
   } else {
-    std::memset(state_.data() + first, kMapped, pages);
+    fill(&state_[first], &state_[first] + pages, kMapped);
   }
   resident_.subtract(pages * kPageBytes);
 }

@@ -103,14 +103,8 @@ void Slabs::let_go(Slab* slab) {
   residency_.release(slab->page, slab->page);
 }
 
-void Slabs::free(const Found& found) {
-  Slab* slab = found.slab;
-  Bin& bin = bins_[slab->bin];
-  const bool was_full = slab->free == 0;
-  slab->free |= std::uint64_t{1} << found.slot;
-  --slab->used;
-  --bin.live_blocks;
-  bin.requested -= found.requested;
+// After a free: the slab has its first free slot, or no block any more.
+void Slabs::relist(Bin& bin, Slab* slab, bool was_full) {
   if (slab->used == 0) {
     let_go(slab);
     if (slab == bin.current) return;

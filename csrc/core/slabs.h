@@ -122,7 +122,17 @@ class Slabs {
     return {slab, slot, bin.block_bytes, bin.block_bytes - slab->slack[slot]};
   }
   // Frees what find() found.
-  void free(const Found& found);
+  void free(const Found& found) {
+    Slab* slab = found.slab;
+    Bin& bin = bins_[slab->bin];
+    const bool was_full = slab->free == 0;
+    slab->free |= std::uint64_t{1} << found.slot;
+    --slab->used;
+    --bin.live_blocks;
+    bin.requested -= found.requested;
+    if (slab->used == 0 || was_full) [[unlikely]]
+      relist(bin, slab, was_full);
+  }
 
   bool serves(PageIndex page) const { return page < pages_; }
   // Only bins ever used.
@@ -169,6 +179,7 @@ class Slabs {
   SmallPage* page_with_room(std::uint8_t chunks, int* first_chunk);
   SmallPage* new_page();
   PageIndex take_page_index();
+  void relist(Bin& bin, Slab* slab, bool was_full);
   void retire(Slab* slab);
   Slab* take_record();
 
