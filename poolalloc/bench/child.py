@@ -48,6 +48,10 @@ class Spec:
     progress: str
 
 
+class ScriptError(RuntimeError):
+    """A script ended with an exit code other than 0."""
+
+
 def load_run(path: Path) -> Callable[..., Iterator[int]]:
     """Return the function run of a workload file; files beside it can be imported by it."""
     sys.path.insert(0, str(path.parent))
@@ -70,7 +74,7 @@ def run_program(spec: Spec, sampler: Sampler) -> int:
             runpy.run_path(spec.path, run_name="__main__")
         except SystemExit as end:
             if end.code not in (None, 0):
-                raise RuntimeError(f"the script ended with exit code {end.code}") from None
+                raise ScriptError(f"the script ended with exit code {end.code}") from None
         return 0
     import torch
 
@@ -154,7 +158,10 @@ def wrong_settings(allocator: Allocator) -> list[str]:
 
 
 def measure(spec: Spec) -> dict[str, Any]:
-    """Run the cell and return its result; see harness.py for what becomes of it."""
+    """Run the cell and return its result: figures, "failed" if the program did, and what is "wrong" with the figures.
+
+    The harness makes a row of it.
+    """
     allocator = ALLOCATORS[spec.allocator]
     driver = SimulatedDriver() if spec.simulated else None
     used_before = {} if driver else nvml_used_bytes()
@@ -172,7 +179,13 @@ def measure(spec: Spec) -> dict[str, Any]:
             sum(one.reserved for one in readings),
         )
 
-    result: dict[str, Any] = {"torch": torch.__version__, "error": None, "out_of_memory": False, "steps_done": None}
+    result: dict[str, Any] = {
+        "torch": torch.__version__,
+        "failed": None,
+        "wrong": [],
+        "out_of_memory": False,
+        "steps_done": None,
+    }
     start = time.perf_counter()
     with Sampler(current) as sampler:
         try:
@@ -181,14 +194,14 @@ def measure(spec: Spec) -> dict[str, Any]:
             traceback.print_exc()
             result["out_of_memory"] = is_out_of_memory(error)
             if not result["out_of_memory"]:
-                result["error"] = f"{type(error).__name__}: {error}"
+                result["failed"] = f"{type(error).__name__}: {error}"
         seconds = time.perf_counter() - start
     result["seconds"] = seconds
     result["timeline"] = asdict(sampler.timeline(TIMELINE_POINTS))
     if result["steps_done"] is None:
         result["steps_done"] = len(result["timeline"]["steps"])
     if len(source.devices()) == 0:
-        result["error"] = result["error"] or "the program never used the GPU"
+        result["wrong"] = ["the program never used the GPU"]
         return result
 
     figures = device_figures(peaks, source, driver)
@@ -197,14 +210,12 @@ def measure(spec: Spec) -> dict[str, Any]:
     result["memory_bytes"] = figures[0].capacity
     calls = driver.report()["calls"] if driver else source.driver_calls()
     result["driver_calls"] = {name: n for name, n in calls.items() if driver is None or name in MEMORY_CALLS}
-    wrong = wrong_settings(allocator)
+    wrong = result["wrong"] = wrong_settings(allocator)
     for one in figures:
         if driver:
             wrong += compare_simulated(one)
         else:
             wrong += compare_real(one, used_before[str(torch.cuda.get_device_properties(one.device).uuid)])
-    if wrong and result["error"] is None:
-        result["error"] = "; ".join(wrong)
     return result
 
 
@@ -213,8 +224,7 @@ def main() -> None:
     spec = Spec(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     result = measure(spec)
     Path(spec.result).write_text(json.dumps(result), encoding="utf-8")
-    if result["error"] is not None:
-        print(f"poolalloc bench: {result['error']}", file=sys.stderr)
+    if result["failed"] is not None:
         sys.exit(1)
 
 

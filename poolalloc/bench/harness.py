@@ -165,17 +165,17 @@ def make_row(cell: Cell, outcome: Outcome, setting: Setting) -> Row:
     """Return the row of a cell, with an error if it failed or its figures cannot be trusted."""
     row = Row(cell.workload.name, cell.allocator.name, size=cell.size, steps=cell.steps or None)
     result = outcome.result
+    last_lines = f"its last lines on stderr:\n{tail(outcome.stderr)}"
     if result is None:
         if outcome.timed_out:
-            row.error = f"did not end within {setting.timeout:g} seconds"
+            row.error = f"did not end within {setting.timeout:g} seconds; {last_lines}"
         else:
-            row.error = f"{ending(outcome.exit_code)} before it could report; its last lines:\n{tail(outcome.stderr)}"
+            row.error = f"{ending(outcome.exit_code)} before it could report; {last_lines}"
         return row
     row.out_of_memory = result["out_of_memory"]
     row.seconds = result["seconds"]
     row.steps_done = result["steps_done"] if row.steps else None
     row.timeline = Timeline(**result["timeline"])
-    row.error = result["error"]
     if "devices" in result:
         devices = result["devices"]
         row.peak_requested_bytes = sum(one["requested_peak"] for one in devices)
@@ -186,15 +186,17 @@ def make_row(cell: Cell, outcome: Outcome, setting: Setting) -> Row:
         row.driver_calls = dict(sorted(result["driver_calls"].items()))
         if setting.device.simulated:
             row.driver_peak_bytes = sum(one["driver_peak"] for one in devices)
-    wrong = []
+    wrong = list(result["wrong"])
     if setting.device.simulated:
         wrong += check_report(result, outcome.report)
-    if outcome.timed_out:
-        wrong.append(f"the program was over, but its process did not end within {setting.timeout:g} seconds")
-    elif row.error is None and outcome.exit_code != 0:
-        wrong.append(f"the program was over, but its process {ending(outcome.exit_code)}:\n{tail(outcome.stderr)}")
-    if row.error is not None:
-        row.error += f"; its last lines:\n{tail(outcome.stderr)}"
+    if result["failed"] is not None:
+        row.error = f"{result['failed']}; {last_lines}"
+    elif outcome.timed_out:
+        row.error = (
+            f"the program was over, but its process did not end within {setting.timeout:g} seconds; {last_lines}"
+        )
+    elif outcome.exit_code != 0:
+        row.error = f"the program was over, but its process {ending(outcome.exit_code)}; {last_lines}"
     elif wrong:
         row.error = "; ".join(wrong)
     return row
@@ -228,5 +230,5 @@ def ending(exit_code: int) -> str:
 
 def tail(text: str) -> str:
     """Return the last lines of a program's stderr."""
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in text.splitlines() if line.strip(" ^~")]
     return "\n".join(lines[-STDERR_LINES:]) or "(nothing on stderr)"

@@ -23,7 +23,7 @@ class Progress(Watcher):
         self._count = len(all_cells)
         self._ended = 0
         where = f"a simulated {device.gpu}" if device.simulated else "the real GPU"
-        self._console.print(f"{self._count} cells on {where}", highlight=False)
+        self._console.print(f"{self._count} cell{'s' if self._count > 1 else ''} on {where}", highlight=False)
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
