@@ -1,10 +1,15 @@
 // Reads the environment; see config.h.
 #include "simgpu/config.h"
 
+#include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <sstream>
+
+#include "simgpu/properties.h"
 
 namespace poolalloc::simgpu {
 namespace {
@@ -43,6 +48,30 @@ std::uint64_t number(const char* name, std::uint64_t standard, std::uint64_t low
   return standard;
 }
 
+// Like CUDA, stops at the first entry that names no device.
+std::vector<int> read_visible(int devices) {
+  std::vector<int> visible;
+  const char* text = std::getenv("CUDA_VISIBLE_DEVICES");
+  if (!text) {
+    for (int index = 0; index < devices; ++index) visible.push_back(index);
+    return visible;
+  }
+  std::istringstream list(text);
+  for (std::string entry; std::getline(list, entry, ',');) {
+    entry.erase(std::remove_if(entry.begin(), entry.end(), [](unsigned char c) { return std::isspace(c); }),
+                entry.end());
+    int found = -1;
+    for (int index = 0; index < devices && found < 0; ++index) {
+      const bool by_number = entry == std::to_string(index);
+      const bool by_uuid = entry.rfind("GPU-", 0) == 0 && entry.size() > 4 && uuid_text(index).rfind(entry, 0) == 0;
+      if (by_number || by_uuid) found = index;
+    }
+    if (found < 0 || std::find(visible.begin(), visible.end(), found) != visible.end()) break;
+    visible.push_back(found);
+  }
+  return visible;
+}
+
 }  // namespace
 
 Config read_config() {
@@ -63,6 +92,7 @@ Config read_config() {
   config.quiet = number("POOLALLOC_SIM_QUIET", 0, 0, 1, &valid) == 1;
   if (const char* path = std::getenv("POOLALLOC_SIM_REPORT")) config.report_path = path;
   if (!valid) config.devices = 0;
+  config.visible = read_visible(config.devices);
   return config;
 }
 

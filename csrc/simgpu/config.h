@@ -8,10 +8,12 @@
 //   POOLALLOC_SIM_OWNER        pid whose report gets that name; other processes append .pid   (first to load the library)
 //   POOLALLOC_SIM_QUIET        1: nothing on stderr                                           (0)
 //   POOLALLOC_SIM_COPY_BYTES   how much of one copy really moves                              (1 MiB)
+//   CUDA_VISIBLE_DEVICES       as for CUDA: the devices a process sees, by number or UUID     (all)
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace poolalloc::simgpu {
 
@@ -35,6 +37,7 @@ struct Config {
   const Card* card = nullptr;
   std::uint64_t memory_bytes = 0;
   int devices = 0;  // 0 when the environment was wrong: the program then finds no device, and one line says why
+  std::vector<int> visible;  // which of them CUDA shows, in its order
   std::uint64_t lag = 0;
   std::uint64_t copy_bytes = 1 << 20;
   bool quiet = false;

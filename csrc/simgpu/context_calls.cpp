@@ -93,7 +93,7 @@ SIMGPU_API int cuDeviceTotalMem_v2(std::size_t* bytes, int device) {
 SIMGPU_API int cuDeviceGetUuid_v2(char (*uuid)[16], int device) {
   SIM_COUNT_CALL();
   return device_call(device, [&](Device& found) {
-    fill_uuid(found, *uuid);
+    fill_uuid(found.physical_index, *uuid);
     return kSuccess;
   });
 }
@@ -101,7 +101,7 @@ SIMGPU_API int cuDeviceGetUuid_v2(char (*uuid)[16], int device) {
 SIMGPU_API int cuDeviceGetPCIBusId(char* text, int size, int device) {
   SIM_COUNT_CALL();
   return device_call(device, [&](Device& found) {
-    const std::string id = pci_bus_id(found);
+    const std::string id = pci_bus_id(found.physical_index);
     if (!text || size <= static_cast<int>(id.size())) return kInvalidValue;
     std::memcpy(text, id.c_str(), id.size() + 1);
     return kSuccess;

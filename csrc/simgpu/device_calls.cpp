@@ -81,7 +81,7 @@ SIMGPU_API int cudaDeviceGetPCIBusId(char* text, int size, int device) {
   SIM_COUNT_CALL();
   return runtime_call([&] {
     if (!device_exists(device)) return kInvalidDevice;
-    const std::string id = pci_bus_id(*sim().devices[static_cast<std::size_t>(device)]);
+    const std::string id = pci_bus_id(sim().devices[static_cast<std::size_t>(device)]->physical_index);
     if (!text || size <= static_cast<int>(id.size())) return kInvalidValue;
     std::memcpy(text, id.c_str(), id.size() + 1);
     return kSuccess;
@@ -92,7 +92,7 @@ SIMGPU_API int cudaDeviceGetByPCIBusId(int* device, const char* text) {
   SIM_COUNT_CALL();
   return runtime_call([&] {
     for (const auto& candidate : sim().devices) {
-      if (pci_bus_id(*candidate) == text) {
+      if (pci_bus_id(candidate->physical_index) == text) {
         *device = candidate->index;
         return kSuccess;
       }

@@ -7,14 +7,14 @@
 #include "simgpu/cuda_abi.h"
 
 // Only their addresses matter here, so every function is declared alike.
-#define DRIVER(name, version, symbol) extern "C" void symbol();
+#define FUNCTION(name, version, symbol) extern "C" void symbol();
 #include "simgpu/driver.def"
-#undef DRIVER
+#undef FUNCTION
 
 extern "C" __attribute__((visibility("default"))) const poolalloc::simgpu::DriverFunction simgpu_driver_table[] = {
-#define DRIVER(name, version, symbol) symbol,
+#define FUNCTION(name, version, symbol) symbol,
 #include "simgpu/driver.def"
-#undef DRIVER
+#undef FUNCTION
 };
 
 namespace poolalloc::simgpu {
@@ -25,9 +25,9 @@ struct Entry {
   int version;
 };
 constexpr Entry kEntries[] = {
-#define DRIVER(name, version, symbol) {#name, version},
+#define FUNCTION(name, version, symbol) {#name, version},
 #include "simgpu/driver.def"
-#undef DRIVER
+#undef FUNCTION
 };
 
 }  // namespace

@@ -74,7 +74,7 @@ Error device_attribute(const Device& device, int attribute, int* value) {
     case 31:  // concurrent kernels
       return put(1);
     case 33:
-      return put(kFirstBus + device.index);
+      return put(pci_bus(device.physical_index));
     case 36:
       return put(card.memory_clock_khz);
     case 37:
@@ -152,15 +152,30 @@ Error device_attribute(const Device& device, int attribute, int* value) {
   }
 }
 
-std::string pci_bus_id(const Device& device) {
-  char text[16];
-  std::snprintf(text, sizeof text, "0000:%02x:00.0", kFirstBus + device.index);
+int pci_bus(int physical_index) { return kFirstBus + physical_index; }
+
+std::string pci_bus_id(int physical_index) {
+  char text[24];
+  std::snprintf(text, sizeof text, "0000:%02x:00.0", pci_bus(physical_index));
   return text;
 }
 
-void fill_uuid(const Device& device, char (&uuid)[16]) {
+void fill_uuid(int physical_index, char (&uuid)[16]) {
   std::memcpy(uuid, "poolalloc-simgp", 15);
-  uuid[15] = static_cast<char>(device.index);
+  uuid[15] = static_cast<char>(physical_index);
+}
+
+std::string uuid_text(int physical_index) {
+  char uuid[16];
+  fill_uuid(physical_index, uuid);
+  std::string text = "GPU-";
+  for (int i = 0; i < 16; ++i) {
+    char digits[4];
+    std::snprintf(digits, sizeof digits, "%02x", static_cast<unsigned>(static_cast<unsigned char>(uuid[i])));
+    if (i == 4 || i == 6 || i == 8 || i == 10) text += '-';
+    text += digits;
+  }
+  return text;
 }
 
 template <class Properties>
@@ -173,7 +188,7 @@ void fill_properties(const Device& device, Properties& properties) {
   };
   properties = {};
   std::snprintf(properties.name, sizeof properties.name, "%s", card.name);
-  fill_uuid(device, properties.uuid);
+  fill_uuid(device.physical_index, properties.uuid);
   properties.totalGlobalMem = device.capacity;
   properties.sharedMemPerBlock = static_cast<std::size_t>(card.shared_per_block);
   properties.regsPerBlock = attribute(12);
@@ -210,7 +225,7 @@ void fill_properties(const Device& device, Properties& properties) {
   properties.sharedMemPerMultiprocessor = static_cast<std::size_t>(card.shared_per_sm);
   properties.regsPerMultiprocessor = card.registers_per_sm;
   properties.managedMemory = attribute(83);
-  properties.multiGpuBoardGroupID = device.index;
+  properties.multiGpuBoardGroupID = device.physical_index;
   properties.concurrentManagedAccess = attribute(89);
   properties.computePreemptionSupported = attribute(90);
   properties.canUseHostPointerForRegisteredMem = attribute(91);

@@ -12,9 +12,11 @@ struct Device;
 // One device attribute by CUDA's number; unknown ones within CUDA's range are 0, as an absent feature is.
 Error device_attribute(const Device& device, int attribute, int* value);
 
-// "0000:1a:00.0"; every device has its own bus.
-std::string pci_bus_id(const Device& device);
-void fill_uuid(const Device& device, char (&uuid)[16]);
+// What tells the devices of the machine apart, by their number before CUDA_VISIBLE_DEVICES.
+int pci_bus(int physical_index);
+std::string pci_bus_id(int physical_index);  // "0000:1a:00.0"
+void fill_uuid(int physical_index, char (&uuid)[16]);
+std::string uuid_text(int physical_index);  // "GPU-706f6f6c-..."
 
 // cudaDeviceProp of CUDA 12 or 13.
 template <class Properties>

@@ -7,7 +7,7 @@ set(simgpu_dir "${CMAKE_CURRENT_LIST_DIR}")
 include("${simgpu_dir}/stubs/stubs.cmake")
 
 file(GLOB simgpu_sources CONFIGURE_DEPENDS "${simgpu_dir}/*.cpp")
-list(REMOVE_ITEM simgpu_sources "${simgpu_dir}/libcuda.cpp" "${simgpu_dir}/abi_check.cpp")
+list(REMOVE_ITEM simgpu_sources "${simgpu_dir}/trampolines.cpp" "${simgpu_dir}/abi_check.cpp")
 add_library(simgpu SHARED ${simgpu_sources} ${SIMGPU_STUB_SOURCES})
 target_include_directories(simgpu PRIVATE csrc "${simgpu_dir}/stubs")
 target_link_libraries(simgpu PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
@@ -25,14 +25,20 @@ if(NOT POOLALLOC_ASAN AND NOT POOLALLOC_UBSAN AND NOT POOLALLOC_TSAN)
   endif()
 endif()
 
-# libcuda.so.1 needs libsimgpu.so even where nothing preloaded it.
-add_library(simgpu_libcuda SHARED "${simgpu_dir}/libcuda.cpp")
-target_include_directories(simgpu_libcuda PRIVATE csrc)
-target_link_libraries(simgpu_libcuda PRIVATE -Wl,--no-as-needed simgpu)
-set_target_properties(simgpu_libcuda PROPERTIES OUTPUT_NAME cuda SUFFIX ".so.1" NO_SONAME ON
-                      BUILD_RPATH "$ORIGIN" INSTALL_RPATH "$ORIGIN")
-target_link_options(simgpu_libcuda PRIVATE -Wl,-soname,libcuda.so.1 -nodefaultlibs)
-install(TARGETS simgpu simgpu_libcuda LIBRARY DESTINATION simgpu)
+# The libraries that programs open by name. They need libsimgpu.so even where nothing preloaded it.
+function(simgpu_front library name functions table)
+  add_library(${library} SHARED "${simgpu_dir}/trampolines.cpp")
+  target_include_directories(${library} PRIVATE csrc)
+  target_compile_definitions(${library} PRIVATE "SIMGPU_FUNCTIONS=\"simgpu/${functions}\"" SIMGPU_TABLE=${table})
+  target_link_options(${library} PRIVATE "-Wl,-soname,lib${name}.so.1" -nodefaultlibs)
+  target_link_libraries(${library} PRIVATE -Wl,--no-as-needed simgpu)
+  set_target_properties(${library} PROPERTIES OUTPUT_NAME ${name} SUFFIX ".so.1" NO_SONAME ON
+                        BUILD_RPATH "$ORIGIN" INSTALL_RPATH "$ORIGIN")
+  install(TARGETS ${library} LIBRARY DESTINATION simgpu)
+endfunction()
+simgpu_front(simgpu_libcuda cuda driver.def simgpu_driver_table)
+simgpu_front(simgpu_libnvml nvidia-ml nvml.def simgpu_nvml_table)
+install(TARGETS simgpu LIBRARY DESTINATION simgpu)
 
 # --- our declarations of CUDA's types against NVIDIA's, where those are at hand ----------------------------------------
 find_path(POOLALLOC_CUDA_INCLUDE cuda_runtime_api.h

@@ -40,9 +40,10 @@ void after_fork_in_child() {
 }  // namespace
 
 Simulator::Simulator(Config read) : config(std::move(read)) {
-  for (int index = 0; index < config.devices; ++index) {
+  for (const int physical_index : config.visible) {
     auto device = std::make_unique<Device>();
-    device->index = index;
+    device->index = static_cast<int>(devices.size());
+    device->physical_index = physical_index;
     device->capacity = config.memory_bytes;
     devices.push_back(std::move(device));
   }

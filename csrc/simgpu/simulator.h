@@ -25,6 +25,7 @@ namespace poolalloc::simgpu {
 
 struct Device {
   int index = 0;
+  int physical_index = 0;  // its number before CUDA_VISIBLE_DEVICES
   std::uint64_t capacity = 0;
   std::uint64_t used = 0;  // used = sum of the sizes of the counted extents on this device
   std::uint64_t peak = 0;  // peak >= used

@@ -76,10 +76,17 @@ int choose_convolution(int requested, int* returned, ConvolutionChoice* choices)
   return 0;
 }
 
-void describe(TensorDescriptor* descriptor, int type, std::int64_t rows, std::int64_t columns) {
-  descriptor->type = type;
-  descriptor->sizes = {1, static_cast<int>(rows), static_cast<int>(columns)};
-  descriptor->strides = {static_cast<int>(rows * columns), static_cast<int>(columns), 1};
+// Tells the caller where a matrix is and what it looks like; it may ask for either, or for neither.
+void place(TensorDescriptor* descriptor, void** address, void* place, int type, std::int64_t rows,
+           std::int64_t columns) {
+  if (descriptor != nullptr) {
+    descriptor->type = type;
+    descriptor->sizes = {1, static_cast<int>(rows), static_cast<int>(columns)};
+    descriptor->strides = {static_cast<int>(rows * columns), static_cast<int>(columns), 1};
+  }
+  if (address != nullptr) {
+    *address = place;
+  }
 }
 
 void copy_out(const std::vector<int>& values, int requested, int* to) {
@@ -254,20 +261,19 @@ SIMGPU_STUB int cudnnGetRNNWeightParams(void*, const RnnDescriptor* rnn, std::in
   const bool is_recurrent = !is_projection && part >= gates;
   offset += hidden * input * std::min(part, gates);
   offset += hidden * rnn->output() * std::max(0, std::min(part, 2 * gates) - gates);
+  char* const weights = base + offset * element;
   if (is_projection) {
-    describe(matrix, rnn->type, rnn->output(), hidden);
+    place(matrix, matrix_address, weights, rnn->type, rnn->output(), hidden);
   } else {
-    describe(matrix, rnn->type, hidden, is_recurrent ? rnn->output() : input);
+    place(matrix, matrix_address, weights, rnn->type, hidden, is_recurrent ? rnn->output() : input);
   }
-  *matrix_address = base + offset * element;
 
   if (is_projection || part >= rnn->biases()) {
-    *bias = {};
-    *bias_address = nullptr;
+    place(bias, bias_address, nullptr, rnn->type, 0, 0);
     return 0;
   }
-  describe(bias, rnn->type, hidden, 1);
-  *bias_address = base + (all_weights + hidden * (std::int64_t{rnn->biases()} * pseudo_layer + part)) * element;
+  const std::int64_t biases_before = std::int64_t{rnn->biases()} * pseudo_layer + part;
+  place(bias, bias_address, base + (all_weights + hidden * biases_before) * element, rnn->type, hidden, 1);
   return 0;
 }
 
