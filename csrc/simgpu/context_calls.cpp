@@ -22,6 +22,7 @@ int device_call(int device, F&& call) {
 Error set_current(const void* context) {
   if (!context) {
     thread_state().context_current = false;
+    thread_state().device = 0;  // what cudaGetDevice says of a thread without a context
     return kSuccess;
   }
   const int device = device_of_context(context);
