@@ -1,4 +1,6 @@
 // CudaDriver against whatever libcuda.so.1 the machine shows: a real one, the simulated one, or none.
+#include <dlfcn.h>
+
 #include <cstring>
 #include <string>
 #include <thread>
@@ -75,6 +77,7 @@ TEST(physical_memory_appears_at_two_addresses_and_is_freed_after_the_last) {
   std::vector<char> read(written.size());
   CHECK(driver.synchronize_device(0) == Status::ok);
   CHECK(driver.copy_to_host(0, read.data(), base + 8 * page, read.size()) == Status::ok);
+  CHECK(read == written);
   CHECK(driver.destroy(0, one) == Status::ok && driver.destroy(0, two) == Status::ok);
   CHECK(driver.memory_info(0, &during, &total) == Status::ok && during + 3 * page <= before);
   CHECK(driver.unmap(0, base, 3 * page) == Status::ok);
@@ -136,6 +139,71 @@ TEST(a_thread_keeps_the_context_it_had) {
     CHECK(cuda::api().CtxGetCurrent(&current) == cuda::kSuccess && current == nullptr);
     CHECK(driver.free_segment(0, segment) == Status::ok);
   }).join();
+}
+
+TEST(devices_have_memory_of_their_own) {
+  if (CudaDriver driver; driver.device_count() < 2) SKIP("there are not two devices");
+  CudaDriver driver;
+  Bytes before = 0;
+  Bytes after = 0;
+  Bytes total = 0;
+  Address segment = 0;
+  CHECK(driver.memory_info(0, &before, &total) == Status::ok);
+  CHECK(driver.allocate_segment(1, 64 * kMiB, &segment) == Status::ok);
+  CHECK(driver.memory_info(0, &after, &total) == Status::ok && after == before);
+  CHECK(driver.free_segment(1, segment) == Status::ok);
+}
+
+// The driver's own calls that begin and end a capture; CudaDriver has no need of them.
+template <typename Function>
+Function driver_function(const char* name) {
+  static void* library = dlopen("libcuda.so.1", RTLD_NOW);
+  void* function = library == nullptr ? nullptr : dlsym(library, name);
+  CHECK(function != nullptr);
+  return reinterpret_cast<Function>(function);
+}
+
+TEST(a_capture_is_seen_and_survives_what_the_allocator_does) {
+  if (without_device()) SKIP("there is no driver with a device");
+  CudaDriver driver;
+  EventHandle before = 0;
+  CHECK(driver.create_event(0, &before) == Status::ok);
+  CHECK(driver.record_event(0, before, 0) == Status::ok && driver.synchronize_event(0, before) == Status::ok);
+
+  cuda::Device device = 0;
+  cuda::Context context = nullptr;
+  cuda::Stream stream = nullptr;
+  void* graph = nullptr;
+  CHECK(cuda::api().DeviceGet(&device, 0) == cuda::kSuccess);
+  CHECK(cuda::api().DevicePrimaryCtxRetain(&context, device) == cuda::kSuccess);
+  CHECK(cuda::api().CtxPushCurrent(context) == cuda::kSuccess);
+  constexpr unsigned kNonBlocking = 1;
+  constexpr int kGlobalMode = 0;
+  CHECK(driver_function<int (*)(cuda::Stream*, unsigned)>("cuStreamCreate")(&stream, kNonBlocking) == cuda::kSuccess);
+  CHECK(driver_function<int (*)(cuda::Stream, int)>("cuStreamBeginCapture_v2")(stream, kGlobalMode) == cuda::kSuccess);
+
+  const auto id = reinterpret_cast<StreamId>(stream);
+  bool capturing = false;
+  CHECK(driver.stream_capturing(0, id, &capturing) == Status::ok && capturing);
+  Address segment = 0;
+  EventHandle inside = 0;
+  CHECK(driver.allocate_segment(0, 2 * kMiB, &segment) == Status::ok);
+  CHECK(driver.query_event(0, before) == Status::ok);
+  CHECK(driver.create_event(0, &inside) == Status::ok);
+  CHECK(driver.record_event(0, inside, id) == Status::ok);
+  CHECK(driver.stream_wait_event(0, id, inside) == Status::ok);
+  Bytes free_bytes = 0;
+  Bytes total = 0;
+  CHECK(driver.memory_info(0, &free_bytes, &total) == Status::ok);
+
+  CHECK(driver_function<int (*)(cuda::Stream, void**)>("cuStreamEndCapture")(stream, &graph) == cuda::kSuccess);
+  CHECK(graph != nullptr);
+  CHECK(driver.stream_capturing(0, id, &capturing) == Status::ok && !capturing);
+  CHECK(driver.free_segment(0, segment) == Status::ok);
+  CHECK(driver.destroy_event(0, before) == Status::ok && driver.destroy_event(0, inside) == Status::ok);
+  CHECK(driver_function<int (*)(cuda::Stream)>("cuStreamDestroy_v2")(stream) == cuda::kSuccess);
+  CHECK(cuda::api().CtxPopCurrent(&context) == cuda::kSuccess);
+  CHECK(cuda::api().DevicePrimaryCtxRelease(device) == cuda::kSuccess);
 }
 
 TEST(threads_open_a_device_together) {
