@@ -193,5 +193,8 @@ def _mend_accelerator(torch: ModuleType, before: tuple[int | None, int | None]) 
     except (OSError, AttributeError):
         return False
     set_allocator.restype = None
-    set_allocator(ctypes.c_int8(_CUDA), ctypes.c_void_p(current), ctypes.c_uint8(0))
-    return _allocators(torch) == (current, current)
+    for priority in range(256):  # what came with a higher one stays; torch 2.15 registers its own with 1, 2.11 with 0
+        set_allocator(ctypes.c_int8(_CUDA), ctypes.c_void_p(current), ctypes.c_uint8(priority))
+        if _allocators(torch) == (current, current):
+            return True
+    return False

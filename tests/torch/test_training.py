@@ -142,7 +142,8 @@ def test_two_devices(on_sim: Callable) -> None:
         devices=2,
     )
     assert outcome.value >= 40 * 2**20
-    assert [device["used_bytes"] > 0 for device in outcome.report["devices"]] == [True, True]
+    assert outcome.report["devices"][1]["used_bytes"] == 0
+    assert [device["peak_used_bytes"] >= 10 * 2**20 for device in outcome.report["devices"]] == [True, True]
 
 
 def test_two_threads_on_two_streams(on_sim: Callable) -> None:
@@ -168,7 +169,7 @@ def test_two_threads_on_two_streams(on_sim: Callable) -> None:
                         kept.append(tensor)
                         if step % 3 == 0:
                             kept.pop(step % len(kept))
-                        if step % 50 == 0:
+                        if step % 50 == 49:
                             kept[0].record_stream(torch.cuda.current_stream())
                             kept = kept[1:]
             except Exception as error:
