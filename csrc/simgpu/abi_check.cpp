@@ -1,5 +1,5 @@
-// Compares cuda_abi.h with NVIDIA's own headers. Compiled only where those are found, and never linked: the assertions are
-// the whole content.
+// Compares cuda_abi.h with NVIDIA's own headers. Compiled only where those are found, and never linked: the assertions
+// are the whole content.
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 

@@ -35,12 +35,9 @@ Region* AddressSpace::create(RegionKind kind, std::uint64_t size, std::uint64_t 
   if (base == 0) return nullptr;
   freed_.erase(base);
   return &regions_
-              .emplace(base, Region{.kind = kind,
-                                    .base = base,
-                                    .size = span,
-                                    .requested = size,
-                                    .device = device,
-                                    .mappings = {}})
+              .emplace(
+                  base,
+                  Region{.kind = kind, .base = base, .size = span, .requested = size, .device = device, .mappings = {}})
               .first->second;
 }
 

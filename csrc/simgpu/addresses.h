@@ -1,9 +1,9 @@
 // Device addresses: one window of address space for all devices, the regions in it, and what is mapped where.
 //
-// A region is what one cudaMalloc, one cuMemAddressReserve, one pool segment or one imported allocation covers. It holds
-// mappings (address -> part of an extent); for everything but a reservation there is exactly one. The window is reserved
-// with no access: a host that follows a device address faults, as on a real machine, and copies go through the mappings.
-// Addresses are given out in rotation, so that one just freed is not met again soon.
+// A region is what one cudaMalloc, one cuMemAddressReserve, one pool segment or one imported allocation covers. It
+// holds mappings (address -> part of an extent); for everything but a reservation there is exactly one. The window is
+// reserved with no access: a host that follows a device address faults, as on a real machine, and copies go through the
+// mappings. Addresses are given out in rotation, so that one just freed is not met again soon.
 //
 // Not here: the rules of the calls (device_memory.cpp, vmm.cpp). The simulator's lock guards everything.
 #pragma once
@@ -26,7 +26,7 @@ enum class RegionKind { kMalloc, kReservation, kPoolSegment, kImport, kSymbol };
 struct Mapping {
   Extent* extent;
   std::uint64_t size;
-  std::uint64_t offset;                       // into the extent
+  std::uint64_t offset;                            // into the extent
   std::array<std::uint8_t, kMaxDevices> access{};  // abi::AccessFlags by device
 };
 
@@ -74,10 +74,10 @@ class AddressSpace {
 
   std::uint64_t base_ = 0;
   std::uint64_t size_ = 0;
-  std::uint64_t next_ = 0;                           // where the rotation stands
-  std::map<std::uint64_t, std::uint64_t> holes_;     // start -> end
-  std::map<std::uint64_t, Region> regions_;          // base -> region
-  std::unordered_set<std::uint64_t> freed_;          // bases of destroyed regions, the newest of them
+  std::uint64_t next_ = 0;                        // where the rotation stands
+  std::map<std::uint64_t, std::uint64_t> holes_;  // start -> end
+  std::map<std::uint64_t, Region> regions_;       // base -> region
+  std::unordered_set<std::uint64_t> freed_;       // bases of destroyed regions, the newest of them
   std::deque<std::uint64_t> freed_order_;
 };
 

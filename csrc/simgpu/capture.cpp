@@ -117,7 +117,8 @@ Error invalidate_capture_of(Event& event, Error error) {
 
 Error capture_wait(Stream& stream, Event& event) {
   const std::shared_ptr<Capture> capture = event.capture.lock();
-  const bool running = capture && std::find(sim().captures.begin(), sim().captures.end(), capture) != sim().captures.end();
+  const bool running =
+      capture && std::find(sim().captures.begin(), sim().captures.end(), capture) != sim().captures.end();
   if (!running) return kCapturedEvent;
   if (capture->invalidated) return kCaptureInvalidatedError;
   if (stream.legacy) return invalidate(*capture, kCaptureImplicit);

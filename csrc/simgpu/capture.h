@@ -1,7 +1,7 @@
 // Stream capture: how work on streams becomes a graph, and which calls a capture forbids.
 //
-// A capture begins on one stream and spreads to streams that wait for its events. It fails ("is invalidated") when something
-// happens that cannot be part of a graph; then only ending it helps. Errors follow the rules CUDA documents.
+// A capture begins on one stream and spreads to streams that wait for its events. It fails ("is invalidated") when
+// something happens that cannot be part of a graph; then only ending it helps. Errors follow the rules CUDA documents.
 //
 // The simulator's lock guards everything.
 #pragma once

@@ -17,11 +17,10 @@ namespace {
 constexpr std::uint64_t kPage = 2 << 20;
 
 const Card kCards[] = {
-#define GPU(key, name, memory_bytes, major, minor, sm_count, clock_khz, mem_clock_khz, bus_bits, l2_bytes,   \
-            smem_per_block, smem_optin, smem_per_sm, regs_per_sm, max_threads_per_sm, max_blocks_per_sm)     \
-  {key,          name,       memory_bytes, major,       minor,       sm_count,           clock_khz,         \
-   mem_clock_khz, bus_bits,   l2_bytes,     smem_per_block, smem_optin, smem_per_sm,      regs_per_sm,       \
-   max_threads_per_sm, max_blocks_per_sm},
+#define GPU(key, name, memory_bytes, major, minor, sm_count, clock_khz, mem_clock_khz, bus_bits, l2_bytes,      \
+            smem_per_block, smem_optin, smem_per_sm, regs_per_sm, max_threads_per_sm, max_blocks_per_sm)        \
+  {key,      name,     memory_bytes,   major,      minor,       sm_count,    clock_khz,          mem_clock_khz, \
+   bus_bits, l2_bytes, smem_per_block, smem_optin, smem_per_sm, regs_per_sm, max_threads_per_sm, max_blocks_per_sm},
 #include "simgpu/gpus.def"
 #undef GPU
 };
@@ -42,8 +41,8 @@ std::uint64_t number(const char* name, std::uint64_t standard, std::uint64_t low
   errno = 0;
   const unsigned long long value = std::strtoull(text, &end, 10);
   if (errno == 0 && *end == '\0' && text[0] != '-' && value >= lowest && value <= highest) return value;
-  std::fprintf(stderr, "simgpu: %s is '%s'; it must be a whole number from %llu to %llu; no device is simulated\n", name,
-               text, static_cast<unsigned long long>(lowest), static_cast<unsigned long long>(highest));
+  std::fprintf(stderr, "simgpu: %s is '%s'; it must be a whole number from %llu to %llu; no device is simulated\n",
+               name, text, static_cast<unsigned long long>(lowest), static_cast<unsigned long long>(highest));
   *valid = false;
   return standard;
 }
@@ -89,6 +88,7 @@ Config read_config() {
   config.devices = static_cast<int>(number("POOLALLOC_SIM_DEVICES", 1, 1, kMaxDevices, &valid));
   config.lag = number("POOLALLOC_SIM_LAG", 0, 0, 1ull << 40, &valid);
   config.copy_bytes = number("POOLALLOC_SIM_COPY_BYTES", config.copy_bytes, 0, 1ull << 44, &valid);
+  config.patience_seconds = number("POOLALLOC_SIM_PATIENCE", config.patience_seconds, 0, 1u << 20, &valid);
   config.quiet = number("POOLALLOC_SIM_QUIET", 0, 0, 1, &valid) == 1;
   if (const char* path = std::getenv("POOLALLOC_SIM_REPORT")) config.report_path = path;
   if (!valid) config.devices = 0;

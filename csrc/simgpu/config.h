@@ -5,9 +5,10 @@
 //   POOLALLOC_SIM_DEVICES      number of devices, 1 to 64                                     (1)
 //   POOLALLOC_SIM_LAG          an event completes after this many further launches            (0: at once)
 //   POOLALLOC_SIM_REPORT       file for the JSON report at exit                               (none)
-//   POOLALLOC_SIM_OWNER        pid whose report gets that name; other processes append .pid   (first to load the library)
-//   POOLALLOC_SIM_QUIET        1: nothing on stderr                                           (0)
+//   POOLALLOC_SIM_OWNER        pid whose report gets that name; other processes append .pid   (first to load the
+//   library) POOLALLOC_SIM_QUIET        1: nothing on stderr                                           (0)
 //   POOLALLOC_SIM_COPY_BYTES   how much of one copy really moves                              (1 MiB)
+//   POOLALLOC_SIM_PATIENCE     seconds a program may poll an event that lags before it completes     (10)
 //   CUDA_VISIBLE_DEVICES       as for CUDA: the devices a process sees, by number or UUID     (all)
 #pragma once
 
@@ -40,6 +41,7 @@ struct Config {
   std::vector<int> visible;  // which of them CUDA shows, in its order
   std::uint64_t lag = 0;
   std::uint64_t copy_bytes = 1 << 20;
+  std::uint64_t patience_seconds = 10;
   bool quiet = false;
   std::string report_path;
 };

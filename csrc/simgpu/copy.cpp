@@ -16,8 +16,8 @@ namespace {
 std::uint64_t number(const void* pointer) { return reinterpret_cast<std::uint64_t>(pointer); }
 bool on_device(const void* pointer) { return sim().addresses.contains(number(pointer)); }
 
-// Calls f(extent, offset, bytes) for each piece of a device range, in order; stops where nothing accessible is mapped and
-// returns how much it walked.
+// Calls f(extent, offset, bytes) for each piece of a device range, in order; stops where nothing accessible is mapped
+// and returns how much it walked.
 template <class F>
 std::uint64_t walk(std::uint64_t address, std::uint64_t size, F&& f) {
   std::uint64_t done = 0;

@@ -89,7 +89,8 @@ SIMGPU_API int cudaMemcpy3DAsync(const abi::Memcpy3DParms* parameters, void* str
 
 // --- symbols -----------------------------------------------------------------------------------------------------
 
-SIMGPU_API int cudaMemcpyToSymbol(const void* symbol, const void* from, std::size_t size, std::size_t offset, int kind) {
+SIMGPU_API int cudaMemcpyToSymbol(const void* symbol, const void* from, std::size_t size, std::size_t offset,
+                                  int kind) {
   SIM_COUNT_CALL();
   return synchronously([&](Stream& stream) {
     char* const to = symbol_address(symbol);

@@ -19,7 +19,8 @@ void note_copy(const void* from, std::uint64_t size, const Device& device) {
     state.repeated_reads = 0;
     return;
   }
-  const bool same = address == state.last_read_address && device.launches - state.last_read_launches <= kLaunchesOfALoop;
+  const bool same =
+      address == state.last_read_address && device.launches - state.last_read_launches <= kLaunchesOfALoop;
   state.repeated_reads = same ? state.repeated_reads + 1 : 0;
   state.last_read_address = address;
   state.last_read_launches = device.launches;
@@ -69,9 +70,9 @@ Error copy_3d_on(Stream& stream, const abi::Memcpy3DParms& parameters, const cha
   const char* const from = start(parameters.srcPtr, parameters.srcPos);
   const Rows rows{parameters.dstPtr.pitch, parameters.srcPtr.pitch, parameters.extent.width, parameters.extent.height};
   for (std::size_t slice = 0; slice < parameters.extent.depth; ++slice) {
-    const Error error = copy_rows_on(stream, to + slice * parameters.dstPtr.ysize * parameters.dstPtr.pitch,
-                                     from + slice * parameters.srcPtr.ysize * parameters.srcPtr.pitch, rows,
-                                     parameters.kind, caller);
+    const Error error =
+        copy_rows_on(stream, to + slice * parameters.dstPtr.ysize * parameters.dstPtr.pitch,
+                     from + slice * parameters.srcPtr.ysize * parameters.srcPtr.pitch, rows, parameters.kind, caller);
     if (error != kSuccess) return error;
   }
   return kSuccess;

@@ -1,8 +1,9 @@
-// The binary interface of CUDA, as far as the simulated runtime speaks it: struct layouts and enum values, declared here
-// so that no CUDA header is needed to build. abi_check.cpp compares them with NVIDIA's headers where those are present.
+// The binary interface of CUDA, as far as the simulated runtime speaks it: struct layouts and enum values, declared
+// here so that no CUDA header is needed to build. abi_check.cpp compares them with NVIDIA's headers where those are
+// present.
 //
-// Not here: anything the simulator does. Names follow CUDA's so that a reader can look them up; they live in a namespace
-// so that abi_check.cpp can include both.
+// Not here: anything the simulator does. Names follow CUDA's so that a reader can look them up; they live in a
+// namespace so that abi_check.cpp can include both.
 #pragma once
 
 #include <cstddef>
@@ -355,7 +356,12 @@ struct IpcHandle {
 // --- streams, events, graphs -------------------------------------------------------------------------------------
 
 enum StreamFlags : unsigned { kStreamDefault = 0, kStreamNonBlocking = 1 };
-enum EventFlags : unsigned { kEventDefault = 0, kEventBlockingSync = 1, kEventDisableTiming = 2, kEventInterprocess = 4 };
+enum EventFlags : unsigned {
+  kEventDefault = 0,
+  kEventBlockingSync = 1,
+  kEventDisableTiming = 2,
+  kEventInterprocess = 4
+};
 enum EventRecordFlags : unsigned { kEventRecordDefault = 0, kEventRecordExternal = 1 };
 enum EventWaitFlags : unsigned { kEventWaitDefault = 0, kEventWaitExternal = 1 };
 enum CaptureStatus : int { kCaptureNone = 0, kCaptureActive = 1, kCaptureInvalidated = 2 };

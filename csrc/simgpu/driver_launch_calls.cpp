@@ -1,4 +1,6 @@
 // The driver's launches, function attributes and occupancy.
+#include <cstring>
+
 #include "simgpu/cuda_abi.h"
 #include "simgpu/launch.h"
 #include "simgpu/report.h"
@@ -57,6 +59,18 @@ SIMGPU_API int cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void*, i
   return driver_call([&] {
     if (!blocks || block_size <= 0) return kInvalidValue;
     *blocks = active_blocks(block_size, shared_bytes);
+    return kSuccess;
+  });
+}
+
+// A descriptor for the tensor memory accelerator: only kernels read it.
+SIMGPU_API int cuTensorMapEncodeTiled(void* map, int, unsigned, void*, const std::uint64_t*, const std::uint64_t*,
+                                      const unsigned*, const unsigned*, int, int, int, int) {
+  SIM_COUNT_CALL();
+  return driver_call([&] {
+    constexpr std::size_t kDescriptorBytes = 128;
+    if (!map) return kInvalidValue;
+    std::memset(map, 0, kDescriptorBytes);
     return kSuccess;
   });
 }

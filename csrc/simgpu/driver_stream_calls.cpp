@@ -126,9 +126,8 @@ SIMGPU_API int cuStreamGetCaptureInfo_v2(void* stream, int* status, unsigned lon
 SIMGPU_API int cuStreamGetCaptureInfo_v3(void* stream, int* status, unsigned long long* id, void** graph,
                                          void*** dependencies, const abi::GraphEdgeData** edges, std::size_t* count) {
   SIM_COUNT_CALL();
-  return context_call([&] {
-    return capture_info(stream, {status, id, graph, dependencies, edges, count}, "cuStreamGetCaptureInfo");
-  });
+  return context_call(
+      [&] { return capture_info(stream, {status, id, graph, dependencies, edges, count}, "cuStreamGetCaptureInfo"); });
 }
 
 SIMGPU_API int cuThreadExchangeStreamCaptureMode(int* mode) {

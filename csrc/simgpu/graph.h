@@ -38,8 +38,8 @@ struct GraphNode {
   std::function<void()> action;  // run under the lock
   abi::HostFunction host_function = nullptr;
   void* host_data = nullptr;
-  std::uint64_t event = 0;               // of event nodes
-  std::vector<std::uint64_t> children;   // graphs inside this node: one of a child node, the bodies of a conditional
+  std::uint64_t event = 0;              // of event nodes
+  std::vector<std::uint64_t> children;  // graphs inside this node: one of a child node, the bodies of a conditional
 };
 
 struct Graph {

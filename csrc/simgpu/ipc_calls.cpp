@@ -1,5 +1,5 @@
-// Memory and events of other processes. A handle says whose memory it is and how large; opening it gives an address of that
-// size. The bytes are not shared: what another process wrote reads as zeros, like everything computed.
+// Memory and events of other processes. A handle says whose memory it is and how large; opening it gives an address of
+// that size. The bytes are not shared: what another process wrote reads as zeros, like everything computed.
 #include <unistd.h>
 
 #include <algorithm>
@@ -40,7 +40,7 @@ Error get_handle(abi::IpcHandle* out, std::uint64_t address, const char* caller)
               static_cast<unsigned long long>(address));
     return kInvalidValue;
   }
-  MemoryHandle handle{kMagic,    getpid(), info.base, info.size, info.region->mappings.begin()->second.extent->id,
+  MemoryHandle handle{kMagic,     getpid(), info.base, info.size, info.region->mappings.begin()->second.extent->id,
                       info.device};
   *out = {};
   std::memcpy(out, &handle, sizeof handle);

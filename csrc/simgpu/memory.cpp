@@ -206,7 +206,8 @@ Error pointer_attribute(std::uint64_t address, int attribute, void* value) {
     *static_cast<decltype(result)*>(value) = result;
     return kSuccess;
   };
-  const bool plain = info.region && (info.region->kind == RegionKind::kMalloc || info.region->kind == RegionKind::kImport);
+  const bool plain =
+      info.region && (info.region->kind == RegionKind::kMalloc || info.region->kind == RegionKind::kImport);
   switch (attribute) {
     case abi::kPointerContext:
       return put(context_of(std::max(info.device, 0)));

@@ -54,7 +54,9 @@ SIMGPU_API int cudaMalloc3D(abi::PitchedPtr* pitched, abi::Extent3 extent) {
     pitched->pitch = round_up(extent.width, kPitch);
     pitched->xsize = extent.width;
     pitched->ysize = extent.height;
-    return into(&pitched->ptr, [&](std::uint64_t* address) { return device_malloc(pitched->pitch * extent.height * extent.depth, address); });
+    return into(&pitched->ptr, [&](std::uint64_t* address) {
+      return device_malloc(pitched->pitch * extent.height * extent.depth, address);
+    });
   });
 }
 

@@ -1,7 +1,7 @@
 // Registration of compiled code, its variables, and libraries loaded at run time.
 //
-// Torch registers tens of thousands of kernels when it is loaded; since kernels do nothing, their registration is not kept.
-// Variables are: programs copy to them by symbol. Their memory is a module's, not counted as used.
+// Torch registers tens of thousands of kernels when it is loaded; since kernels do nothing, their registration is not
+// kept. Variables are: programs copy to them by symbol. Their memory is a module's, not counted as used.
 #include "simgpu/module.h"
 
 #include <atomic>

@@ -1,5 +1,6 @@
-// The little of NVML that torch and monitors use: which devices there are, and their memory. Torch 2.15 takes the library
-// for granted wherever expandable segments work. Sensors (temperature, power, utilization) say that they are not supported.
+// The little of NVML that torch and monitors use: which devices there are, and their memory. Torch 2.15 takes the
+// library for granted wherever expandable segments work. Sensors (temperature, power, utilization) say that they are
+// not supported.
 #include <unistd.h>
 
 #include <cstdio>

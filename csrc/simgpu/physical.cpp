@@ -59,7 +59,8 @@ void write_extent(Extent& extent, std::uint64_t offset, const void* from, std::u
   const bool small = size <= kHostPage;
   if (!small && sim().resident_bytes + (grown - extent.touched) > resident_limit()) {
     clear_extent(extent, offset, size);
-    if (!sim().said_contents_dropped) say("contents of further copies are dropped: the host's memory would not hold them");
+    if (!sim().said_contents_dropped)
+      say("contents of further copies are dropped: the host's memory would not hold them");
     sim().said_contents_dropped = true;
     return;
   }

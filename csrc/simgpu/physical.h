@@ -1,8 +1,8 @@
 // Physical memory of the simulated devices: extents, what they cost, and the few bytes that a host really wrote.
 //
-// An extent is what one cudaMalloc, one cuMemCreate or one pool segment takes from a device. It lives while anything refers
-// to it (handles, mappings) and is counted from the first to the last reference. Its contents exist only where copies
-// or memsets wrote something: everything else reads as zeros and costs nothing.
+// An extent is what one cudaMalloc, one cuMemCreate or one pool segment takes from a device. It lives while anything
+// refers to it (handles, mappings) and is counted from the first to the last reference. Its contents exist only where
+// copies or memsets wrote something: everything else reads as zeros and costs nothing.
 //
 // Not here: addresses (addresses.h). The simulator's lock guards everything.
 #pragma once
@@ -21,14 +21,14 @@ constexpr std::uint64_t round_up(std::uint64_t bytes, std::uint64_t unit) { retu
 struct Extent {
   Device* device;
   std::uint64_t size;
-  bool counted;              // false for memory that belongs to another process or to a module
-  std::uint64_t id;          // unique in the process
-  int handle_types = 0;      // what cuMemCreate was asked to export
+  bool counted;          // false for memory that belongs to another process or to a module
+  std::uint64_t id;      // unique in the process
+  int handle_types = 0;  // what cuMemCreate was asked to export
   std::uint32_t references = 1;
   std::uint32_t handle_references = 0;
-  std::uint64_t handle = 0;  // the live cuMemCreate handle, if any
-  char* contents = nullptr;  // address space of `size` bytes, made at the first write
-  std::uint64_t touched = 0; // upper bound of the bytes of it that are resident
+  std::uint64_t handle = 0;   // the live cuMemCreate handle, if any
+  char* contents = nullptr;   // address space of `size` bytes, made at the first write
+  std::uint64_t touched = 0;  // upper bound of the bytes of it that are resident
 };
 
 // Takes `size` bytes (a multiple of kGranularity if counted) from a device; null when they are more than is free, even

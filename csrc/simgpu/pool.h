@@ -1,8 +1,8 @@
 // A stream-ordered memory pool (cudaMallocAsync): segments of physical memory, best fit inside them.
 //
 // Memory freed to a pool can be used again at once, on any stream: the simulated device orders what needs ordering.
-// Segments that became empty go back to the device at the next synchronize, down to the release threshold, when the device
-// runs out, or in trim().
+// Segments that became empty go back to the device at the next synchronize, down to the release threshold, when the
+// device runs out, or in trim().
 #pragma once
 
 #include <cstdint>
@@ -57,11 +57,11 @@ class Pool {
   std::uint64_t handle_ = 0;
   std::uint64_t release_threshold_ = 0;
   int reuse_flags_[3] = {1, 1, 1};
-  std::uint64_t reserved_ = 0, reserved_high_ = 0;  // reserved = sum of the segments = used + holes
-  std::uint64_t used_ = 0, used_high_ = 0;          // used = sum of the live blocks
-  std::map<std::uint64_t, std::uint64_t> segments_;                      // base -> size
-  std::map<std::uint64_t, std::uint64_t> holes_;                         // base -> size, never across segments
-  std::set<std::pair<std::uint64_t, std::uint64_t>> holes_by_size_;      // the same, by (size, base)
+  std::uint64_t reserved_ = 0, reserved_high_ = 0;                   // reserved = sum of the segments = used + holes
+  std::uint64_t used_ = 0, used_high_ = 0;                           // used = sum of the live blocks
+  std::map<std::uint64_t, std::uint64_t> segments_;                  // base -> size
+  std::map<std::uint64_t, std::uint64_t> holes_;                     // base -> size, never across segments
+  std::set<std::pair<std::uint64_t, std::uint64_t>> holes_by_size_;  // the same, by (size, base)
   std::map<std::uint64_t, Block> live_;
   std::map<int, int> access_;  // of other devices
 };

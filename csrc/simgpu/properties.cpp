@@ -1,5 +1,5 @@
-// Properties and attributes of the simulated card; see properties.h. What gpus.def does not say is what every card since
-// Volta has in common (limits of grids, blocks, textures).
+// Properties and attributes of the simulated card; see properties.h. What gpus.def does not say is what every card
+// since Volta has in common (limits of grids, blocks, textures).
 #include "simgpu/properties.h"
 
 #include <cstdio>

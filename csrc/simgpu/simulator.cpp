@@ -31,8 +31,8 @@ void after_fork_in_parent() {
 void after_fork_in_child() {
   Simulator* state = sim_if_made();
   if (!state) return;
-  const bool used =
-      std::any_of(state->devices.begin(), state->devices.end(), [](const auto& device) { return device->context_active; });
+  const bool used = std::any_of(state->devices.begin(), state->devices.end(),
+                                [](const auto& device) { return device->context_active; });
   if (used) state->lost_by_fork = true;
   state->mutex.unlock();
 }
@@ -77,8 +77,9 @@ ThreadState& thread_state() {
 }
 
 void* context_of(int device) {
-  return device_exists(device) ? reinterpret_cast<void*>(kContextTag + (static_cast<std::uint64_t>(device) + 1) * 0x1000)
-                               : nullptr;
+  return device_exists(device)
+             ? reinterpret_cast<void*>(kContextTag + (static_cast<std::uint64_t>(device) + 1) * 0x1000)
+             : nullptr;
 }
 
 int device_of_context(const void* context) {

@@ -33,10 +33,10 @@ struct Device {
   bool context_active = false;
   unsigned context_references = 0;  // cuDevicePrimaryCtxRetain less Release
   unsigned context_flags = 0;
-  std::uint64_t peers = 0;          // bit by device: peer access enabled
+  std::uint64_t peers = 0;  // bit by device: peer access enabled
   std::unordered_map<int, std::uint64_t> limits;
   Stream* legacy = nullptr;
-  std::uint64_t default_pool = 0;   // handles
+  std::uint64_t default_pool = 0;  // handles
   std::uint64_t current_pool = 0;
   std::uint64_t graph_memory_used = 0;
   std::uint64_t graph_memory_high = 0;
@@ -106,8 +106,8 @@ void use_context();
 // Whether a device can be used at all.
 Error availability();
 
-// Frame of a runtime call: availability, then the call; an error becomes the thread's last error. The runtime initializes
-// the driver for itself.
+// Frame of a runtime call: availability, then the call; an error becomes the thread's last error. The runtime
+// initializes the driver for itself.
 template <class F>
 int runtime_call(F&& call) {
   Error error = availability();

@@ -11,10 +11,6 @@
 namespace poolalloc::simgpu {
 namespace {
 
-// A program may poll an event that only further launches would complete. A device would get there in time; so does
-// this one, so that nothing hangs.
-constexpr std::int64_t kLongestPollNs = 10'000'000'000;
-
 // Merges what `from` lies behind into `into`.
 void merge(Clock& into, const Clock& from) {
   for (const auto& [timeline, position] : from) {
@@ -188,8 +184,10 @@ Error query_event(Event& event, const char* caller) {
   if (event.first_poll_ns == 0 || event.poll_launch != launches) {
     event.first_poll_ns = now;
     event.poll_launch = launches;
-  } else if (now - event.first_poll_ns > kLongestPollNs) {
-    say("%s: polled for 10 s with no launch that would complete it (POOLALLOC_SIM_LAG); completing it", caller);
+  } else if (now - event.first_poll_ns > static_cast<std::int64_t>(sim().config.patience_seconds) * 1'000'000'000) {
+    // A device would get there in time; so does this one, or the program would hang.
+    say("%s: an event was polled for %llu s with no launch that would complete it (POOLALLOC_SIM_LAG); completing it",
+        caller, static_cast<unsigned long long>(sim().config.patience_seconds));
     complete_event(event);
     return kSuccess;
   }

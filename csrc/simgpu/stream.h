@@ -1,9 +1,9 @@
 // Streams and events: what was enqueued, what has completed, and how the lag mode decides it.
 //
-// Nothing runs on a device, so work completes when the simulator says so. With lag 0 that is at once. With lag N an event
-// completes once N further launches were counted on its device, or once something that the host waited for lies behind it:
-// its stream, its device, an event recorded later in stream order. Order between streams (waits on events, the legacy
-// stream) is kept in clocks: for each timeline, the position this stream is known to lie behind.
+// Nothing runs on a device, so work completes when the simulator says so. With lag 0 that is at once. With lag N an
+// event completes once N further launches were counted on its device, or once something that the host waited for lies
+// behind it: its stream, its device, an event recorded later in stream order. Order between streams (waits on events,
+// the legacy stream) is kept in clocks: for each timeline, the position this stream is known to lie behind.
 //
 // Not here: capture (capture.h). The simulator's lock guards everything.
 #pragma once
@@ -68,8 +68,8 @@ struct Event {
 Stream* create_stream(Device& device, unsigned flags, int priority);
 Event* create_event(Device& device, unsigned flags);
 
-// The stream a caller means: the legacy stream for 0 and 1, this thread's own for 2. Null, with one violation, for a handle
-// that is not live.
+// The stream a caller means: the legacy stream for 0 and 1, this thread's own for 2. Null, with one violation, for a
+// handle that is not live.
 Stream* resolve_stream(const void* handle, const char* caller);
 Event* resolve_event(const void* handle, const char* caller);
 

@@ -1,11 +1,12 @@
 // The runtime's stream calls, capture among them, and host functions.
+#include "simgpu/stream_calls.h"
+
 #include <cstring>
 
 #include "simgpu/capture.h"
 #include "simgpu/cuda_abi.h"
 #include "simgpu/report.h"
 #include "simgpu/simulator.h"
-#include "simgpu/stream_calls.h"
 
 using namespace poolalloc::simgpu;
 

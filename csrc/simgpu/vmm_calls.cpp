@@ -1,7 +1,7 @@
 // Virtual memory management of the driver: reserve addresses, create physical memory, map, set access, unmap, release.
 //
-// Every rule that the driver documents is checked, and a broken one is named: a simulated device that let them pass would
-// hide the bug until a real one.
+// Every rule that the driver documents is checked, and a broken one is named: a simulated device that let them pass
+// would hide the bug until a real one.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -185,8 +185,8 @@ SIMGPU_API int cuMemUnmap(DevicePointer address, std::size_t size) {
   return driver_call([&] {
     const Lock lock = lock_sim();
     Region* region = size == 0 ? nullptr : reservation_of(address, size);
-    const auto mappings = region ? mappings_filling(*region, address, size)
-                                 : std::vector<std::map<std::uint64_t, Mapping>::iterator>{};
+    const auto mappings =
+        region ? mappings_filling(*region, address, size) : std::vector<std::map<std::uint64_t, Mapping>::iterator>{};
     if (mappings.empty()) {
       violation("unmap_not_mapped", "cuMemUnmap: 0x%llx + 0x%llx is not exactly covered by mappings", shown(address),
                 shown(size));
@@ -212,8 +212,8 @@ SIMGPU_API int cuMemSetAccess(DevicePointer address, std::size_t size, const abi
     }
     const Lock lock = lock_sim();
     Region* region = reservation_of(address, size);
-    const auto mappings = region ? mappings_filling(*region, address, size)
-                                 : std::vector<std::map<std::uint64_t, Mapping>::iterator>{};
+    const auto mappings =
+        region ? mappings_filling(*region, address, size) : std::vector<std::map<std::uint64_t, Mapping>::iterator>{};
     if (mappings.empty()) {
       violation("set_access_unmapped", "cuMemSetAccess: 0x%llx + 0x%llx is not exactly covered by mappings",
                 shown(address), shown(size));
@@ -263,8 +263,7 @@ SIMGPU_API int cuMemGetAllocationPropertiesFromHandle(abi::AllocationProp* prope
   SIM_COUNT_CALL();
   return driver_call([&] {
     const Lock lock = lock_sim();
-    const Extent* extent =
-        resolve_allocation(handle, "use_unknown_handle", "cuMemGetAllocationPropertiesFromHandle");
+    const Extent* extent = resolve_allocation(handle, "use_unknown_handle", "cuMemGetAllocationPropertiesFromHandle");
     if (!extent || !properties) return kInvalidValue;
     *properties = {};
     properties->type = abi::kAllocationPinned;
@@ -302,8 +301,8 @@ SIMGPU_API int cuMemImportFromShareableHandle(std::uint64_t* handle, void* share
     if (type != abi::kHandlePosixFd) return kNotSupported;
     SharedAllocation shared{};
     const int file = static_cast<int>(reinterpret_cast<std::intptr_t>(shareable));
-    if (pread(file, &shared, sizeof shared, 0) != static_cast<ssize_t>(sizeof shared) ||
-        shared.magic != kSharedMagic || !device_exists(shared.device)) {
+    if (pread(file, &shared, sizeof shared, 0) != static_cast<ssize_t>(sizeof shared) || shared.magic != kSharedMagic ||
+        !device_exists(shared.device)) {
       return kInvalidValue;
     }
     const Lock lock = lock_sim();
@@ -326,7 +325,9 @@ SIMGPU_API int cuMemImportFromShareableHandle(std::uint64_t* handle, void* share
 }
 
 // Memory shared by the multicast hardware of several devices is not simulated.
-SIMGPU_API int cuMulticastCreate(std::uint64_t*, const void*) { return unsupported("cuMulticastCreate"), kNotSupported; }
+SIMGPU_API int cuMulticastCreate(std::uint64_t*, const void*) {
+  return unsupported("cuMulticastCreate"), kNotSupported;
+}
 SIMGPU_API int cuMulticastAddDevice(std::uint64_t, int) { return unsupported("cuMulticastAddDevice"), kNotSupported; }
 SIMGPU_API int cuMulticastBindMem(std::uint64_t, std::size_t, std::uint64_t, std::size_t, std::size_t,
                                   unsigned long long) {

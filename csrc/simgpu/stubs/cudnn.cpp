@@ -84,9 +84,7 @@ void place(TensorDescriptor* descriptor, void** address, void* place, int type, 
     descriptor->sizes = {1, static_cast<int>(rows), static_cast<int>(columns)};
     descriptor->strides = {static_cast<int>(rows * columns), static_cast<int>(columns), 1};
   }
-  if (address != nullptr) {
-    *address = place;
-  }
+  put(address, place);
 }
 
 void copy_out(const std::vector<int>& values, int requested, int* to) {
@@ -234,8 +232,8 @@ SIMGPU_STUB int cudnnGetRNNTempSpaceSizes(void*, const RnnDescriptor* rnn, int t
                                           std::size_t* work_bytes, std::size_t* reserve_bytes) {
   const std::size_t step = type_bytes(rnn->type) * rnn->hidden * (rnn->gates() + 2) * rnn->directions();
   const std::size_t steps = static_cast<std::size_t>(data->batch) * data->max_length;
-  *work_bytes = kWorkspaceBytes;
-  *reserve_bytes = training != 0 ? step * steps * rnn->layers : 0;
+  put(work_bytes, kWorkspaceBytes);
+  put(reserve_bytes, training != 0 ? step * steps * rnn->layers : 0);
   return 0;
 }
 // The weight space holds, layer by layer, the input gates, the recurrent gates and the projection, and behind all

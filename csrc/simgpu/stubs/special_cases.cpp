@@ -18,7 +18,9 @@ using Slot = std::uintptr_t;
 
 template <int kArgument, typename Type, typename... Slots>
 void write_output(Type value, Slots... slots) {
-  *reinterpret_cast<Type*>(std::get<kArgument>(std::make_tuple(slots...))) = value;
+  // Some outputs may be left out (cuptiActivityPopExternalCorrelationId).
+  auto* const output = reinterpret_cast<Type*>(std::get<kArgument>(std::make_tuple(slots...)));
+  if (output) *output = value;
 }
 
 constexpr int kHostToDevice = 1;
@@ -199,9 +201,7 @@ SIMGPU_STUB int cublasLtMatmulAlgoConfigGetAttribute(const void*, int, void* buf
   if (buffer != nullptr) {
     std::memset(buffer, 0, size);
   }
-  if (written != nullptr) {
-    *written = size;
-  }
+  put(written, size);
   return 0;
 }
 

@@ -15,6 +15,14 @@ namespace poolalloc::simgpu_stubs {
 inline constexpr std::size_t kWorkspaceBytes = std::size_t{1} << 20;
 inline constexpr int kWorkspaceElements = 1 << 16;
 
+// Writes a result that the caller may not want.
+template <typename Type>
+void put(Type* to, Type value) {
+  if (to != nullptr) {
+    *to = value;
+  }
+}
+
 // A fresh opaque handle. Distinct, because torch keys its workspaces by handle; not an address anyone may follow: the
 // top bits make it non-canonical, so that a stray dereference faults instead of reading someone's memory.
 inline void* new_handle() {
