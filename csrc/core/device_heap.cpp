@@ -190,7 +190,7 @@ void DeviceHeap::collect_released() {
   std::erase_if(pools_, [&](auto& pool) {
     if (pool->users != 0 || pool->routing) return false;
     for (auto& heap : pool->heaps)
-      if (heap->live_blocks() != 0 || heap->idle_frames()) return false;
+      if (heap->live_blocks() != 0 || heap->mapped()) return false;
     for (auto& heap : pool->heaps) destroy_heap(std::move(heap));
     return true;
   });

@@ -149,15 +149,17 @@ bool Heap::free_tracked(PageIndex page, Bytes offset) {
   return true;
 }
 
-// Records an event behind the work of every stream that uses the block; tried again at the next poll if there is none.
+// Records an event behind the work of every stream that uses the block. Where the driver refuses one, the stream may be
+// gone, but not its work: it is tried again at the next poll, and wait_pending waits for the whole device.
 void Heap::record_events(Pending& pending) {
   while (!pending.streams.empty()) {
     const EventHandle event = take_event();
     if (event == 0) return;
-    if (shared_.driver.record_event(shared_.device, event, pending.streams.back()) == Status::ok)
-      pending.events.push_back(event);
-    else
-      unused_events_.push_back(event);  // the stream is gone, and its work with it
+    if (shared_.driver.record_event(shared_.device, event, pending.streams.back()) != Status::ok) {
+      unused_events_.push_back(event);
+      return;
+    }
+    pending.events.push_back(event);
     pending.streams.pop_back();
   }
 }
@@ -184,8 +186,7 @@ std::size_t Heap::poll_pending_locked() {
   std::size_t finished = 0, kept = 0;
   for (Pending& pending : pending_) {
     record_events(pending);
-    while (!pending.events.empty() &&
-           shared_.driver.query_event(shared_.device, pending.events.back()) != Status::not_ready) {
+    while (!pending.events.empty() && shared_.driver.query_event(shared_.device, pending.events.back()) == Status::ok) {
       unused_events_.push_back(pending.events.back());
       pending.events.pop_back();
     }
@@ -212,51 +213,68 @@ void Heap::finish(const Pending& pending) {
 std::size_t Heap::wait_pending() {
   if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
   std::vector<EventHandle> events;
+  std::uint64_t refused = 0;
   {
     std::lock_guard guard(lock_);
     if (pending_.empty()) return 0;
     for (Pending& pending : pending_) {
       record_events(pending);
       events.insert(events.end(), pending.events.begin(), pending.events.end());
+      if (!pending.streams.empty()) pending.refused = refused = ++refusals_;
     }
   }
   // Another thread may finish these frees meanwhile and reuse an event: then this waits longer, never shorter.
   for (EventHandle event : events) shared_.driver.synchronize_event(shared_.device, event);
-  return poll_pending();
+  const bool all_done = refused != 0 && shared_.driver.synchronize_device(shared_.device) == Status::ok;
+  std::lock_guard guard(lock_);
+  for (Pending& pending : pending_)
+    if (all_done && pending.refused != 0 && pending.refused <= refused) pending.streams.clear();
+  return poll_pending_locked();
 }
 
 // --- pages -------------------------------------------------------------------------------------------------------
 
 // Pages or addresses were missing: pending frees may have them by now. Only then may the heap grow.
 Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Status status) {
+  if (shared_.captures.load(std::memory_order_relaxed) == 0) pages_.return_left_behind();
   const bool grew_in_vain = pending_.empty();
   if (poll_pending_locked() == 0 && grew_in_vain) return status;
   pages_.allow_growth(true);
-  return place(bytes, offset);
+  status = place(bytes, offset);
+  if (status != Status::ok && shared_.captures.load(std::memory_order_relaxed) == 0) pages_.return_left_behind();
+  return status;
 }
 
 Bytes Heap::reclaim(std::uint32_t at_most_frames) {
   if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
-  Residency::Detached idle, blocked;
+  Residency::Detached leaving;
   EventHandle event = 0;
   {
     std::lock_guard guard(lock_);
+    pages_.return_left_behind();
     event = take_event();
     if (event == 0) return 0;
-    idle = pages_.detach_idle(at_most_frames);
-    blocked = pages_.detach_blocked();
-    if (idle.frames.empty() && blocked.pages.empty()) {
+    pages_.detach_idle(at_most_frames, &leaving);
+    pages_.detach_blocked(&leaving);
+    if (leaving.empty()) {
       unused_events_.push_back(event);
       return 0;
     }
-    shared_.driver.record_event(shared_.device, event, stream_);
+    if (shared_.driver.record_event(shared_.device, event, stream_) != Status::ok) {
+      unused_events_.push_back(event);
+      pages_.postpone(leaving);
+      return 0;
+    }
   }
-  shared_.driver.synchronize_event(shared_.device, event);
+  const bool done = shared_.driver.synchronize_event(shared_.device, event) == Status::ok ||
+                    shared_.driver.synchronize_device(shared_.device) == Status::ok;
   std::lock_guard guard(lock_);
   unused_events_.push_back(event);
-  pages_.return_detached(idle);
-  pages_.return_detached(blocked);
-  return idle.frames.size() * kPageBytes;
+  if (!done || shared_.captures.load(std::memory_order_relaxed) != 0) {
+    pages_.postpone(leaving);
+    return 0;
+  }
+  return pages_.return_detached(leaving) * kPageBytes;
 }
 
 void Heap::retire() {
@@ -277,9 +295,9 @@ std::optional<std::pair<Address, Bytes>> Heap::containing(Address address) const
   return std::pair{pages_.base() + block->offset, block->size};
 }
 
-bool Heap::idle_frames() const {
+bool Heap::mapped() const {
   std::lock_guard guard(lock_);
-  return pages_.idle_frames() != 0;
+  return pages_.mappings() != 0;
 }
 
 // --- statistics --------------------------------------------------------------------------------------------------

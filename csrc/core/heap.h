@@ -74,7 +74,8 @@ class Heap {
   // Takes idle frames out of the heap, and mappings that block pages, once the stream's earlier work has completed.
   // The frames go to the page supply. Returns the bytes.
   Bytes reclaim(std::uint32_t at_most_frames);
-  bool idle_frames() const;
+  // Whether any page is mapped, be it idle or on its way out.
+  bool mapped() const;
   // Unmaps everything and hands every frame to the supply, live or not. The end of the heap: no work may touch it.
   void retire();
 
@@ -99,6 +100,7 @@ class Heap {
     Bytes size = 0;
     std::vector<StreamId> streams;    // still without an event: a capture was going on
     std::vector<EventHandle> events;  // not known to have completed
+    std::uint64_t refused = 0;        // not 0: when the driver gave no event, counted by refusals_
   };
   struct Found {
     Arena::Block* block = nullptr;  // null: in a slab
@@ -132,6 +134,7 @@ class Heap {
   Slabs slabs_;
   Arena arena_;
   Counter requested_, live_, pending_bytes_;
+  std::uint64_t refusals_ = 0;
   std::uint64_t allocations_ = 0, frees_ = 0, pending_completed_ = 0;
   Bytes arena_rounded_ = 0;
   std::unordered_map<Bytes, Tracked> tracked_;

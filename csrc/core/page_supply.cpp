@@ -1,26 +1,41 @@
 #include "core/page_supply.h"
 
+#include <algorithm>
 #include <mutex>
 
 namespace poolalloc {
 
-Status PageSupply::take(PhysicalHandle* page) {
+Status PageSupply::take(std::size_t count, std::vector<PhysicalHandle>* pages) {
+  std::vector<PhysicalHandle> taken;
+  std::size_t missing = 0;
   {
     std::lock_guard guard(lock_);
-    if (!spare_.empty()) {
-      *page = spare_.back();
-      spare_.pop_back();
-      return Status::ok;
-    }
-    if (static_cast<Bytes>(reserved_.current) + kPageBytes > limit_) return Status::out_of_memory;
-    reserved_.current += kPageBytes;  // claimed before the call, so that two threads cannot pass the limit together
+    const std::size_t spare = std::min(count, spare_.size());
+    missing = count - spare;
+    if (missing != 0 && static_cast<Bytes>(reserved_.current) + missing * kPageBytes > limit_)
+      return Status::out_of_memory;
+    taken.assign(spare_.end() - static_cast<std::ptrdiff_t>(spare), spare_.end());
+    spare_.resize(spare_.size() - spare);
+    reserved_.current += static_cast<std::int64_t>(missing * kPageBytes);  // claimed first: two threads, one limit
   }
-  const Status status = driver_.create(device_, kPageBytes, page);
-  std::lock_guard guard(lock_);
-  reserved_.current -= kPageBytes;
+  Status status = Status::ok;
+  std::size_t made = 0;
+  for (; made < missing && status == Status::ok; made += status == Status::ok) {
+    PhysicalHandle page = 0;
+    status = driver_.create(device_, kPageBytes, &page);
+    if (status == Status::ok) taken.push_back(page);
+  }
+  if (missing != 0) {
+    std::lock_guard guard(lock_);
+    reserved_.current -= static_cast<std::int64_t>(missing * kPageBytes);
+    reserved_.add(made * kPageBytes);
+    created_ += made;
+  }
   if (status == Status::ok) {
-    reserved_.add(kPageBytes);
-    ++created_;
+    pages->insert(pages->end(), taken.begin(), taken.end());
+  } else {
+    std::lock_guard guard(lock_);
+    spare_.insert(spare_.end(), taken.begin(), taken.end());
   }
   return status;
 }
@@ -36,11 +51,13 @@ Bytes PageSupply::destroy_spare() {
     std::lock_guard guard(lock_);
     pages.swap(spare_);
   }
-  for (PhysicalHandle page : pages) driver_.destroy(device_, page);
-  const Bytes bytes = pages.size() * kPageBytes;
+  const std::size_t all = pages.size();
+  std::erase_if(pages, [this](PhysicalHandle page) { return driver_.destroy(device_, page) == Status::ok; });
+  const Bytes bytes = (all - pages.size()) * kPageBytes;
   std::lock_guard guard(lock_);
+  spare_.insert(spare_.end(), pages.begin(), pages.end());
   reserved_.subtract(bytes);
-  destroyed_ += pages.size();
+  destroyed_ += all - pages.size();
   return bytes;
 }
 

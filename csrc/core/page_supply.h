@@ -20,11 +20,12 @@ class PageSupply {
   PageSupply(const PageSupply&) = delete;
   PageSupply& operator=(const PageSupply&) = delete;
 
-  // A page that no heap holds: a spare one, or a new one. out_of_memory when the limit or the device says so.
-  Status take(PhysicalHandle* page);
+  // Appends `count` pages that no heap holds: spare ones, then new ones. On any status but ok nothing is appended:
+  // out_of_memory when the limit says so, before any page is made, or the device does; pages made by then are spare.
+  Status take(std::size_t count, std::vector<PhysicalHandle>* pages);
   // The page is mapped nowhere and no work touches it any more.
   void give(PhysicalHandle page);
-  // Destroys every spare page. Returns the bytes.
+  // Destroys every spare page, but for those that the driver refuses to destroy. Returns the bytes.
   Bytes destroy_spare();
 
   void set_limit(Bytes bytes);

@@ -125,44 +125,39 @@ void Residency::release_pages(PageIndex first, PageIndex last) {
 // Gives every empty page of the range a frame, then grants access run by run. All or nothing.
 Status Residency::map_empty(PageIndex first, PageIndex last) {
   // Frames that are ready in the range must not be taken for its empty pages.
-  for (PageIndex page = first; page <= last; ++page)
+  std::vector<PageIndex> empty;
+  for (PageIndex page = first; page <= last; ++page) {
+    if (state_[page] == 0) empty.push_back(page);
     if (ready(page)) make_live(page);
-
-  struct Mapped {
-    PageIndex page;
-    bool from_supply;
-  };
-  std::vector<Mapped> mapped;
-  bool idle_left = true;
-  Status status = Status::ok;
-  for (PageIndex page = first; page <= last && status == Status::ok; ++page) {
-    if (state_[page] != 0) continue;
-    bool from_supply = false;
-    const PageIndex victim = idle_left ? oldest_idle() : kNoPage;
-    idle_left = victim != kNoPage;
-    status = back(page, victim, &from_supply);
-    if (status == Status::ok) mapped.push_back({page, from_supply});
   }
-  for (std::size_t i = 0; i < mapped.size() && status == Status::ok;) {
-    std::size_t end = i + 1;
-    while (end < mapped.size() && mapped[end].page == mapped[end - 1].page + 1) ++end;
-    status = driver_.allow_access(device_, address_of(mapped[i].page), (end - i) * kPageBytes);
-    i = end;
-  }
-  if (status != Status::ok) {
-    // Nobody has used the new mappings yet, so they may go without waiting.
-    for (const auto& [page, from_supply] : mapped) {
-      const FrameIndex frame = frame_[page];
-      make_idle(page);
-      driver_.unmap(device_, address_of(page), kPageBytes);
-      remove_alias(page);
-      if (from_supply) {
-        supply_.give(frames_[frame].handle);
-        drop_frame(frame);
-      } else {
-        --aliased_;
-      }
+  // All frames before the first mapping: running out of memory is common, and has nothing to unmap.
+  std::vector<PageIndex> victims;
+  std::vector<PhysicalHandle> handles;
+  Status status = take_frames(empty.size(), &victims, &handles);
+  std::size_t mapped = 0;
+  if (status == Status::ok) {
+    for (; mapped < empty.size(); ++mapped) {
+      const bool own = mapped < victims.size();
+      const PhysicalHandle handle = own ? frames_[frame_[victims[mapped]]].handle : handles[mapped - victims.size()];
+      status = driver_.map(device_, address_of(empty[mapped]), kPageBytes, handle);
+      if (status != Status::ok) break;
+      add_alias(empty[mapped], own ? frame_[victims[mapped]] : new_frame(handle));
+      make_live(empty[mapped]);
     }
+    for (std::size_t i = 0; i < mapped && status == Status::ok;) {
+      std::size_t end = i + 1;
+      while (end < mapped && empty[end] == empty[end - 1] + 1) ++end;
+      status = driver_.allow_access(device_, address_of(empty[i]), (end - i) * kPageBytes);
+      i = end;
+    }
+  }
+  if (status == Status::ok) {
+    aliased_ += victims.size();
+  } else {
+    for (std::size_t i = 0; i < mapped; ++i) undo_map(empty[i], i >= victims.size());
+    for (std::size_t i = mapped; i < victims.size(); ++i) make_idle(victims[i]);
+    for (std::size_t i = std::max(mapped, victims.size()); i < victims.size() + handles.size(); ++i)
+      supply_.give(handles[i - victims.size()]);
   }
   // acquire_pages makes the range resident, or nobody does.
   for (PageIndex page = first; page <= last; ++page)
@@ -170,31 +165,31 @@ Status Residency::map_empty(PageIndex first, PageIndex last) {
   return status;
 }
 
-// Maps a frame at an empty page and marks it live there: that of the idle page `victim`, or one from the supply.
-Status Residency::back(PageIndex page, PageIndex victim, bool* from_supply) {
-  FrameIndex frame = kNoFrame;
-  if (victim != kNoPage) {
-    frame = frame_[victim];
-    const Status status = driver_.map(device_, address_of(page), kPageBytes, frames_[frame].handle);
-    if (status != Status::ok) return status;
-    ++aliased_;
-  } else {
-    if (!may_grow_) return Status::out_of_memory;
-    PhysicalHandle handle = 0;
-    if (const Status status = supply_.take(&handle); status != Status::ok) return status;
-    if (const Status status = driver_.map(device_, address_of(page), kPageBytes, handle); status != Status::ok) {
-      supply_.give(handle);
-      return status;
-    }
-    frame = new_frame(handle);
-    *from_supply = true;
+// Idle pages whose frames will do, made live so that each frame is found once, then new frames from the supply.
+Status Residency::take_frames(std::size_t count, std::vector<PageIndex>* victims,
+                              std::vector<PhysicalHandle>* handles) {
+  while (victims->size() < count) {
+    const PageIndex victim = oldest_idle();
+    if (victim == kNoPage) break;
+    make_live(victim);
+    victims->push_back(victim);
   }
-  ++mappings_;
-  frame_[page] = frame;
-  next_alias_[page] = frames_[frame].first_alias;
-  frames_[frame].first_alias = page;
-  make_live(page);
-  return Status::ok;
+  if (victims->size() == count) return Status::ok;
+  return may_grow_ ? supply_.take(count - victims->size(), handles) : Status::out_of_memory;
+}
+
+// The mapping goes when the caller says that it may: not now, since a capture may be going on.
+void Residency::undo_map(PageIndex page, bool from_supply) {
+  const FrameIndex frame = frame_[page];
+  const PhysicalHandle handle = frames_[frame].handle;
+  make_idle(page);
+  remove_alias(page);
+  mark_detached(page);
+  if (from_supply) {
+    drop_frame(frame);
+    ++leaving_;
+  }
+  left_behind_.push_back({page, from_supply, handle});
 }
 
 // State bits only; counts are the caller's.
@@ -270,7 +265,13 @@ Residency::FrameIndex Residency::new_frame(PhysicalHandle handle) {
 void Residency::drop_frame(FrameIndex index) {
   frames_[index] = Frame{};
   unused_frames_.push_back(index);
-  held_.subtract(kPageBytes);
+}
+
+void Residency::add_alias(PageIndex page, FrameIndex frame) {
+  ++mappings_;
+  frame_[page] = frame;
+  next_alias_[page] = frames_[frame].first_alias;
+  frames_[frame].first_alias = page;
 }
 
 void Residency::remove_alias(PageIndex page) {
@@ -287,46 +288,74 @@ void Residency::remove_alias(PageIndex page) {
 
 // --- leaving -----------------------------------------------------------------------------------------------------
 
-Residency::Detached Residency::detach_idle(std::uint32_t at_most) {
-  Detached detached;
-  while (detached.frames.size() < at_most) {
+// The driver still has the mapping.
+void Residency::mark_detached(PageIndex page) {
+  if (frame_[page] == kNoFrame) ++mappings_;
+  frame_[page] = kDetached;
+  state_[page] = kMapped | kBlocked;
+}
+
+void Residency::detach_idle(std::uint32_t at_most, Detached* detached) {
+  detached->insert(detached->end(), postponed_.begin(), postponed_.end());
+  postponed_.clear();
+  for (std::uint32_t frames = 0; frames < at_most; ++frames) {
     const PageIndex victim = oldest_idle();
     if (victim == kNoPage) break;
     const FrameIndex frame = frame_[victim];
-    detached.frames.push_back(frames_[frame].handle);
     for (PageIndex page = frames_[frame].first_alias; page != kNoPage; page = next_alias_[page]) {
-      frame_[page] = kDetached;
-      state_[page] = kMapped | kBlocked;
-      detached.pages.push_back(page);
+      mark_detached(page);
+      detached->push_back({page, next_alias_[page] == kNoPage, frames_[frame].handle});
     }
     drop_frame(frame);
+    ++leaving_;
   }
-  return detached;
 }
 
-Residency::Detached Residency::detach_blocked() {
-  Detached detached;
+void Residency::detach_blocked(Detached* detached) {
   for (const Span& part : touched_) {
     for (PageIndex page = part.first; page < part.end; ++page) {
       if ((state_[page] & kBlocked) == 0 || frame_[page] == kDetached) continue;
+      detached->push_back({page, false, frames_[frame_[page]].handle});
       remove_alias(page);
-      ++mappings_;  // the driver still has it until return_detached
-      frame_[page] = kDetached;
-      state_[page] = kMapped | kBlocked;
-      detached.pages.push_back(page);
+      mark_detached(page);
     }
   }
-  return detached;
 }
 
-void Residency::return_detached(const Detached& detached) {
-  for (PageIndex page : detached.pages) {
-    driver_.unmap(device_, address_of(page), kPageBytes);
-    frame_[page] = kNoFrame;
-    state_[page] = 0;
-    --mappings_;
+std::uint32_t Residency::return_detached(const Detached& detached) {
+  std::uint32_t frames = 0;
+  for (const Leaving& leaving : detached) {
+    if (driver_.unmap(device_, address_of(leaving.page), kPageBytes) == Status::ok) {
+      frame_[leaving.page] = kNoFrame;
+      state_[leaving.page] = 0;
+      --mappings_;
+    } else {
+      left_behind_.push_back({leaving.page, false, leaving.handle});
+    }
+    if (!leaving.last) continue;
+    // A frame goes when no page maps it any more.
+    const auto behind = std::find_if(left_behind_.begin(), left_behind_.end(),
+                                     [&](const Leaving& other) { return other.handle == leaving.handle; });
+    if (behind != left_behind_.end()) {
+      behind->last = true;
+    } else {
+      supply_.give(leaving.handle);
+      held_.subtract(kPageBytes);
+      --leaving_;
+      ++frames;
+    }
   }
-  for (PhysicalHandle handle : detached.frames) supply_.give(handle);
+  return frames;
+}
+
+void Residency::postpone(const Detached& detached) {
+  postponed_.insert(postponed_.end(), detached.begin(), detached.end());
+}
+
+void Residency::return_left_behind() {
+  Detached again;
+  again.swap(left_behind_);
+  return_detached(again);
 }
 
 void Residency::return_all() {
@@ -335,6 +364,9 @@ void Residency::return_all() {
       if (state_[page] != 0) driver_.unmap(device_, address_of(page), kPageBytes);
   for (const Frame& frame : frames_)
     if (frame.first_alias != kNoPage) supply_.give(frame.handle);
+  for (const Detached& detached : {postponed_, left_behind_})
+    for (const Leaving& leaving : detached)
+      if (leaving.last) supply_.give(leaving.handle);
 }
 
 Bytes Residency::metadata_bytes() const {
@@ -383,7 +415,8 @@ void Residency::validate(const std::vector<std::uint32_t>& blocks_of) const {
     POOLALLOC_ENSURE(chain == aliases_of[index], "every page of a frame is in its chain");
     aliases += chain;
   }
-  POOLALLOC_ENSURE(held_.current == static_cast<std::int64_t>(held * kPageBytes), "held frames are counted");
+  POOLALLOC_ENSURE(held_.current == static_cast<std::int64_t>((held + leaving_) * kPageBytes),
+                   "frames held = frames mapped + detached frames");
   POOLALLOC_ENSURE(resident_.current == static_cast<std::int64_t>(resident * kPageBytes),
                    "resident frames are counted");
   POOLALLOC_ENSURE(mappings_ == aliases + detached, "mappings = aliases + detached pages");

@@ -10,7 +10,8 @@
 // longest is mapped there a second time; work of one stream is ordered, so that needs no wait. Only when no frame is
 // idle does the page supply give another.
 //
-//   frames = resident frames + idle frames         one resident page per resident frame
+//   frames held = resident frames + idle frames + detached frames, on their way out
+//   resident pages = resident frames
 //   mappings = sum over frames of their aliases (+ detached pages that are still to be unmapped)
 //
 // The tables are arrays over pages, one byte of state apart from the rest, so that a large block costs a few words to
@@ -62,6 +63,15 @@ class Residency {
   }
   bool ready(PageIndex page) const { return (state_[page] & ~kAliased) == kMapped; }
   bool blocked(PageIndex page) const { return (state_[page] & kBlocked) != 0; }
+  // The last blocked page of the range, or kNoPage.
+  PageIndex last_blocked(PageIndex first, PageIndex last) const {
+    for (PageIndex page = last + 1; page-- > first;)
+      if (blocked(page)) return page;
+    return kNoPage;
+  }
+
+  // Pages of the second part from here on were never used: they are empty.
+  PageIndex untouched() const { return touched_[1].end; }
 
   // One more block overlaps pages first .. last; makes them resident. The cost must be possible. On any status but ok
   // nothing has changed.
@@ -94,21 +104,30 @@ class Residency {
   // Idle frames leave in three steps, so that nobody waits under the heap's lock: detach_idle makes their pages
   // unusable, the caller waits until earlier work of the stream has completed, return_detached unmaps them and hands
   // the frames to the supply.
-  struct Detached {
-    std::vector<PhysicalHandle> frames;
-    std::vector<PageIndex> pages;
+  struct Leaving {
+    PageIndex page = kNoPage;
+    bool last = false;  // of the pages of a frame that goes too
+    PhysicalHandle handle = 0;
   };
-  Detached detach_idle(std::uint32_t at_most);
-  void return_detached(const Detached& detached);
-  // The same for mappings that only stand in the way: aliases of resident frames at blocked pages.
-  Detached detach_blocked();
+  using Detached = std::vector<Leaving>;
+  // Appends the pages of at most so many frames, and of those that were postponed.
+  void detach_idle(std::uint32_t at_most, Detached* detached);
+  // Appends mappings that only stand in the way: aliases of resident frames, at blocked pages.
+  void detach_blocked(Detached* detached);
+  // Returns how many frames went. What the driver refuses to unmap leaves another time.
+  std::uint32_t return_detached(const Detached& detached);
+  // There was no waiting: they leave with the next that are detached.
+  void postpone(const Detached& detached);
+  // Unmaps what an acquire mapped in vain, and what was refused before. Not during a capture.
+  void return_left_behind();
   // Unmaps every page and hands every frame to the supply, whatever lives there.
   void return_all();
 
   Counter resident() const { return resident_; }
   Counter held() const { return held_; }  // resident and idle
+  // Detached ones not counted.
   std::uint32_t idle_frames() const {
-    return static_cast<std::uint32_t>(static_cast<Bytes>(held_.current - resident_.current) / kPageBytes);
+    return static_cast<std::uint32_t>(static_cast<Bytes>(held_.current - resident_.current) / kPageBytes) - leaving_;
   }
   std::uint64_t mappings() const { return mappings_; }
   std::uint64_t aliased() const { return aliased_; }
@@ -153,14 +172,17 @@ class Residency {
   Status acquire_pages(PageIndex first, PageIndex last);
   void release_pages(PageIndex first, PageIndex last);
   Status map_empty(PageIndex first, PageIndex last);
-  Status back(PageIndex page, PageIndex victim, bool* from_supply);
+  Status take_frames(std::size_t count, std::vector<PageIndex>* victims, std::vector<PhysicalHandle>* handles);
+  void undo_map(PageIndex page, bool from_supply);
   void make_live(PageIndex page);
   void make_idle(PageIndex page);
   PageIndex oldest_idle();
   void set_aliases(PageIndex page, std::uint8_t own, std::uint8_t others);
   FrameIndex new_frame(PhysicalHandle handle);
   void drop_frame(FrameIndex frame);
+  void add_alias(PageIndex page, FrameIndex frame);
   void remove_alias(PageIndex page);
+  void mark_detached(PageIndex page);
 
   Driver& driver_;
   const DeviceIndex device_;
@@ -179,6 +201,9 @@ class Residency {
   std::vector<FrameIndex> unused_frames_;
   std::vector<Victim> victims_;  // the longest idle pages when last looked, the oldest at the back
   Counter resident_, held_;
+  Detached postponed_;         // not waited for
+  Detached left_behind_;       // waited for, or never used
+  std::uint32_t leaving_ = 0;  // frames that are detached; held, but of no use
   bool may_grow_ = true;
   std::uint64_t mappings_ = 0;
   std::uint64_t aliased_ = 0;

@@ -26,6 +26,11 @@ struct Pages : Range {
     residency.release(first, last);
     for (PageIndex page = first; page <= last; ++page) --blocks[page];
   }
+  std::uint32_t leave(std::uint32_t at_most) {
+    Residency::Detached detached;
+    residency.detach_idle(at_most, &detached);
+    return residency.return_detached(detached);
+  }
   void check() const {
     residency.validate(blocks);
     check_accounts();
@@ -152,6 +157,8 @@ TEST(a_failure_half_way_leaves_nothing_changed) {
         if (got == Status::ok) break;  // fewer than nth calls were made
         ++failures;
         CHECK(got == status);
+        CHECK(pages.driver.calls(DriverCall::unmap) == 0);  // a capture may be going on
+        pages.residency.return_left_behind();
         pages.check();
         for (PageIndex page = 0; page < kPages; ++page) CHECK(under[page] == pages.under(page));
         CHECK(pages.held() == held && pages.resident() == resident);
@@ -184,18 +191,20 @@ TEST(detached_frames_are_unusable_at_once_and_spare_when_returned) {
   pages.release(0, 2);
   CHECK(pages.acquire(8, 8) == Status::ok);  // aliases one of the three
   pages.release(8, 8);
-  const Residency::Detached detached = pages.residency.detach_idle(2);
-  CHECK(detached.frames.size() == 2 && pages.residency.idle_frames() == 1);
-  for (PageIndex page : detached.pages) {
-    CHECK(pages.residency.blocked(page) && !pages.residency.ready(page));
-    CHECK(pages.under(page) != 0);  // still mapped: work may be running there
+  Residency::Detached detached;
+  pages.residency.detach_idle(2, &detached);
+  CHECK(pages.residency.idle_frames() == 1 && pages.held() == 4 * kPage);
+  for (const Residency::Leaving& leaving : detached) {
+    CHECK(pages.residency.blocked(leaving.page) && !pages.residency.ready(leaving.page));
+    CHECK(pages.under(leaving.page) != 0);  // still mapped: work may be running there
   }
   pages.residency.validate(pages.blocks);
-  pages.residency.return_detached(detached);
-  for (PageIndex page : detached.pages) CHECK(pages.under(page) == 0 && !pages.residency.blocked(page));
+  CHECK(pages.residency.return_detached(detached) == 2);
+  for (const Residency::Leaving& leaving : detached)
+    CHECK(pages.under(leaving.page) == 0 && !pages.residency.blocked(leaving.page));
   CHECK(pages.supply.spare_bytes() == 2 * kPage);
   pages.check();
-  CHECK(pages.residency.detach_idle(~0u).frames.size() == 1);
+  CHECK(pages.leave(~0u) == 1 && pages.held() == kPage);
 }
 
 TEST(detaching_what_blocks_frees_addresses_and_no_memory) {
@@ -205,11 +214,44 @@ TEST(detaching_what_blocks_frees_addresses_and_no_memory) {
   CHECK(pages.acquire(5, 5) == Status::ok);
   CHECK(pages.residency.blocked(0));
   const PhysicalHandle handle = pages.under(5);
-  const Residency::Detached detached = pages.residency.detach_blocked();
-  CHECK(detached.frames.empty() && detached.pages == std::vector<PageIndex>{0});
-  pages.residency.return_detached(detached);
+  Residency::Detached detached;
+  pages.residency.detach_blocked(&detached);
+  CHECK(detached.size() == 1 && detached[0].page == 0);
+  CHECK(pages.residency.return_detached(detached) == 0);
   CHECK(!pages.residency.blocked(0) && pages.under(0) == 0 && pages.under(5) == handle);
   CHECK(pages.held() == kPage && pages.residency.mappings() == 1);
+  pages.check();
+}
+
+TEST(what_the_driver_refuses_to_unmap_stays_held_and_leaves_later) {
+  for (std::uint64_t nth = 1; nth <= 4; ++nth) {
+    Pages pages;
+    CHECK(pages.acquire(0, 2) == Status::ok);
+    pages.release(0, 2);
+    CHECK(pages.acquire(8, 8) == Status::ok);  // one frame has two pages
+    pages.release(8, 8);
+    pages.model.fail(DriverCall::unmap, nth, Status::failed);
+    CHECK(pages.leave(~0u) == 2);
+    CHECK(pages.held() == kPage && pages.residency.mappings() == 1 && pages.residency.idle_frames() == 0);
+    pages.supply.destroy_spare();
+    CHECK(pages.model.used_bytes(0) == kPage);
+    pages.residency.validate(pages.blocks);
+    pages.residency.return_left_behind();
+    CHECK(pages.held() == 0 && pages.residency.mappings() == 0 && pages.supply.spare_bytes() == kPage);
+    pages.check();
+  }
+}
+
+TEST(what_was_postponed_leaves_with_the_next) {
+  Pages pages;
+  CHECK(pages.acquire(0, 3) == Status::ok);
+  pages.release(0, 3);
+  Residency::Detached detached;
+  pages.residency.detach_idle(2, &detached);
+  pages.residency.postpone(detached);
+  CHECK(pages.residency.idle_frames() == 2 && pages.held() == 4 * kPage);
+  pages.residency.validate(pages.blocks);
+  CHECK(pages.leave(0) == 2 && pages.held() == 2 * kPage);
   pages.check();
 }
 
@@ -247,17 +289,27 @@ TEST(random_use_never_shares_or_moves_what_is_live) {
         const Residency::Cost cost = pages.residency.cost(first, last);
         if (!cost.possible || overlap) continue;
         const Status status = pages.acquire(first, last);
-        CHECK(status == Status::ok || live.size() + cost.resident > kDevice);
+        // Frames on their way out are of no use to a placement.
+        const Bytes leaving = pages.held() / kPage - pages.residency.idle_frames() - pages.resident() / kPage;
+        CHECK(status == Status::ok || live.size() + leaving + cost.resident > kDevice);
         if (status == Status::ok) placed.push_back({first, last});
       } else if (what < 9 && !placed.empty()) {
         std::swap(placed[random() % placed.size()], placed.back());
         pages.release(placed.back().first, placed.back().last);
         placed.pop_back();
       } else if (what == 9) {
-        const Residency::Detached detached =
-            random() % 2 == 0 ? pages.residency.detach_idle(random() % 4) : pages.residency.detach_blocked();
+        Residency::Detached detached;
+        if (random() % 2 == 0) pages.model.fail(DriverCall::unmap, 1 + random() % 6, Status::failed);
+        if (random() % 2 == 0)
+          pages.residency.detach_idle(random() % 4, &detached);
+        else
+          pages.residency.detach_blocked(&detached);
         pages.residency.validate(pages.blocks);
-        pages.residency.return_detached(detached);
+        if (random() % 4 == 0)
+          pages.residency.postpone(detached);
+        else
+          pages.residency.return_detached(detached);
+        if (random() % 2 == 0) pages.residency.return_left_behind();
         if (random() % 2 == 0) pages.supply.destroy_spare();
       }
       pages.check();

@@ -42,8 +42,10 @@ struct Small : Range {
     return {};
   }
   void make_room() {
-    residency.return_detached(residency.detach_idle(~0u));
-    residency.return_detached(residency.detach_blocked());
+    Residency::Detached detached;
+    residency.detach_idle(~0u, &detached);
+    residency.detach_blocked(&detached);
+    residency.return_detached(detached);
   }
   void check() const {
     std::vector<std::uint32_t> blocks_of(residency.pages());
@@ -186,6 +188,7 @@ TEST(a_driver_that_refuses_a_page_leaves_nothing_changed) {
     heap.model.fail(call, 1, Status::failed);
     Bytes offset = 0;
     CHECK(heap.slabs.allocate(0, 512, &offset) == Status::failed);
+    heap.residency.return_left_behind();
     CHECK(heap.resident() == 2 * kPage && heap.held() == 2 * kPage && heap.residency.mappings() == mappings);
     CHECK(heap.stats(512).live_blocks == 0 && heap.stats(kMiB).live_blocks == 4);
     heap.check();
@@ -198,8 +201,9 @@ TEST(a_page_that_left_while_its_slab_slept_is_not_used) {
   Small heap;
   const Bytes offset = heap.take(8192);
   heap.give(offset);
-  const Residency::Detached detached = heap.residency.detach_idle(1);
-  CHECK(detached.frames.size() == 1);
+  Residency::Detached detached;
+  heap.residency.detach_idle(1, &detached);
+  CHECK(detached.size() == 1);
   const Bytes other = heap.take(8192);  // while the page is on its way out
   CHECK(other / kPage != offset / kPage);
   heap.residency.return_detached(detached);
@@ -254,7 +258,9 @@ TEST(random_use_agrees_with_a_list_of_intervals) {
         CHECK(heap.find(victim->first).size == 0);
         live.erase(victim);
       } else {
-        heap.residency.return_detached(heap.residency.detach_idle(random() % 6));
+        Residency::Detached detached;
+        heap.residency.detach_idle(random() % 6, &detached);
+        heap.residency.return_detached(detached);
         heap.supply.destroy_spare();
       }
       if (step % 16 == 0) heap.check();

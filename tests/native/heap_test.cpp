@@ -1,0 +1,356 @@
+// One stream's memory: frees that wait for other streams, captures, frames on their way out, and what a refusing driver
+// leaves.
+#include "core/heap.h"
+
+#include <thread>
+
+#include "core_rig.h"
+
+using namespace rig;
+
+namespace {
+
+constexpr StreamId kOwn = 1;
+constexpr StreamId kOther = 2;
+constexpr StreamId kThird = 3;
+constexpr Bytes kMiB = 1 << 20;
+
+struct HeapRig {
+  explicit HeapRig(std::uint64_t device_pages = 64, std::uint64_t event_lag = 0)
+      : model(device_of(device_pages, event_lag)),
+        driver(model),
+        shared(driver, 0),
+        heap(shared, kOwn, PoolId{}, reserve(512 * kPage), 128 * kPage, 384 * kPage, Options{}) {
+    shared.supply.set_limit(device_pages * kPage);
+  }
+  ~HeapRig() {
+    heap.retire();
+    shared.supply.destroy_spare();
+    CHECK(model.violations() == 0);
+    CHECK(model.used_bytes(0) == 0);
+  }
+
+  Address reserve(Bytes bytes) {
+    Address address = 0;
+    CHECK(driver.reserve(0, bytes, kPage, &address) == Status::ok);
+    return address;
+  }
+  Address take(Bytes bytes) {
+    Address address = 0;
+    CHECK(heap.allocate(bytes, &address) == Status::ok);
+    return address;
+  }
+  PhysicalHandle under(Address address) const {
+    PhysicalHandle handle = 0;
+    Bytes offset = 0;
+    return model.physical(0, address, &handle, &offset) ? handle : 0;
+  }
+  // An event behind what is enqueued on a stream now.
+  EventHandle mark(StreamId stream) {
+    EventHandle event = 0;
+    CHECK(model.create_event(0, &event) == Status::ok && model.record_event(0, event, stream) == Status::ok);
+    return event;
+  }
+  bool done(EventHandle event) { return model.query_event(0, event) == Status::ok; }
+  void check() const {
+    heap.validate();
+    CHECK(model.violations() == 0);
+    const HeapStats now = heap.stats();
+    CHECK(static_cast<Bytes>(now.reserved.current) + shared.supply.spare_bytes() == model.used_bytes(0));
+  }
+  // Whether one of the next blocks of this size is the one at `address`.
+  bool hands_out(Address address, Bytes bytes) {
+    std::vector<Address> taken;
+    while (taken.size() < 4 && (taken.empty() || taken.back() != address)) taken.push_back(take(bytes));
+    const bool found = taken.back() == address;
+    for (Address each : taken) CHECK(heap.free(each));
+    return found;
+  }
+
+  ModelDriver model;
+  CountingDriver driver;
+  DeviceShared shared;
+  Heap heap;
+};
+
+const Bytes kSizes[] = {100, 256 << 10, 300 << 10, 5 * kPage};  // two from slabs, two from the arena
+
+TEST(a_block_freed_on_its_own_stream_is_reused_at_once) {
+  HeapRig rig(64, 1000);
+  for (Bytes bytes : kSizes) {
+    const Address address = rig.take(bytes);
+    CHECK(rig.heap.free(address));
+    CHECK(rig.take(bytes) == address);
+    rig.check();
+  }
+  CHECK(rig.driver.calls(DriverCall::record_event) == 0);
+}
+
+TEST(only_starts_of_live_blocks_are_freed_or_recorded) {
+  HeapRig rig;
+  for (Bytes bytes : kSizes) {
+    const Address address = rig.take(bytes);
+    const HeapStats before = rig.heap.stats();
+    for (Address wrong : {address + 1, address + 512, address + bytes - 1, address + 100 * kPage}) {
+      CHECK(!rig.heap.free(wrong));
+      CHECK(!rig.heap.record_stream(wrong, kOther));
+    }
+    CHECK(rig.heap.stats().frees == before.frees);
+    CHECK(rig.heap.free(address));
+    CHECK(!rig.heap.free(address));
+    CHECK(!rig.heap.record_stream(address, kOther));
+    rig.check();
+  }
+}
+
+TEST(a_block_used_elsewhere_is_pending_until_every_such_stream_is_done) {
+  for (Bytes bytes : kSizes) {
+    HeapRig rig(64, 10);
+    rig.model.set_stream_lag(0, kThird, 30);
+    const Address address = rig.take(bytes);
+    CHECK(rig.heap.record_stream(address, kOther) && rig.heap.record_stream(address, kThird));
+    CHECK(rig.heap.record_stream(address, kOther));
+    CHECK(rig.heap.free(address));
+    CHECK(!rig.heap.free(address) && !rig.heap.record_stream(address, kOther));  // a second free, though it is pending
+    const HeapStats pending = rig.heap.stats();
+    CHECK(pending.requested.current == 0 && pending.live.current == 0);
+    CHECK(pending.pending.current == static_cast<std::int64_t>(rig.heap.containing(address)->second));
+    for (std::uint64_t now : {0, 10, 19}) {
+      rig.model.advance(now == 0 ? 0 : now == 10 ? 10 : 19);
+      rig.heap.poll_pending();
+      CHECK(!rig.hands_out(address, bytes));
+      rig.check();
+    }
+    rig.model.advance(1);
+    CHECK(rig.heap.poll_pending() == 1);
+    CHECK(rig.heap.stats().pending.current == 0 && rig.heap.stats().pending_completed == 1);
+    CHECK(!rig.heap.containing(address));
+    CHECK(rig.hands_out(address, bytes));
+    rig.check();
+  }
+}
+
+TEST(a_use_by_the_own_stream_delays_nothing) {
+  HeapRig rig(64, 1000);
+  const Address address = rig.take(kMiB);
+  CHECK(rig.heap.record_stream(address, kOwn));
+  CHECK(rig.heap.free(address));
+  CHECK(rig.take(kMiB) == address);
+}
+
+TEST(an_address_with_uses_recorded_starts_afresh_when_handed_out_again) {
+  HeapRig rig(64, 10);
+  const Address address = rig.take(kMiB);
+  CHECK(rig.heap.record_stream(address, kOther));
+  CHECK(rig.heap.free(address));
+  rig.model.advance(10);
+  rig.heap.poll_pending();
+  CHECK(rig.take(kMiB) == address);
+  CHECK(rig.heap.free(address));
+  CHECK(rig.take(kMiB) == address);  // no use this time, so no wait
+  rig.check();
+}
+
+TEST(completed_pending_frees_are_used_before_the_heap_grows) {
+  HeapRig rig(64, 10);
+  const Address address = rig.take(8 * kPage);
+  CHECK(rig.heap.record_stream(address, kOther));
+  CHECK(rig.heap.free(address));
+  rig.model.advance(10);
+  const std::uint64_t created = rig.driver.calls(DriverCall::create);
+  rig.take(7 * kPage);
+  CHECK(rig.driver.calls(DriverCall::create) == created);
+  rig.check();
+}
+
+TEST(waiting_finishes_what_is_pending) {
+  HeapRig rig(64, 10);
+  for (int i = 0; i < 3; ++i) {
+    const Address address = rig.take(kMiB);
+    CHECK(rig.heap.record_stream(address, kOther + static_cast<StreamId>(i)));
+    CHECK(rig.heap.free(address));
+  }
+  CHECK(rig.heap.wait_pending() == 3 && rig.heap.wait_pending() == 0);
+  CHECK(rig.heap.stats().pending.current == 0 && rig.heap.live_blocks() == 0);
+  rig.check();
+}
+
+TEST(events_are_reused) {
+  HeapRig rig(64, 1);
+  for (int i = 0; i < 50; ++i) {
+    const Address address = rig.take(kMiB);
+    CHECK(rig.heap.record_stream(address, kOther));
+    CHECK(rig.heap.free(address));
+    rig.model.advance(1);
+    rig.heap.poll_pending();
+  }
+  CHECK(rig.driver.calls(DriverCall::create_event) == 1 && rig.driver.calls(DriverCall::record_event) == 50);
+}
+
+// Whatever the driver refuses, a block is never handed out before the work that uses it is done.
+TEST(a_refused_event_call_never_lets_a_block_go_early) {
+  for (DriverCall call :
+       {DriverCall::create_event, DriverCall::record_event, DriverCall::query_event, DriverCall::synchronize_event}) {
+    for (Status status : {Status::failed, Status::out_of_memory}) {
+      for (bool wait : {false, true}) {
+        HeapRig rig(64, 10);
+        const Address address = rig.take(kMiB);
+        CHECK(rig.heap.record_stream(address, kOther));
+        const EventHandle work = rig.mark(kOther);
+        rig.model.fail(call, 1, status);
+        CHECK(rig.heap.free(address));
+        if (wait)
+          rig.heap.wait_pending();
+        else
+          rig.heap.poll_pending();
+        CHECK(rig.done(work) || rig.heap.stats().pending.current != 0);
+        rig.check();
+        for (int i = 0; i < 3; ++i) {  // and in the end it comes back
+          rig.model.advance(10);
+          rig.heap.wait_pending();
+        }
+        CHECK(rig.heap.stats().pending.current == 0);
+        CHECK(rig.hands_out(address, kMiB));
+        rig.check();
+      }
+    }
+  }
+}
+
+TEST(frames_leave_when_the_work_before_has_completed) {
+  HeapRig rig(64, 10);
+  const Address address = rig.take(8 * kPage);
+  CHECK(rig.heap.free(address));
+  const EventHandle work = rig.mark(kOwn);
+  CHECK(rig.heap.reclaim(3) == 3 * kPage);
+  CHECK(rig.done(work));
+  CHECK(rig.shared.supply.spare_bytes() == 3 * kPage && rig.heap.stats().idle.current == 5 * std::int64_t{kPage});
+  rig.check();
+  CHECK(rig.heap.reclaim(~0u) == 5 * kPage && rig.heap.reclaim(~0u) == 0 && !rig.heap.mapped());
+  rig.check();
+}
+
+TEST(a_refused_call_never_lets_a_frame_leave_early_or_get_lost) {
+  for (DriverCall call : {DriverCall::create_event, DriverCall::record_event, DriverCall::synchronize_event,
+                          DriverCall::unmap, DriverCall::destroy}) {
+    HeapRig rig(64, 10);
+    const Address address = rig.take(4 * kPage);
+    const PhysicalHandle handle = rig.under(address);
+    CHECK(rig.heap.free(address));
+    const EventHandle work = rig.mark(kOwn);
+    rig.model.fail(call, 1, Status::failed);
+    rig.heap.reclaim(~0u);
+    CHECK(rig.done(work) || rig.under(address) == handle);
+    rig.shared.supply.destroy_spare();
+    rig.heap.validate();
+    CHECK(rig.model.violations() == 0);
+    CHECK(rig.shared.supply.reserved().current == static_cast<std::int64_t>(rig.model.used_bytes(0)));
+    for (int i = 0; i < 2; ++i) {  // nothing is lost for good
+      rig.heap.reclaim(~0u);
+      rig.shared.supply.destroy_spare();
+    }
+    CHECK(rig.model.used_bytes(0) == 0);
+    rig.take(8 * kPage);
+    rig.check();
+  }
+}
+
+// What a capture forbids is a violation of the model, which check() and the rig's end look for.
+TEST(during_a_capture_nothing_is_unmapped_and_no_event_is_touched) {
+  HeapRig rig(16, 10);
+  const Address used = rig.take(kMiB);
+  const Address idle = rig.take(4 * kPage);
+  CHECK(rig.heap.record_stream(used, kOther));
+  CHECK(rig.heap.free(idle));
+  rig.shared.captures = 1;
+  rig.model.begin_capture(0, kOwn);
+  CHECK(rig.heap.free(used));  // its event has to wait for the capture's end
+  CHECK(rig.heap.poll_pending() == 0 && rig.heap.wait_pending() == 0 && rig.heap.reclaim(~0u) == 0);
+  rig.model.advance(100);
+  const Address again = rig.take(4 * kPage);
+  Address none = 0;
+  CHECK(rig.heap.allocate(40 * kPage, &none) == Status::out_of_memory);
+  CHECK(rig.heap.allocate(14 * kPage, &none) == Status::out_of_memory);
+  rig.check();
+  rig.model.end_capture(0, kOwn);
+  rig.shared.captures = 0;
+  CHECK(rig.heap.stats().pending.current != 0);
+  rig.heap.poll_pending();  // records the event now
+  CHECK(rig.heap.stats().pending.current != 0);
+  rig.model.advance(10);
+  CHECK(rig.heap.poll_pending() == 1);
+  CHECK(rig.heap.free(again));
+  rig.check();
+}
+
+TEST(a_placement_refused_during_a_capture_unmaps_nothing) {
+  for (DriverCall call : {DriverCall::create, DriverCall::map, DriverCall::allow_access}) {
+    for (std::uint64_t nth : {1, 3}) {
+      HeapRig rig(16);
+      rig.take(kMiB);
+      rig.shared.captures = 1;
+      rig.model.begin_capture(0, kOwn);
+      if (call != DriverCall::allow_access || nth == 1) rig.model.fail(call, nth, Status::failed);
+      Address none = 0;
+      const Status status = rig.heap.allocate(6 * kPage, &none);
+      CHECK(status == Status::failed || (call == DriverCall::allow_access && nth == 3));
+      CHECK(rig.model.violations() == 0);
+      rig.take(4 * kPage);
+      rig.check();
+      rig.model.end_capture(0, kOwn);
+      rig.shared.captures = 0;
+      rig.check();
+    }
+  }
+}
+
+TEST(a_full_device_is_out_of_memory_and_leaves_nothing_changed) {
+  HeapRig rig(16);
+  const Address address = rig.take(10 * kPage);
+  const HeapStats before = rig.heap.stats();
+  const Bytes used = rig.model.used_bytes(0);
+  Address none = 0;
+  for (Bytes bytes : {7 * kPage, 17 * kPage, 1000 * kPage, Bytes{1} << 45, ~Bytes{0}})
+    CHECK(rig.heap.allocate(bytes, &none) != Status::ok);
+  const HeapStats after = rig.heap.stats();
+  CHECK(after.live.current == before.live.current && after.live.peak == before.live.peak);
+  CHECK(after.resident.peak == before.resident.peak && after.reserved.current == before.reserved.current);
+  CHECK(after.allocations == before.allocations && after.mappings == before.mappings);
+  CHECK(rig.model.used_bytes(0) == used);  // no page was made for a block that does not fit
+  rig.check();
+  rig.take(6 * kPage);
+  CHECK(rig.heap.free(address));
+  rig.check();
+}
+
+TEST(totals_of_the_device_follow_within_the_published_step) {
+  HeapRig rig;
+  rig.shared.several_heaps = true;
+  Bytes requested = 0;
+  for (Bytes bytes : kSizes) {
+    rig.take(bytes);
+    requested += bytes;
+    const std::int64_t lag = static_cast<std::int64_t>(requested) - rig.shared.requested.current.load();
+    CHECK(lag >= 0 && lag < Heap::kPublishBytes);
+  }
+  rig.heap.publish();
+  CHECK(rig.shared.requested.current.load() == static_cast<std::int64_t>(requested));
+  CHECK(rig.shared.live.current.load() == rig.heap.stats().live.current);
+  CHECK(rig.shared.resident.current.load() == rig.heap.stats().resident.current);
+}
+
+TEST(an_address_inside_a_block_finds_it) {
+  HeapRig rig;
+  for (Bytes bytes : kSizes) {
+    const Address address = rig.take(bytes);
+    for (Address inside : {address, address + 1, address + bytes - 1}) {
+      const auto found = rig.heap.containing(inside);
+      CHECK(found && found->first == address && found->second >= bytes);
+    }
+    const Bytes rounded = rig.heap.containing(address)->second;
+    CHECK(rig.heap.free(address));
+    CHECK(!rig.heap.containing(address) && !rig.heap.containing(address + rounded - 1));
+  }
+}
+
+}  // namespace
