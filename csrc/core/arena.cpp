@@ -70,12 +70,27 @@ Arena::Plan Arena::plan(Bytes size) const {
     if (const std::uint64_t cost = score(high, size); cost < best.score) best = {hole, high, cost};
     if (best.score == 0) return best;
   }
-  if (top_ + size <= residency_.pages() * kPageBytes) {
+  const Bytes fresh = fresh_offset(size);
+  if (fresh + size <= residency_.pages() * kPageBytes) {
     // Fresh addresses only when they are cheaper: every use of them leaves one more hole behind.
-    const std::uint64_t cost = score(top_, size);
-    if (cost < best.score) best = {nullptr, top_, cost};
+    const std::uint64_t cost = score(fresh, size);
+    if (cost < best.score) best = {nullptr, fresh, cost};
   }
   return best;
+}
+
+// The first place at the top or above it where no page is blocked: frames of pages up there may be live elsewhere.
+Bytes Arena::fresh_offset(Bytes size) const {
+  const PageIndex untouched = residency_.untouched();
+  Bytes offset = top_;
+  while (page_of(offset) < untouched) {
+    const PageIndex first = page_of(offset);
+    const PageIndex last = std::min(page_of(offset + size - 1), untouched - 1);
+    if (residency_.cost(first, last).possible) break;
+    const PageIndex blocked = residency_.last_blocked(first, last);
+    offset = (blocked != kNoPage ? blocked + Bytes{1} : untouched) * kPageBytes;  // else two pages share a frame
+  }
+  return offset;
 }
 
 std::uint64_t Arena::score(Bytes offset, Bytes size) const {
@@ -86,7 +101,8 @@ std::uint64_t Arena::score(Bytes offset, Bytes size) const {
 
 Arena::Block* Arena::carve(const Plan& plan, Bytes size) {
   if (plan.hole == nullptr) {
-    top_ += size;
+    if (plan.offset > top_) index_hole(insert_between(last_, nullptr, top_, plan.offset - top_));
+    top_ = plan.offset + size;
     highest_ = std::max(highest_, top_);
     return insert_between(last_, nullptr, plan.offset, size);
   }

@@ -69,13 +69,14 @@ class Arena {
     }
   };
   struct Plan {
-    Block* hole = nullptr;  // null: at the top
+    Block* hole = nullptr;  // null: at the top or above it
     Bytes offset = 0;
     std::uint64_t score = ~std::uint64_t{0};
   };
 
   Plan plan(Bytes size) const;
   std::uint64_t score(Bytes offset, Bytes size) const;
+  Bytes fresh_offset(Bytes size) const;
   Block* carve(const Plan& plan, Bytes size);
   Block* hole_at_least(Bytes size) const;
   Block* hole_after(const Block& hole) const;

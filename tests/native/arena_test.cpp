@@ -152,6 +152,22 @@ TEST(what_is_held_follows_the_pages_under_live_blocks_not_the_holes) {
   heap.check();
 }
 
+// Frames of pages above the top may be live elsewhere by then: those addresses are passed over, as memory is not short.
+TEST(blocked_pages_above_the_top_do_not_stop_a_placement) {
+  Placing heap;
+  Arena::Block* low = heap.place(10 * kPage);
+  heap.place(kPage);
+  heap.arena.free(heap.place(10 * kPage));
+  heap.arena.free(low);
+  heap.arena.free(heap.place(15 * kPage));  // at the top, five of its pages with frames of the hole
+  heap.place(10 * kPage);                   // in the hole, so those five are blocked
+  heap.check();
+  heap.place(15 * kPage);
+  heap.place(15 * kPage);
+  CHECK(heap.resident() == 41 * kPage);
+  heap.check();
+}
+
 TEST(no_size_is_too_large_to_be_refused) {
   Placing heap;
   heap.place(kPage);
@@ -194,6 +210,7 @@ TEST(a_refused_placement_leaves_the_arena_as_it_was) {
     heap.model.fail(call, 1, Status::failed);
     Arena::Block* block = nullptr;
     CHECK(heap.arena.allocate(20 * kPage, &block) == Status::failed && block == nullptr);
+    heap.residency.return_left_behind();
     CHECK(heap.holes() == holes && heap.arena.top() == top && heap.arena.highest() == highest);
     heap.check();
   }
