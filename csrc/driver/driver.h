@@ -5,9 +5,8 @@
 // - Results: `ok`; `out_of_memory` (the device has no room: the caller may free memory and try again, nothing has
 //   changed); `not_ready` (query_event only); `not_supported`; `failed` (anything else: last_error() of the same
 //   thread names the call and the driver's code; nothing has changed).
-// - May block until the device is done: synchronize_event, synchronize_device, the copies, and unmap / free_segment,
-// which
-//   some drivers order behind running work. Nothing else waits for the device.
+// - May block until the device is done: synchronize_event, synchronize_device, the copies, and unmap and free_segment,
+//   which some drivers order behind running work. Nothing else waits for the device.
 // - Never called while a CUDA graph is captured from any stream of the device: query_event, synchronize_event,
 //   synchronize_device, unmap, copy_to_host, copy_from_host. An event recorded on a capturing stream belongs to the
 //   graph: it is never queried, and only streams of that capture may wait for it.
