@@ -171,12 +171,15 @@ def measure(spec: Spec) -> dict[str, Any]:
     peaks = Peaks(source)
     watch_resets(peaks, allocator)
 
-    def current() -> Figures:
+    def figures_now() -> Figures:
         readings = [source.read(device) for device in source.devices()]
         return (
-            sum(one.requested for one in readings),
-            sum(one.live for one in readings),
-            sum(one.reserved for one in readings),
+            (sum(r.requested for r in readings), sum(r.live for r in readings), sum(r.reserved for r in readings)),
+            (
+                sum(r.requested_peak for r in readings),
+                sum(r.live_peak for r in readings),
+                sum(r.reserved_peak for r in readings),
+            ),
         )
 
     result: dict[str, Any] = {
@@ -187,7 +190,7 @@ def measure(spec: Spec) -> dict[str, Any]:
         "steps_done": None,
     }
     start = time.perf_counter()
-    with Sampler(current) as sampler:
+    with Sampler(figures_now, source.reset_peaks) as sampler:
         try:
             result["steps_done"] = run_program(spec, sampler)
         except Exception as error:

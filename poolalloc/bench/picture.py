@@ -48,8 +48,8 @@ def write_png(results: Results, path: Path) -> None:
     columns = max(len(part.panels) for part in parts)
     panel_height = 3.4
     table_height = LINE_HEIGHT * (len(results.rows) + 1)
-    width = max(9.0, 4.0 * columns + 0.9)
-    height = 1.15 + (panel_height + 0.6) * len(parts) + table_height + 0.35
+    width = max(12.0, 4.0 * columns + 0.9)
+    height = 1.4 + (panel_height + 0.6) * len(parts) + table_height + 0.35
     canvas = Canvas(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(canvas)
     canvas.text(
@@ -58,10 +58,10 @@ def write_png(results: Results, path: Path) -> None:
     canvas.text(0.45 / width, 1 - 0.72 / height, device_text(results), size=10.5, color=FAINT)
     draw_legend(canvas, width, height)
 
-    top = height - 1.15
+    top = height - 1.4
     for part in parts:
         canvas.text(0.45 / width, (top - 0.02) / height, part.heading, size=12, weight="bold", color=INK, va="top")
-        bottom = top - 0.25 - panel_height + 0.35
+        bottom = top + 0.1 - panel_height
         left, gap = 0.8, 0.25
         panel_width = (width - left - 0.3 - gap * (columns - 1)) / columns
         for index, panel in enumerate(part.panels):
@@ -74,7 +74,7 @@ def write_png(results: Results, path: Path) -> None:
 
 
 def draw_legend(canvas: Any, width: float, height: float) -> None:
-    """Draw the three colours and what they mean, at the top right."""
+    """Draw the three colours and what they mean, under the heading."""
     from matplotlib.patches import Patch
 
     canvas.legend(
@@ -83,11 +83,16 @@ def draw_legend(canvas: Any, width: float, height: float) -> None:
             Patch(color=HELD, label=HELD_LABEL),
             Patch(color=BEYOND, label=BEYOND_LABEL),
         ],
-        loc="upper right",
-        bbox_to_anchor=(1 - 0.25 / width, 1 - 0.2 / height),
+        loc="upper left",
+        bbox_to_anchor=(0.45 / width, 1 - 0.88 / height),
+        ncols=3,
+        borderaxespad=0.0,
+        borderpad=0.0,
+        handlelength=1.0,
+        columnspacing=1.6,
         frameon=False,
         fontsize=10,
-        labelcolor=INK,
+        labelcolor=FAINT,
     )
 
 

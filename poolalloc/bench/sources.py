@@ -77,6 +77,9 @@ class Source(Protocol):
     def read(self, device: int) -> Reading:
         """Return the figures of one device."""
 
+    def reset_peaks(self) -> None:
+        """Let the peaks of all devices start again from what is current."""
+
     def driver_calls(self) -> dict[str, int]:
         """Return the allocator's own count of driver calls, for a GPU that does not count them itself."""
 
@@ -110,6 +113,13 @@ class TorchSource:
             stats["num_alloc_retries"], stats["num_ooms"],
         )  # fmt: skip
 
+    def reset_peaks(self) -> None:
+        """Reset torch's peaks."""
+        import torch
+
+        for device in self.devices():
+            torch._C._cuda_resetPeakMemoryStats(device)
+
     def driver_calls(self) -> dict[str, int]:
         """Return torch's counts of segments taken from and given back to the device."""
         import torch
@@ -137,6 +147,13 @@ class PoolallocSource:
             requested["peak"], live["peak"], reserved["peak"],
             stats["retries"], stats["out_of_memory"],
         )  # fmt: skip
+
+    def reset_peaks(self) -> None:
+        """Reset poolalloc's peaks."""
+        import poolalloc
+
+        for device in self.devices():
+            poolalloc.reset_peak_stats(device)
 
     def driver_calls(self) -> dict[str, int]:
         """Return poolalloc's own count of the calls that take, give or map memory; it is one for all devices."""

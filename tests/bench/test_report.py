@@ -106,14 +106,33 @@ def test_a_thinned_time_line_keeps_every_peak_and_its_end(points: int) -> None:
 
 
 def test_the_sampler_bounds_its_memory_and_keeps_the_largest() -> None:
-    values = iter(range(10_000))
-    with Sampler(lambda: (next(values),) * 3, interval=60, limit=100) as sampler:
+    values = iter(range(1, 10_000))
+    with Sampler(lambda: ((next(values),) * 3, (0,) * 3), lambda: None, interval=60, limit=100) as sampler:
         for _ in range(1000):
             sampler.sample()
-        sampler.step()
     line = sampler.timeline(10_000)
     assert len(line.seconds) < 101
-    assert line.requested[-1] == 1001  # the 1,000, the step's and the last one
+    assert line.requested[-1] == 1001  # the 1,000 and the last one
+    assert line.steps == []
+
+
+def test_a_peak_between_two_samples_is_shown_once_and_again_after_a_reset() -> None:
+    now, peak = (5, 5, 5), [9]
+
+    def reset() -> None:
+        peak[0] = 5
+
+    with Sampler(lambda: (now, (peak[0],) * 3), reset, interval=60) as sampler:
+        for _ in range(2):
+            sampler.sample()
+        peak[0] = 11
+        sampler.step()
+        sampler.sample()
+        peak[0] = 7  # lower than the step's before, but the highest since
+        sampler.sample()
+        sampler.sample()
+    line = sampler.timeline(100)
+    assert line.requested == line.live == line.reserved == [9, 5, 11, 5, 7, 5, 5]
     assert len(line.steps) == 1
 
 
