@@ -3,10 +3,11 @@
 #include "simgpu/simulator.h"
 
 // Whatever the arguments are, they are not read.
-#define UNSUPPORTED(name)                                                            \
-  SIMGPU_API int name() {                                                            \
-    poolalloc::simgpu::unsupported(#name);                                           \
-    poolalloc::simgpu::thread_state().last_error = poolalloc::simgpu::kNotSupported; \
-    return poolalloc::simgpu::kNotSupported;                                         \
+#define UNSUPPORTED(name)                       \
+  SIMGPU_API int name() {                       \
+    return poolalloc::simgpu::runtime_call([] { \
+      poolalloc::simgpu::unsupported(#name);    \
+      return poolalloc::simgpu::kNotSupported;  \
+    });                                         \
   }
 #include "simgpu/unsupported.def"

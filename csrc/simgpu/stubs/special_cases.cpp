@@ -257,6 +257,14 @@ SIMGPU_STUB int nvrtcGetLoweredName(void*, const char* expression, const char** 
   return 0;
 }
 
+// torch also reaches the real NVRTC, by dlopen; that one needs no device, but takes for granted that a driver has this
+// function, by which NVIDIA's libraries share tables of their own. There are none here.
+SIMGPU_STUB int cuGetExportTable(const void** table, const void*) {
+  constexpr int kNotSupported = 801;
+  *table = nullptr;
+  return kNotSupported;
+}
+
 // --- CUPTI ---
 SIMGPU_STUB int cuptiActivityGetNextRecord(std::uint8_t*, std::size_t, void** record) {
   constexpr int kNoMoreRecords = 12;
