@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy.typing as npt
+
 GRANULARITY: int
 PAGE_BYTES: int
 BINS: int
@@ -65,3 +67,10 @@ class Engine:
     def physical(self, address: int, device: int = 0) -> tuple[int, int] | None: ...
     def violations(self) -> int: ...
     def first_violation(self) -> str: ...
+
+class Replay:
+    """A trace made ready for replay on a device that is only arithmetic. poolalloc.replay is what to use."""
+
+    def __init__(self, events: npt.NDArray[Any], streams: Sequence[int], pools: Sequence[tuple[int, int]]) -> None: ...
+    def run(self, conf: str = "", memory_bytes: int = ..., sample_after: Sequence[int] = ...) -> dict[str, Any]: ...
+    def info(self) -> dict[str, Any]: ...

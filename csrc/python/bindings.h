@@ -16,6 +16,8 @@ void bind_values(pybind11::module_& module);
 void bind_plugin(pybind11::module_& module);
 // Engine: an allocator over a device that is only arithmetic.
 void bind_engine(pybind11::module_& module);
+// Replay: traces through core's allocator over such a device.
+void bind_replay(pybind11::module_& module);
 
 // Statistics as nested dicts, by the names of stats.h.
 pybind11::dict to_dict(const DeviceStats& stats);

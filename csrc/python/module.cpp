@@ -7,4 +7,5 @@ PYBIND11_MODULE(_core, module) {
   poolalloc::python::bind_values(module);
   poolalloc::python::bind_plugin(module);
   poolalloc::python::bind_engine(module);
+  poolalloc::python::bind_replay(module);
 }

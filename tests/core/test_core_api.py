@@ -54,10 +54,11 @@ def test_stub_has_the_functions_of_the_module() -> None:
     assert stub_functions(tree.body) == module_functions(_core)
 
 
-def test_stub_has_the_methods_of_the_engine() -> None:
-    (engine,) = [node for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.ClassDef)]
-    assert engine.name == "Engine"
-    assert stub_functions(engine.body) == module_functions(_core.Engine)
+@pytest.mark.parametrize("name", ["Engine", "Replay"])
+def test_stub_has_the_methods_of_the_classes(name) -> None:
+    classes = {node.name: node for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.ClassDef)}
+    assert set(classes) == {member for member, value in vars(_core).items() if inspect.isclass(value)}
+    assert stub_functions(classes[name].body) == module_functions(getattr(_core, name))
 
 
 def test_stub_has_the_constants_of_the_module() -> None:
