@@ -35,10 +35,16 @@ TIMED_OUT = 124
 
 _GRACE_SECONDS = 5.0
 
-# cuDNN's graph API is not simulated (csrc/simgpu/stubs/cudnn.cpp). Both switches are torch's own, read once in C++: the
-# first has convolutions use the cuDNN calls before that API, the second puts cuDNN's attention behind flash,
-# memory-efficient and plain attention. cuDNN stays available, so that torch plans its memory as on a real device.
-_TORCH_SWITCHES = {"TORCH_CUDNN_V8_API_DISABLED": "1", "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
+# Torch's own switches, each read once in C++.
+# cuDNN's graph API is not simulated (csrc/simgpu/stubs/cudnn.cpp): the first has convolutions use the cuDNN calls before
+# that API, the second puts cuDNN's attention behind flash, memory-efficient and plain attention. cuDNN stays available,
+# so that torch plans its memory as on a real device.
+# The third keeps kernels that were compiled for a simulated card out of the user's cache in ~/.cache/torch/kernels.
+_TORCH_SWITCHES = {
+    "TORCH_CUDNN_V8_API_DISABLED": "1",
+    "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",
+    "USE_PYTORCH_KERNEL_CACHE": "0",
+}
 
 
 class SimulationError(ValueError):

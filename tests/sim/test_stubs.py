@@ -4,6 +4,7 @@ gets along with them. Where a rule needs NVIDIA's headers or torch, it is checke
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import importlib.util
 import re
@@ -59,7 +60,8 @@ def test_every_function_with_behaviour_is_one_that_torch_calls() -> None:
     names = handwritten_symbols()
     assert len(names) == len(set(names))
     assert len(names) > 100, "the sources are no longer understood by this test"
-    assert set(names) <= all_listed()
+    driver = set(re.findall(r"FUNCTION\(\w+, \d+, (\w+)\)", (STUBS.parent / "driver.def").read_text()))
+    assert set(names) <= all_listed() | driver
 
 
 def torch_libraries() -> Path:
@@ -254,3 +256,33 @@ def test_the_weights_of_a_recurrent_network_fill_their_space_without_overlap(
     library.cudnnDestroyRNNDescriptor(rnn)
     library.cudnnDestroyTensorDescriptor(matrix)
     library.cudnnDestroyTensorDescriptor(vector)
+
+
+# --- torch -----------------------------------------------------------------------------------------------------------
+
+PROGRAM = Path(__file__).with_name("library_calls.py")
+
+
+def program_parts() -> list[str]:
+    """The functions of library_calls.py that take nothing: each drives one library or kind of network."""
+    functions = [node for node in ast.parse(PROGRAM.read_text()).body if isinstance(node, ast.FunctionDef)]
+    return [function.name for function in functions if not function.args.args and not function.args.vararg]
+
+
+@pytest.fixture(scope="module")
+def torch_run() -> sim.SimulatedRun:
+    torch_libraries()
+    return sim.run_simulated([sys.executable, str(PROGRAM), *program_parts()], timeout=500)
+
+
+@pytest.mark.parametrize("part", program_parts())
+def test_torch_gets_along_with_the_stubs(torch_run: sim.SimulatedRun, part: str) -> None:
+    assert f"ok {part}\n" in (torch_run.stdout or ""), (
+        f"exit code {torch_run.returncode}\n{torch_run.stdout}{torch_run.stderr}"
+    )
+
+
+def test_torch_breaks_no_rule_of_the_device(torch_run: sim.SimulatedRun) -> None:
+    assert torch_run.report is not None
+    assert torch_run.report["violations"] == {}
+    assert torch_run.report["devices"][0]["peak_used_bytes"] > 0

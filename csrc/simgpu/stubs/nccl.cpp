@@ -1,6 +1,7 @@
 // NCCL's functions that must do more than succeed: communicators know their rank and size, and memory is real.
-// Collectives move nothing: what they would deliver is a computed value, and those are zeros. No rank waits for
-// another, so ranks meet only where torch itself makes them meet.
+// Collectives stay within the rank: each behaves as if every rank held what this one holds, and reductions do not
+// reduce. That is enough for the checks that torch makes across ranks. No rank waits for another, so ranks meet only
+// where torch itself makes them meet.
 // Not for device-side communicators, one-sided signals, windows and changing a communicator's size: refused.
 #include <cstring>
 
@@ -8,6 +9,7 @@
 
 extern "C" int cudaMalloc(void** pointer, std::size_t bytes);
 extern "C" int cudaFree(void* pointer);
+extern "C" int cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, int kind, void* stream);
 
 namespace poolalloc::simgpu_stubs {
 namespace {
@@ -24,6 +26,24 @@ struct Communicator {
 struct UniqueId {
   char text[128];
 };
+
+std::size_t type_bytes(int type) {
+  constexpr std::size_t kBytes[] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1};  // ncclInt8 to ncclFloat8e5m2
+  return kBytes[type];
+}
+
+int copy(void* to, const void* from, std::size_t bytes, void* stream) {
+  constexpr int kDeviceToDevice = 3;
+  if (to == from || bytes == 0) {
+    return 0;
+  }
+  return cudaMemcpyAsync(to, from, bytes, kDeviceToDevice, stream) == 0 ? 0 : kUnhandledCudaError;
+}
+
+char* part(void* buffer, std::size_t bytes, int index) { return static_cast<char*>(buffer) + bytes * index; }
+const char* part(const void* buffer, std::size_t bytes, int index) {
+  return static_cast<const char*>(buffer) + bytes * index;
+}
 
 int make_communicator(Communicator** communicator, int size, int rank) {
   *communicator = new Communicator{size, rank};
@@ -96,6 +116,34 @@ SIMGPU_STUB int ncclCommRegister(const Communicator*, void*, std::size_t, void**
 SIMGPU_STUB int ncclRedOpCreatePreMulSum(int* operation, void*, int, int, const Communicator*) {
   *operation = kFirstCustomOperation;
   return 0;
+}
+
+// --- collectives ---
+SIMGPU_STUB int ncclAllReduce(const void* from, void* to, std::size_t count, int type, int, const Communicator*,
+                              void* stream) {
+  return copy(to, from, count * type_bytes(type), stream);
+}
+SIMGPU_STUB int ncclReduce(const void* from, void* to, std::size_t count, int type, int, int root,
+                           const Communicator* communicator, void* stream) {
+  return communicator->rank == root ? copy(to, from, count * type_bytes(type), stream) : 0;
+}
+SIMGPU_STUB int ncclReduceScatter(const void* from, void* to, std::size_t count, int type, int,
+                                  const Communicator* communicator, void* stream) {
+  const std::size_t bytes = count * type_bytes(type);
+  return copy(to, part(from, bytes, communicator->rank), bytes, stream);
+}
+SIMGPU_STUB int ncclBroadcast(const void* from, void* to, std::size_t count, int type, int root,
+                              const Communicator* communicator, void* stream) {
+  return communicator->rank == root ? copy(to, from, count * type_bytes(type), stream) : 0;
+}
+SIMGPU_STUB int ncclAllGather(const void* from, void* to, std::size_t count, int type, const Communicator* communicator,
+                              void* stream) {
+  const std::size_t bytes = count * type_bytes(type);
+  int status = 0;
+  for (int rank = 0; rank < communicator->size && status == 0; ++rank) {
+    status = copy(part(to, bytes, rank), from, bytes, stream);
+  }
+  return status;
 }
 
 // --- memory ---
