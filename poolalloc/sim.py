@@ -36,9 +36,9 @@ TIMED_OUT = 124
 _GRACE_SECONDS = 5.0
 
 # Torch's own switches, each read once in C++.
-# cuDNN's graph API is not simulated (csrc/simgpu/stubs/cudnn.cpp): the first has convolutions use the cuDNN calls before
-# that API, the second puts cuDNN's attention behind flash, memory-efficient and plain attention. cuDNN stays available,
-# so that torch plans its memory as on a real device.
+# cuDNN's graph API is not simulated (csrc/simgpu/stubs/cudnn.cpp): the first has convolutions use the calls before that
+# API; the second puts cuDNN's attention behind flash, memory-efficient and plain attention. cuDNN stays available, so
+# that torch plans its memory as on a real device.
 # The third keeps kernels that were compiled for a simulated card out of the user's cache in ~/.cache/torch/kernels.
 _TORCH_SWITCHES = {
     "TORCH_CUDNN_V8_API_DISABLED": "1",
