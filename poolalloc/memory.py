@@ -22,6 +22,7 @@ _EVENTS = {
     "pages_aliased": "idle pages mapped at one more address",
     "pages_stolen": "idle pages taken from another stream",
     "pending_completed": "frees that had waited for another stream",
+    "waits": "times the allocator waited for a stream",
     "retries": "allocations that had to make room first",
     "out_of_memory": "allocations that failed",
 }

@@ -76,11 +76,27 @@ Address Allocator::base_allocation(Address address, Bytes* bytes) const {
   return found->first;
 }
 
+std::optional<BlockInfo> Allocator::block(Address address) const {
+  Heap* heap = addresses_->find(address);
+  return heap != nullptr ? heap->block(address) : std::nullopt;
+}
+
+std::vector<BlockInfo> Allocator::blocks(DeviceIndex device, PoolId pool) const {
+  const DeviceHeap* heap = existing(device);
+  return heap != nullptr ? heap->blocks(pool) : std::vector<BlockInfo>{};
+}
+
 bool Allocator::owns(Address address) const { return addresses_->find(address) != nullptr; }
 
 Bytes Allocator::empty_cache() {
   Bytes bytes = 0;
   for (DeviceIndex device : devices()) bytes += existing(device)->empty_cache();
+  return bytes;
+}
+
+Bytes Allocator::empty_cache(PoolId pool) {
+  Bytes bytes = 0;
+  for (DeviceIndex device : devices()) bytes += existing(device)->empty_cache(pool);
   return bytes;
 }
 
@@ -101,6 +117,17 @@ void Allocator::begin_allocate_to_pool(DeviceIndex device, PoolId pool, std::fun
 
 void Allocator::end_allocate_to_pool(DeviceIndex device, PoolId pool) {
   device_heap(device).end_allocate_to_pool(pool);
+}
+
+void Allocator::retain_pool(DeviceIndex device, PoolId pool) { device_heap(device).retain_pool(pool); }
+
+int Allocator::pool_users(DeviceIndex device, PoolId pool) const {
+  const DeviceHeap* heap = existing(device);
+  return heap != nullptr ? heap->pool_users(pool) : 0;
+}
+
+void Allocator::set_pool_use_on_oom(DeviceIndex device, PoolId pool, bool use) {
+  device_heap(device).set_pool_use_on_oom(pool, use);
 }
 
 void Allocator::release_pool(DeviceIndex device, PoolId pool) { device_heap(device).release_pool(pool); }

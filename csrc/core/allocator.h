@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "core/errors.h"
@@ -43,9 +44,16 @@ class POOLALLOC_API Allocator {
   Address base_allocation(Address address, Bytes* bytes = nullptr) const;
   bool owns(Address address) const;
 
+  // The block that contains `address`, if it is ours.
+  std::optional<BlockInfo> block(Address address) const;
+  // Every block of a pool that cannot be handed out now; by default of the ordinary pool.
+  std::vector<BlockInfo> blocks(DeviceIndex device, PoolId pool = {}) const;
+
   // Gives every idle page back to the driver, after the work that may still touch it has completed.
   // Returns the bytes given back.
   Bytes empty_cache();
+  // The same for one private pool; one in use keeps its memory, since a graph may replay into it.
+  Bytes empty_cache(PoolId pool);
   // At most this fraction of the device. Throws UsageError outside (0, 1].
   void set_memory_fraction(double fraction, DeviceIndex device);
   double memory_fraction(DeviceIndex device) const;
@@ -54,6 +62,11 @@ class POOLALLOC_API Allocator {
   // A pool counts its users: every begin_allocate_to_pool is one more, the first makes it.
   void begin_allocate_to_pool(DeviceIndex device, PoolId pool, std::function<bool(StreamId)> filter);
   void end_allocate_to_pool(DeviceIndex device, PoolId pool);
+  // One user more; the first makes the pool.
+  void retain_pool(DeviceIndex device, PoolId pool);
+  int pool_users(DeviceIndex device, PoolId pool) const;
+  // Whether other pools may take this one's idle memory, in use or not, before they run out.
+  void set_pool_use_on_oom(DeviceIndex device, PoolId pool, bool use);
   // One user less; at none, its idle memory goes back to the device, and blocks still live go back when freed.
   void release_pool(DeviceIndex device, PoolId pool);
 

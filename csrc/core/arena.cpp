@@ -148,12 +148,14 @@ void Arena::index_hole(Block* hole) {
   const int own = hole_class(hole->size);
   hole->priority = tree_priority(hole->offset);
   holes_[own].insert(hole);
+  ++hole_count_;
   classes_[own / 64] |= std::uint64_t{1} << (own % 64);
 }
 
 void Arena::unindex_hole(Block* hole) {
   const int own = hole_class(hole->size);
   holes_[own].remove(hole);
+  --hole_count_;
   if (holes_[own].empty()) classes_[own / 64] &= ~(std::uint64_t{1} << (own % 64));
 }
 
@@ -245,7 +247,7 @@ void Arena::validate(std::vector<std::uint32_t>& blocks_of) const {
     const bool marked = (classes_[own / 64] >> (own % 64)) & 1;
     POOLALLOC_ENSURE(marked == !holes_[own].empty(), "a class is marked if it has holes");
   }
-  POOLALLOC_ENSURE(indexed == holes, "every hole is indexed once");
+  POOLALLOC_ENSURE(indexed == holes && holes == hole_count_, "every hole is indexed and counted once");
 }
 
 }  // namespace poolalloc

@@ -58,6 +58,7 @@ class Arena {
   Bytes first_offset() const { return first_offset_; }
   Block* first_block() const { return first_; }
   std::uint64_t live_blocks() const { return live_blocks_; }
+  std::uint64_t holes() const { return hole_count_; }
   Bytes metadata_bytes() const { return chunks_.size() * kChunk * sizeof(Block) + sizeof(*this); }
   // Checks tiling, merging, the index and the owner slots; adds each live block to blocks_of.
   void validate(std::vector<std::uint32_t>& blocks_of) const;
@@ -100,6 +101,7 @@ class Arena {
   std::array<OrderedTree<Block, Order>, kHoleClasses> holes_;
   std::array<std::uint64_t, kWords> classes_{};  // bit set: the class has a hole
   std::uint64_t live_blocks_ = 0;
+  std::uint64_t hole_count_ = 0;
   std::vector<std::unique_ptr<Block[]>> chunks_;
   Block* unused_ = nullptr;  // linked through next
 };

@@ -131,27 +131,53 @@ std::vector<Heap*> DeviceHeap::reclaimable_heaps() const {
 
 // --- private pools -----------------------------------------------------------------------------------------------
 
-DeviceHeap::PrivatePool* DeviceHeap::find_pool(PoolId pool) {
+DeviceHeap::PrivatePool* DeviceHeap::find_pool(PoolId pool) const {
   for (auto& entry : pools_)
     if (entry->id == pool) return entry.get();
   return nullptr;
 }
 
-void DeviceHeap::begin_allocate_to_pool(PoolId id, std::function<bool(StreamId)> filter) {
-  std::lock_guard guard(mutex_);
+DeviceHeap::PrivatePool& DeviceHeap::add_user(PoolId id) {
   PrivatePool* pool = find_pool(id);
   if (pool == nullptr) {
     pools_.push_back(std::make_unique<PrivatePool>());
     pool = pools_.back().get();
     pool->id = id;
-  } else if (pool->routing) {
-    throw UsageError("requests already go to this pool; end_allocate_to_pool first");
-  } else {
-    ++pool->users;
   }
-  pool->filter = std::move(filter);
-  pool->routing = true;
+  ++pool->users;
+  return *pool;
+}
+
+void DeviceHeap::begin_allocate_to_pool(PoolId id, std::function<bool(StreamId)> filter) {
+  std::lock_guard guard(mutex_);
+  if (const PrivatePool* pool = find_pool(id); pool != nullptr && pool->routing)
+    throw UsageError("requests already go to this pool; end_allocate_to_pool first");
+  PrivatePool& pool = add_user(id);
+  pool.filter = std::move(filter);
+  pool.routing = true;
+  // The latest pool decides first: it stands at the end.
+  std::rotate(std::find_if(pools_.begin(), pools_.end(), [&](auto& entry) { return entry.get() == &pool; }),
+              std::find_if(pools_.begin(), pools_.end(), [&](auto& entry) { return entry.get() == &pool; }) + 1,
+              pools_.end());
   shared_.captures.fetch_add(1, std::memory_order_release);
+}
+
+void DeviceHeap::retain_pool(PoolId id) {
+  std::lock_guard guard(mutex_);
+  add_user(id);
+}
+
+int DeviceHeap::pool_users(PoolId id) const {
+  std::lock_guard guard(mutex_);
+  const PrivatePool* pool = find_pool(id);
+  return pool != nullptr ? pool->users : 0;
+}
+
+void DeviceHeap::set_pool_use_on_oom(PoolId id, bool use) {
+  std::lock_guard guard(mutex_);
+  PrivatePool* pool = find_pool(id);
+  if (pool == nullptr) throw UsageError("no such pool");
+  pool->use_on_oom = use;
 }
 
 void DeviceHeap::end_allocate_to_pool(PoolId id) {
@@ -171,6 +197,28 @@ void DeviceHeap::release_pool(PoolId id) {
     if (--pool->users > 0) return;
   }
   collect_released();
+}
+
+std::vector<BlockInfo> DeviceHeap::blocks(PoolId id) const {
+  std::lock_guard guard(mutex_);
+  const PrivatePool* pool = find_pool(id);
+  std::vector<BlockInfo> found;
+  if (id == PoolId{}) {
+    for (auto& heap : stream_heaps_) heap->append_blocks(found);
+  } else if (pool != nullptr) {
+    for (auto& heap : pool->heaps) heap->append_blocks(found);
+  }
+  return found;
+}
+
+template <typename Chosen>
+std::vector<Heap*> DeviceHeap::heaps_of(Chosen chosen) const {
+  std::lock_guard guard(mutex_);
+  std::vector<Heap*> some;
+  for (auto& pool : pools_)
+    if (chosen(*pool))
+      for (auto& heap : pool->heaps) some.push_back(heap.get());
+  return some;
 }
 
 // Pools nobody uses give their idle frames back; one without live blocks goes altogether.
@@ -229,6 +277,12 @@ Address DeviceHeap::allocate_slow(Heap& heap, Bytes bytes, Status status) {
   // room in one piece where another process took it meanwhile.
   empty_cache();
   if (try_again()) return address;
+  // Idle memory of pools in use whose owners lend it.
+  Bytes lent = 0;
+  for (Heap* lender : heaps_of([](const PrivatePool& pool) { return pool.use_on_oom && pool.users != 0; }))
+    if (lender != &heap) lent += lender->reclaim(~0u);
+  stolen_.fetch_add(lent / kPageBytes, std::memory_order_relaxed);
+  if (lent != 0 && try_again()) return address;
   raise(bytes, status);
 }
 
@@ -285,6 +339,15 @@ Bytes DeviceHeap::empty_cache() {
   return shared_.supply.destroy_spare();
 }
 
+Bytes DeviceHeap::empty_cache(PoolId id) {
+  {
+    std::lock_guard guard(mutex_);
+    if (const PrivatePool* pool = find_pool(id); pool != nullptr && pool->users != 0) return 0;
+  }
+  collect_released();
+  return shared_.supply.destroy_spare();
+}
+
 // --- statistics --------------------------------------------------------------------------------------------------
 
 DeviceStats DeviceHeap::stats() const {
@@ -315,6 +378,15 @@ DeviceStats DeviceHeap::stats() const {
     stats.frees += one.frees;
     stats.pages_aliased += one.pages_aliased;
     stats.pending_completed += one.pending_completed;
+    stats.waits += one.waits;
+    for (auto part : {&HeapStats::all, &HeapStats::small, &HeapStats::large}) {
+      BlockStats& into = part == &HeapStats::all ? stats.all : part == &HeapStats::small ? stats.small : stats.large;
+      const BlockStats& from = one.*part;
+      for (auto counter : {&BlockStats::blocks, &BlockStats::requested, &BlockStats::live, &BlockStats::held_blocks,
+                           &BlockStats::held, &BlockStats::reserved, &BlockStats::unused})
+        sum(into.*counter, from.*counter);
+      into.gaps += from.gaps;
+    }
     stats.live_blocks += one.live_blocks;
     stats.metadata_bytes += one.metadata_bytes;
     stats.heaps.push_back(std::move(one));
@@ -332,6 +404,15 @@ DeviceStats DeviceHeap::stats() const {
     device_peak(stats.resident, shared_.resident);
   }
   stats.idle.current = stats.reserved.current - stats.resident.current;
+  stats.all.requested = stats.requested;
+  stats.all.live = stats.live;
+  stats.all.held.peak = std::max(stats.all.live.peak, std::min(stats.all.held.peak, stats.resident.peak));
+  // Spare pages belong to no heap; they count as large, which is all that is not small.
+  stats.all.reserved = stats.reserved;
+  stats.large.reserved.current = stats.reserved.current - stats.small.reserved.current;
+  stats.large.reserved.total = stats.reserved.total - std::min(stats.reserved.total, stats.small.reserved.total);
+  stats.large.reserved.peak =
+      std::max(stats.large.reserved.current, std::min(stats.large.reserved.peak, stats.reserved.peak));
   return stats;
 }
 

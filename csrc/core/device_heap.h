@@ -36,12 +36,17 @@ class DeviceHeap {
   }
 
   Bytes empty_cache();
+  Bytes empty_cache(PoolId pool);
   void set_fraction(double fraction);
   double fraction() const { return fraction_; }
 
   void begin_allocate_to_pool(PoolId pool, std::function<bool(StreamId)> filter);
   void end_allocate_to_pool(PoolId pool);
+  void retain_pool(PoolId pool);
+  int pool_users(PoolId pool) const;
+  void set_pool_use_on_oom(PoolId pool, bool use);
   void release_pool(PoolId pool);
+  std::vector<BlockInfo> blocks(PoolId pool) const;
 
   DeviceStats stats() const;
   void reset_peaks();
@@ -56,8 +61,9 @@ class DeviceHeap {
   };
   struct PrivatePool {
     PoolId id;
-    int users = 1;
+    int users = 0;
     bool routing = false;
+    bool use_on_oom = false;
     std::function<bool(StreamId)> filter;
     std::vector<std::unique_ptr<Heap>> heaps;
   };
@@ -79,7 +85,10 @@ class DeviceHeap {
   [[noreturn]] void raise(Bytes bytes, Status status);
   std::vector<Heap*> heaps() const;
   std::vector<Heap*> reclaimable_heaps() const;
-  PrivatePool* find_pool(PoolId pool);
+  template <typename Chosen>
+  std::vector<Heap*> heaps_of(Chosen chosen) const;
+  PrivatePool* find_pool(PoolId pool) const;
+  PrivatePool& add_user(PoolId pool);
   void collect_released();
   void destroy_heap(std::unique_ptr<Heap> heap);
   void apply_limit();

@@ -27,35 +27,47 @@ Heap::~Heap() {
 
 Status Heap::allocate(Bytes bytes, Address* address) {
   std::lock_guard guard(lock_);
-  Bytes offset = 0;
+  Bytes offset = 0, rounded = 0;
   pages_.allow_growth(pending_.empty());
-  Status status = place(bytes, &offset);
+  Status status = place(bytes, &offset, &rounded);
   if (status != Status::ok) [[unlikely]] {
-    status = allocate_missing(bytes, &offset, status);
+    status = allocate_missing(bytes, &offset, &rounded, status);
     if (status != Status::ok) return status;
   }
-  requested_.add(bytes);
-  ++allocations_;
+  count_in(bytes, rounded);
+  if (bytes > bin_limit_) note_unused(kLarge);  // idle pages that became resident
   publish_if_due();
   *address = pages_.base() + offset;
   return Status::ok;
 }
 
-Status Heap::place(Bytes bytes, Bytes* offset) {
+Status Heap::place(Bytes bytes, Bytes* offset, Bytes* rounded) {
   if (bytes <= bin_limit_) {
     const int bin = bin_of(bytes);
-    const Status status = slabs_.allocate(bin, bytes, offset);
-    if (status == Status::ok) live_.add(bin_bytes(bin));
-    return status;
+    *rounded = bin_bytes(bin);
+    return slabs_.allocate(bin, bytes, offset);
   }
   Arena::Block* block = nullptr;
   const Status status = arena_.allocate(bytes, &block);
   if (status == Status::ok) {
-    live_.add(block->size);
-    arena_rounded_ += block->size;
+    arena_bytes_.add(block->size);
     *offset = block->offset;
+    *rounded = block->size;
   }
   return status;
+}
+
+inline void Heap::count_in(Bytes requested, Bytes rounded) {
+  all_.add(requested, rounded);
+  kinds_[kind_of(rounded)].add(requested, rounded);
+  if (!pending_.empty()) [[unlikely]]
+    note_held();
+  note_pages_if_changed();
+}
+
+inline void Heap::count_out(Bytes requested, Bytes rounded) {
+  all_.subtract(requested, rounded);
+  kinds_[kind_of(rounded)].subtract(requested, rounded);
 }
 
 bool Heap::free(Address address) {
@@ -64,24 +76,22 @@ bool Heap::free(Address address) {
   std::lock_guard guard(lock_);
   if (!tracked_.empty()) [[unlikely]]
     return free_tracked(page, offset);
-  Bytes size = 0, requested = 0;
   if (slabs_.serves(page)) {
     const Slabs::Found found = slabs_.find(page, offset);
     if (found.size == 0) return false;
-    size = found.size;
-    requested = found.requested;
     slabs_.free(found);
+    count_out(found.requested, found.size);
+    note_unused(kSmall);
   } else {
     Arena::Block* block = arena_.at(offset);
     if (block == nullptr || !block->live()) return false;
-    size = block->size;
-    requested = block->requested;
-    arena_rounded_ -= size;
+    const Bytes size = block->size, requested = block->requested;
+    arena_bytes_.subtract(size);
     arena_.free(block);
+    count_out(requested, size);
+    note_unused(kLarge);
   }
-  ++frees_;
-  requested_.subtract(requested);
-  live_.subtract(size);
+  note_pages_if_changed();
   publish_if_due();
   return true;
 }
@@ -103,10 +113,13 @@ Heap::Found Heap::find(PageIndex page, Bytes offset) const {
 void Heap::give_back(const Found& found) {
   if (found.block == nullptr) {
     slabs_.free(found.slot);
+    note_unused(kSmall);
   } else {
-    arena_rounded_ -= found.size;
+    arena_bytes_.subtract(found.size);
     arena_.free(found.block);
+    note_unused(kLarge);
   }
+  note_pages_if_changed();
 }
 
 // --- uses by other streams ---------------------------------------------------------------------------------------
@@ -129,12 +142,15 @@ bool Heap::free_tracked(PageIndex page, Bytes offset) {
   if (found.size == 0) return false;
   const auto entry = tracked_.find(offset);
   if (entry != tracked_.end() && entry->second.pending) return false;  // freed before
-  ++frees_;
-  requested_.subtract(found.requested);
-  live_.subtract(found.size);
+  count_out(found.requested, found.size);
   if (entry == tracked_.end()) {
     give_back(found);
   } else {
+    Waiting& waiting = waiting_[kind_of(found.size)];
+    ++waiting.blocks;
+    waiting.bytes += static_cast<std::int64_t>(found.size);
+    ++all_waiting_.blocks;
+    all_waiting_.bytes += static_cast<std::int64_t>(found.size);
     entry->second.pending = true;
     pending_bytes_.add(found.size);
     Pending pending;
@@ -206,6 +222,11 @@ std::size_t Heap::poll_pending_locked() {
 void Heap::finish(const Pending& pending) {
   const auto page = static_cast<PageIndex>(pending.offset / kPageBytes);
   pending_bytes_.subtract(pending.size);
+  Waiting& waiting = waiting_[kind_of(pending.size)];
+  --waiting.blocks;
+  waiting.bytes -= static_cast<std::int64_t>(pending.size);
+  --all_waiting_.blocks;
+  all_waiting_.bytes -= static_cast<std::int64_t>(pending.size);
   tracked_.erase(pending.offset);
   give_back(find(page, pending.offset));
 }
@@ -223,6 +244,7 @@ std::size_t Heap::wait_pending() {
       if (!pending.streams.empty()) pending.refused = refused = ++refusals_;
     }
   }
+  waits_.fetch_add(1, std::memory_order_relaxed);
   // Another thread may finish these frees meanwhile and reuse an event: then this waits longer, never shorter.
   for (EventHandle event : events) shared_.driver.synchronize_event(shared_.device, event);
   const bool all_done = refused != 0 && shared_.driver.synchronize_device(shared_.device) == Status::ok;
@@ -235,12 +257,12 @@ std::size_t Heap::wait_pending() {
 // --- pages -------------------------------------------------------------------------------------------------------
 
 // Pages or addresses were missing: pending frees may have them by now. Only then may the heap grow.
-Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Status status) {
+Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Status status) {
   if (shared_.captures.load(std::memory_order_relaxed) == 0) pages_.return_left_behind();
   const bool grew_in_vain = pending_.empty();
   if (poll_pending_locked() == 0 && grew_in_vain) return status;
   pages_.allow_growth(true);
-  status = place(bytes, offset);
+  status = place(bytes, offset, rounded);
   if (status != Status::ok && shared_.captures.load(std::memory_order_relaxed) == 0) pages_.return_left_behind();
   return status;
 }
@@ -266,6 +288,7 @@ Bytes Heap::reclaim(std::uint32_t at_most_frames) {
       return 0;
     }
   }
+  waits_.fetch_add(1, std::memory_order_relaxed);
   const bool done = shared_.driver.synchronize_event(shared_.device, event) == Status::ok ||
                     shared_.driver.synchronize_device(shared_.device) == Status::ok;
   std::lock_guard guard(lock_);
@@ -300,10 +323,81 @@ bool Heap::mapped() const {
   return pages_.mappings() != 0;
 }
 
+BlockInfo Heap::describe(Bytes offset, Bytes size, Bytes requested) const {
+  const auto entry = tracked_.find(offset);
+  const bool pending = entry != tracked_.end() && entry->second.pending;
+  return {pages_.base() + offset, size, requested, pending, shared_.device, stream_, pool_};
+}
+
+std::optional<BlockInfo> Heap::block(Address address) const {
+  const Bytes offset = address - pages_.base();
+  std::lock_guard guard(lock_);
+  if (const auto page = static_cast<PageIndex>(offset / kPageBytes); slabs_.serves(page)) {
+    const Slabs::Found found = slabs_.containing(page, offset);
+    if (found.size == 0) return std::nullopt;
+    return describe(found.slab->offset + found.slot * found.size, found.size, found.requested);
+  }
+  const Arena::Block* block = arena_.containing(offset);
+  if (block == nullptr) return std::nullopt;
+  return describe(block->offset, block->size, block->requested);
+}
+
+void Heap::append_blocks(std::vector<BlockInfo>& blocks) const {
+  std::lock_guard guard(lock_);
+  slabs_.visit([&](Bytes offset, Bytes size, Bytes requested) { blocks.push_back(describe(offset, size, requested)); });
+  for (const Arena::Block* block = arena_.first_block(); block != nullptr; block = block->next)
+    if (block->live()) blocks.push_back(describe(block->offset, block->size, block->requested));
+}
+
 // --- statistics --------------------------------------------------------------------------------------------------
 
+// Of resident pages, what is in no block. Slabs and arena share no page.
+std::int64_t Heap::unused(Kind kind) const {
+  const std::int64_t slab_pages = static_cast<std::int64_t>(slabs_.resident_pages() * kPageBytes);
+  const std::int64_t in_arena = arena_bytes_.current;
+  if (kind == kLarge) return pages_.resident().current - slab_pages - in_arena;
+  return slab_pages - (all_.live.current + pending_bytes_.current - in_arena);
+}
+
+// `kind` is here where a block lies, slab or arena, whatever its size.
+inline void Heap::note_unused(Kind kind) {
+  const std::int64_t here = unused(kind);
+  if (here > unused_peak_[kind]) unused_peak_[kind] = here;
+  const std::int64_t all = pages_.resident().current - all_.live.current - pending_bytes_.current;
+  if (all > all_unused_peak_) all_unused_peak_ = all;
+}
+
+void Heap::note_pages() {
+  noted_slab_pages_ = slabs_.resident_pages();
+  noted_held_ = pages_.held().current;
+  const std::int64_t slab_bytes = static_cast<std::int64_t>(noted_slab_pages_ * kPageBytes);
+  reserved_[kSmall].move_to(slab_bytes);
+  reserved_[kLarge].move_to(noted_held_ - slab_bytes);
+  for (const Kind kind : {kSmall, kLarge}) note_unused(kind);
+}
+
+void Heap::note_held() {
+  const auto note = [](const Live& live, Waiting& waiting) {
+    waiting.peak_blocks = std::max(waiting.peak_blocks, live.blocks.current + waiting.blocks);
+    waiting.peak_bytes = std::max(waiting.peak_bytes, live.live.current + waiting.bytes);
+  };
+  note(all_, all_waiting_);
+  for (const Kind kind : {kSmall, kLarge}) note(kinds_[kind], waiting_[kind]);
+}
+
+BlockStats Heap::block_stats(const Live& live, const Waiting& waiting) const {
+  BlockStats stats;
+  stats.blocks = live.blocks;
+  stats.requested = live.requested;
+  stats.live = live.live;
+  stats.held_blocks = {live.blocks.current + waiting.blocks, std::max(live.blocks.peak, waiting.peak_blocks),
+                       live.blocks.total};
+  stats.held = {live.live.current + waiting.bytes, std::max(live.live.peak, waiting.peak_bytes), live.live.total};
+  return stats;
+}
+
 void Heap::publish_several() {
-  if (std::abs(requested_.current - published_.requested) >= kPublishBytes ||
+  if (std::abs(all_.requested.current - published_.requested) >= kPublishBytes ||
       std::abs(pages_.resident().current - published_.resident) >= kPublishBytes)
     publish_all();
 }
@@ -318,8 +412,8 @@ void Heap::publish_all() {
     if (now != before) total.add(now - before);
     before = now;
   };
-  send(shared_.requested, requested_.current, published_.requested);
-  send(shared_.live, live_.current, published_.live);
+  send(shared_.requested, all_.requested.current, published_.requested);
+  send(shared_.live, all_.live.current, published_.live);
   send(shared_.pending, pending_bytes_.current, published_.pending);
   send(shared_.resident, pages_.resident().current, published_.resident);
 }
@@ -329,16 +423,33 @@ HeapStats Heap::stats() const {
   HeapStats stats;
   stats.stream = stream_;
   stats.pool = pool_;
-  stats.requested = requested_;
-  stats.live = live_;
+  stats.requested = all_.requested;
+  stats.live = all_.live;
   stats.pending = pending_bytes_;
   stats.resident = pages_.resident();
   stats.reserved = pages_.held();
   stats.idle.current = stats.reserved.current - stats.resident.current;
-  stats.allocations = allocations_;
-  stats.frees = frees_;
+  stats.allocations = all_.blocks.total;
+  stats.frees = all_.blocks.total - static_cast<std::uint64_t>(all_.blocks.current);
+  stats.waits = waits_.load(std::memory_order_relaxed);
   stats.pages_aliased = pages_.aliased();
   stats.pending_completed = pending_completed_;
+  stats.all = block_stats(all_, all_waiting_);
+  stats.all.reserved = stats.reserved;
+  stats.small = block_stats(kinds_[kSmall], waiting_[kSmall]);
+  stats.large = block_stats(kinds_[kLarge], waiting_[kLarge]);
+  stats.small.reserved = reserved_[kSmall];
+  stats.large.reserved = reserved_[kLarge];
+  stats.large.reserved.move_to(stats.reserved.current - reserved_[kSmall].current);
+  // Pages that become resident add to it, and so does every block that goes.
+  const Bytes gone = stats.all.held.total - static_cast<Bytes>(stats.all.held.current);
+  const Bytes gone_from_arena = arena_bytes_.total - static_cast<Bytes>(arena_bytes_.current);
+  stats.all.unused = {unused(kSmall) + unused(kLarge), all_unused_peak_, stats.resident.total + gone};
+  stats.small.unused = {unused(kSmall), unused_peak_[kSmall], reserved_[kSmall].total + gone - gone_from_arena};
+  stats.large.unused = {unused(kLarge), unused_peak_[kLarge], stats.all.unused.total - stats.small.unused.total};
+  stats.small.gaps = slabs_.with_room();
+  stats.large.gaps = arena_.holes();
+  stats.all.gaps = stats.small.gaps + stats.large.gaps;
   stats.bins = slabs_.stats();
   stats.live_blocks = arena_.live_blocks();
   Bytes bins_resident = 0;
@@ -348,7 +459,7 @@ HeapStats Heap::stats() const {
   }
   const Bytes small_resident = slabs_.resident_pages() * kPageBytes;
   stats.uncut = small_resident - bins_resident;
-  stats.arena_rounded = arena_rounded_;
+  stats.arena_rounded = static_cast<Bytes>(arena_bytes_.current);
   stats.arena_resident = static_cast<Bytes>(stats.resident.current) - small_resident;
   stats.address_space = slabs_.touched() * kPageBytes + (arena_.highest() - arena_.first_offset());
   stats.mappings = pages_.mappings();
@@ -359,14 +470,22 @@ HeapStats Heap::stats() const {
 
 std::uint64_t Heap::live_blocks() const {
   std::lock_guard guard(lock_);
-  return allocations_ - frees_ + pending_.size();
+  return static_cast<std::uint64_t>(all_.blocks.current) + pending_.size();
 }
 
 void Heap::reset_peaks() {
   std::lock_guard guard(lock_);
-  requested_.reset_peak();
-  live_.reset_peak();
+  all_.reset_peaks();
   pending_bytes_.reset_peak();
+  all_waiting_.peak_blocks = all_waiting_.peak_bytes = 0;
+  for (Waiting& waiting : waiting_) waiting.peak_blocks = waiting.peak_bytes = 0;
+  if (!pending_.empty()) note_held();
+  for (const Kind kind : {kSmall, kLarge}) {
+    kinds_[kind].reset_peaks();
+    reserved_[kind].reset_peak();
+    unused_peak_[kind] = unused(kind);
+  }
+  all_unused_peak_ = unused(kSmall) + unused(kLarge);
   pages_.reset_peaks();
 }
 
@@ -384,15 +503,24 @@ void Heap::validate() const {
     bins_rounded += bin.rounded;
     blocks += bin.live_blocks;
   }
-  const Bytes rounded = bins_rounded + arena_rounded_;
+  const Bytes rounded = bins_rounded + static_cast<Bytes>(arena_bytes_.current);
   Bytes pending = 0;
   for (const Pending& entry : pending_) pending += entry.size;
   POOLALLOC_ENSURE(pending_bytes_.current == static_cast<std::int64_t>(pending), "pending frees are counted");
-  POOLALLOC_ENSURE(live_.current + pending_bytes_.current == static_cast<std::int64_t>(rounded),
+  POOLALLOC_ENSURE(all_.live.current + pending_bytes_.current == static_cast<std::int64_t>(rounded),
                    "rounded = live + pending");
-  POOLALLOC_ENSURE(requested_.current <= live_.current, "requested <= live");
+  POOLALLOC_ENSURE(all_.requested.current <= all_.live.current, "requested <= live");
   POOLALLOC_ENSURE(static_cast<std::int64_t>(rounded) <= pages_.resident().current, "rounded <= resident");
-  POOLALLOC_ENSURE(blocks == allocations_ - frees_ + pending_.size(), "blocks = allocations - frees + pending");
+  POOLALLOC_ENSURE(blocks == static_cast<std::uint64_t>(all_.blocks.current) + pending_.size(),
+                   "blocks = live blocks + pending ones");
+  for (auto counter : {&Live::blocks, &Live::requested, &Live::live})
+    POOLALLOC_ENSURE((kinds_[kSmall].*counter).current + (kinds_[kLarge].*counter).current == (all_.*counter).current,
+                     "all = small + large");
+  POOLALLOC_ENSURE(all_waiting_.bytes == pending_bytes_.current &&
+                       waiting_[kSmall].bytes + waiting_[kLarge].bytes == all_waiting_.bytes &&
+                       waiting_[kSmall].blocks + waiting_[kLarge].blocks == all_waiting_.blocks,
+                   "pending blocks are counted by size");
+  POOLALLOC_ENSURE(unused(kSmall) >= 0 && unused(kLarge) >= 0, "slabs and arena fit into their pages");
   POOLALLOC_ENSURE(pending_.empty() || !tracked_.empty(), "pending frees are tracked");
 }
 

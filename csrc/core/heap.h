@@ -66,6 +66,10 @@ class Heap {
   bool free(Address address);
   bool record_stream(Address address, StreamId stream);
   std::optional<std::pair<Address, Bytes>> containing(Address address) const;
+  // The same with all that is known of the block.
+  std::optional<BlockInfo> block(Address address) const;
+  // Every block, by address in each of slabs and arena.
+  void append_blocks(std::vector<BlockInfo>& blocks) const;
 
   // Finishes pending frees whose events have completed. Returns how many.
   std::size_t poll_pending();
@@ -102,6 +106,32 @@ class Heap {
     std::vector<EventHandle> events;  // not known to have completed
     std::uint64_t refused = 0;        // not 0: when the driver gave no event, counted by refusals_
   };
+  // What the hot path counts, for all blocks and apart for small and large ones.
+  struct Live {
+    Counter blocks, requested, live;
+    void add(Bytes asked, Bytes rounded) {
+      blocks.add(1);
+      requested.add(asked);
+      live.add(rounded);
+    }
+    void subtract(Bytes asked, Bytes rounded) {
+      blocks.subtract(1);
+      requested.subtract(asked);
+      live.subtract(rounded);
+    }
+    void reset_peaks() {
+      blocks.reset_peak();
+      requested.reset_peak();
+      live.reset_peak();
+    }
+  };
+  // Pending blocks of one kind; peaks are of live and pending ones together, noted while there are pending ones.
+  struct Waiting {
+    std::int64_t blocks = 0, bytes = 0;
+    std::int64_t peak_blocks = 0, peak_bytes = 0;
+  };
+  enum Kind { kSmall, kLarge, kKinds };
+  static Kind kind_of(Bytes rounded) { return rounded > kSmallBytes ? kLarge : kSmall; }
   struct Found {
     Arena::Block* block = nullptr;  // null: in a slab
     Slabs::Found slot;
@@ -110,10 +140,19 @@ class Heap {
   };
 
   Found find(PageIndex page, Bytes offset) const;
+  BlockInfo describe(Bytes offset, Bytes size, Bytes requested) const;
   void give_back(const Found& found);
   [[gnu::noinline]] bool free_tracked(PageIndex page, Bytes offset);
-  [[gnu::noinline]] Status allocate_missing(Bytes bytes, Bytes* offset, Status status);
-  Status place(Bytes bytes, Bytes* offset);
+  [[gnu::noinline]] Status allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Status status);
+  Status place(Bytes bytes, Bytes* offset, Bytes* rounded);
+  void count_in(Bytes requested, Bytes rounded);
+  void count_out(Bytes requested, Bytes rounded);
+  void note_pages_if_changed() {
+    if (slabs_.resident_pages() != noted_slab_pages_ || pages_.held().current != noted_held_) [[unlikely]]
+      note_pages();
+  }
+  [[gnu::noinline]] void note_pages();
+  [[gnu::noinline]] void note_held();
   void record_events(Pending& pending);
   std::size_t poll_pending_locked();
   void finish(const Pending& pending);
@@ -124,6 +163,9 @@ class Heap {
   [[gnu::noinline]] void publish_several();
   void publish_all();
   EventHandle take_event();
+  std::int64_t unused(Kind kind) const;
+  void note_unused(Kind kind);
+  BlockStats block_stats(const Live& live, const Waiting& waiting) const;
 
   DeviceShared& shared_;
   const StreamId stream_;
@@ -133,10 +175,17 @@ class Heap {
   Residency pages_;
   Slabs slabs_;
   Arena arena_;
-  Counter requested_, live_, pending_bytes_;
+  Live all_, kinds_[kKinds];
+  Counter pending_bytes_;
+  Waiting waiting_[kKinds], all_waiting_;
+  Counter reserved_[kKinds];  // of pages: cut into slabs, others
+  std::int64_t unused_peak_[kKinds] = {}, all_unused_peak_ = 0;
+  std::uint32_t noted_slab_pages_ = 0;
+  std::int64_t noted_held_ = 0;
+  std::atomic<std::uint64_t> waits_{0};
   std::uint64_t refusals_ = 0;
-  std::uint64_t allocations_ = 0, frees_ = 0, pending_completed_ = 0;
-  Bytes arena_rounded_ = 0;
+  std::uint64_t pending_completed_ = 0;
+  Counter arena_bytes_;  // rounded, live and pending
   std::unordered_map<Bytes, Tracked> tracked_;
   std::vector<Pending> pending_;
   std::vector<EventHandle> unused_events_;

@@ -50,6 +50,7 @@ Status Slabs::wake(Bin& bin) {
   }
   if (Slab* slab = bin.partial.first()) {
     bin.partial.remove(slab);
+    --partial_slabs_;
     slab->partial = false;
     bin.current = slab;
     return Status::ok;
@@ -108,7 +109,10 @@ void Slabs::relist(Bin& bin, Slab* slab, bool was_full) {
   if (slab->used == 0) {
     let_go(slab);
     if (slab == bin.current) return;
-    if (slab->partial) bin.partial.remove(slab);
+    if (slab->partial) {
+      bin.partial.remove(slab);
+      --partial_slabs_;
+    }
     slab->partial = false;
     if (bin.current == nullptr)
       bin.current = slab;  // asleep
@@ -117,6 +121,7 @@ void Slabs::relist(Bin& bin, Slab* slab, bool was_full) {
   } else if (was_full) {
     slab->partial = true;
     bin.partial.insert(slab);
+    ++partial_slabs_;
   }
 }
 
@@ -233,6 +238,12 @@ std::vector<BinStats> Slabs::stats() const {
   return result;
 }
 
+std::uint32_t Slabs::with_room() const {
+  std::uint32_t slabs = partial_slabs_;
+  for (const Bin& bin : bins_) slabs += bin.current != nullptr && bin.current->used != 0;
+  return slabs;
+}
+
 Bytes Slabs::metadata_bytes() const {
   return records_.size() * kRecords * sizeof(Slab) + (cut_.size() + spare_pages_.size()) * sizeof(SmallPage) +
          free_pages_.capacity() * sizeof(PageIndex) + sizeof(*this);
@@ -280,13 +291,16 @@ void Slabs::validate(std::vector<std::uint32_t>& blocks_of) const {
   }
   POOLALLOC_ENSURE(resident == resident_pages_, "resident pages are counted");
   POOLALLOC_ENSURE(cut_.size() + free_pages_.size() == fresh_, "every page used is cut or free");
+  std::uint64_t partial_slabs = 0;
   for (int index = 0; index <= kMaxBin; ++index) {
     const Bin& bin = bins_[index];
     std::uint64_t in_tree = 0;
     POOLALLOC_ENSURE(bin.partial.valid(&in_tree) && in_tree == partial[index], "partial slabs are in the tree");
     POOLALLOC_ENSURE(bin.live_blocks == live[index] && bin.requested == requested[index], "blocks are counted");
+    partial_slabs += partial[index];
     POOLALLOC_ENSURE(bin.slabs == slabs[index] && bin.awake == awake[index], "slabs are counted");
   }
+  POOLALLOC_ENSURE(partial_slabs == partial_slabs_, "partial slabs are counted");
 }
 
 }  // namespace poolalloc

@@ -134,9 +134,27 @@ class Slabs {
       relist(bin, slab, was_full);
   }
 
+  // visit(offset, size, requested) for every live block, by address.
+  template <typename Visit>
+  void visit(Visit visit) const {
+    for (const auto& small : cut_) {
+      const Slab* last = nullptr;
+      for (const Slab* slab : small->slab_of) {
+        if (slab == nullptr || slab == last) continue;
+        last = slab;
+        const Bin& bin = bins_[slab->bin];
+        for (std::uint32_t slot = 0; slot < bin.shape.slots; ++slot)
+          if (((slab->free >> slot) & 1) == 0)
+            visit(slab->offset + slot * bin.block_bytes, bin.block_bytes, bin.block_bytes - slab->slack[slot]);
+      }
+    }
+  }
+
   bool serves(PageIndex page) const { return page < pages_; }
   // Only bins ever used.
   std::vector<BinStats> stats() const;
+  // Slabs with a block and room for more.
+  std::uint32_t with_room() const;
   // Pages under at least one live block.
   std::uint32_t resident_pages() const { return resident_pages_; }
   // Pages ever used, counted from 0.
@@ -193,6 +211,7 @@ class Slabs {
   std::vector<std::unique_ptr<Slab[]>> records_;
   Slab* unused_ = nullptr;  // linked through left
   std::uint32_t resident_pages_ = 0;
+  std::uint32_t partial_slabs_ = 0;  // in the trees of all bins
 };
 
 }  // namespace poolalloc

@@ -26,7 +26,26 @@ struct Counter {
     if (current > peak) peak = current;
   }
   void subtract(Bytes amount) { current -= static_cast<std::int64_t>(amount); }
+  void move_to(std::int64_t value) {
+    if (value > current)
+      add(static_cast<Bytes>(value - current));
+    else
+      current = value;
+  }
   void reset_peak() { peak = current; }
+};
+
+// Blocks of all sizes, or of one of the two kinds that torch's statistics tell apart.
+inline constexpr Bytes kSmallBytes = Bytes{1} << 20;  // rounded size of the largest small block
+struct BlockStats {
+  Counter blocks;          // live
+  Counter requested;       // bytes asked for
+  Counter live;            // their bytes
+  Counter held_blocks;     // live and pending
+  Counter held;            // their bytes
+  Counter reserved;        // of pages: small is pages cut into size classes, large all others
+  Counter unused;          // bytes of resident pages in no block, which cannot go back to the device
+  std::uint64_t gaps = 0;  // how many pieces those are: size-class slabs with room, holes of the arena
 };
 
 // The byte quantities; POOLALLOC_QUANTITIES lists them once for everyone who prints or exports them.
@@ -39,6 +58,7 @@ struct Counter {
   X(pages_aliased)     /* idle pages mapped at one more address */            \
   X(pages_stolen)      /* idle pages taken from another stream */             \
   X(pending_completed) /* pending frees whose events completed */             \
+  X(waits)             /* times allocation or trimming waited for a stream */ \
   X(retries)           /* allocations that needed the out-of-memory ladder */ \
   X(out_of_memory)     /* allocations that failed after it */
 
@@ -60,6 +80,7 @@ struct HeapStats {
 #define X(name) std::uint64_t name = 0;
   POOLALLOC_EVENTS(X)
 #undef X
+  BlockStats all, small, large;
   std::uint64_t live_blocks = 0;  // pending ones included
   Bytes arena_rounded = 0;        // blocks placed in the arena, live and pending
   Bytes arena_resident = 0;       // pages under them
@@ -81,6 +102,9 @@ struct DeviceStats {
 #define X(name) std::uint64_t name = 0;
   POOLALLOC_EVENTS(X)
 #undef X
+  // With several heaps the peaks of small and large, and of all but requested, live and reserved bytes, are the sums of
+  // the heaps' peaks: at least the true ones.
+  BlockStats all, small, large;
   std::uint64_t live_blocks = 0;
   std::uint64_t metadata_bytes = 0;
   Bytes unmapped = 0;  // idle pages that belong to no stream now; part of idle

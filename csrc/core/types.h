@@ -30,4 +30,15 @@ struct PoolId {
   friend bool operator==(const PoolId&, const PoolId&) = default;
 };
 
+// A block that cannot be handed out now, as a question about an address is answered.
+struct BlockInfo {
+  Address address = 0;
+  Bytes rounded = 0;
+  Bytes requested = 0;
+  bool pending = false;  // freed, waiting for a stream
+  DeviceIndex device = 0;
+  StreamId stream = 0;
+  PoolId pool;
+};
+
 }  // namespace poolalloc

@@ -15,6 +15,19 @@ py::dict to_dict(const Counter& counter) {
   return result;
 }
 
+py::dict to_dict(const BlockStats& blocks) {
+  py::dict result;
+  result["blocks"] = to_dict(blocks.blocks);
+  result["requested"] = to_dict(blocks.requested);
+  result["live"] = to_dict(blocks.live);
+  result["held_blocks"] = to_dict(blocks.held_blocks);
+  result["held"] = to_dict(blocks.held);
+  result["reserved"] = to_dict(blocks.reserved);
+  result["unused"] = to_dict(blocks.unused);
+  result["gaps"] = blocks.gaps;
+  return result;
+}
+
 py::dict to_dict(const BinStats& bin) {
   py::dict result;
   result["block_bytes"] = bin.block_bytes;
@@ -35,6 +48,9 @@ void add_counts(py::dict& result, const Stats& stats) {
 #define X(name) result[#name] = stats.name;
   POOLALLOC_EVENTS(X)
 #undef X
+  result["all"] = to_dict(stats.all);
+  result["small"] = to_dict(stats.small);
+  result["large"] = to_dict(stats.large);
   result["live_blocks"] = stats.live_blocks;
   result["metadata_bytes"] = stats.metadata_bytes;
 }
