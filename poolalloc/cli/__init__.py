@@ -30,7 +30,9 @@ _ClickException: type[Exception] = next(
 
 def make_app(commands: list[str]) -> typer.Typer:
     """Return the command line with the named commands in it."""
-    app = typer.Typer(name="poolalloc", add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    app = typer.Typer(
+        name="poolalloc", add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
+    )
     app.callback(invoke_without_command=True)(_poolalloc)
     for command in commands:
         import_module(COMMANDS[command]).register(app)

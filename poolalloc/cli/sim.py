@@ -27,7 +27,8 @@ def sim(
         typer.Option(help="The card: h100, a100, l4, rtx4090, ...; an unknown name shows the nearest.", metavar="NAME"),
     ] = simulator.DEFAULT_GPU,
     memory: Annotated[
-        str | None, typer.Option(help="Memory of each device, such as 80GiB; the card's own if not given.", metavar="SIZE")
+        str | None,
+        typer.Option(help="Memory of each device, such as 80GiB; the card's own if not given.", metavar="SIZE"),
     ] = None,
     devices: Annotated[int, typer.Option(help="Number of devices.", metavar="N")] = 1,
     lag: Annotated[
