@@ -28,6 +28,7 @@ MISSING = {
     "torch.cuda.memory_snapshot, memory._snapshot, memory._record_memory_history": "raise RuntimeError",
     "torch.cuda.get_per_process_memory_fraction": "raises RuntimeError; setting it works",
     "torch.cuda.MemPool, torch.cuda.use_mem_pool": "raise RuntimeError",
+    'torch.compile(mode="reduce-overhead")': "raises RuntimeError: its CUDA graphs ask the allocator for more",
     "torch.OutOfMemoryError": "out of memory is a RuntimeError that names the figures",
     "sharing CUDA tensors between processes (IPC)": "raises RuntimeError",
     "torch.backends.cudnn.benchmark": "raises RuntimeError at the first convolution",

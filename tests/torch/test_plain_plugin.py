@@ -42,6 +42,11 @@ RAISES = {
     "get_per_process_memory_fraction": "torch.cuda.get_per_process_memory_fraction()",
     "MemPool": "torch.cuda.MemPool()",
     "IPC": "tensor.untyped_storage()._share_cuda_()",
+    "cudnn.benchmark": (
+        "torch.backends.cudnn.benchmark = True;"
+        "torch.nn.functional.conv2d(torch.ones(1, 3, 8, 8, device='cuda'), torch.ones(4, 3, 3, 3, device='cuda'))"
+    ),
+    "graph trees": "torch._C._cuda_checkPoolLiveAllocations(0, (0, 1), set())",
 }
 
 RUN = """
