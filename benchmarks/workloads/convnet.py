@@ -29,7 +29,7 @@ class Size(NamedTuple):
 SIZES = {
     "tiny": Size(blocks=(1, 1), width=8, classes=10, max_batch=2, max_side=64, pixels=2 * 48 * 48),
     "small": Size(blocks=(2, 2, 2, 2), width=64, classes=1000, max_batch=32, max_side=256, pixels=16 * 224 * 224),
-    "full": Size(blocks=(3, 4, 6, 3), width=64, classes=1000, max_batch=128, max_side=512, pixels=64 * 224 * 224),
+    "full": Size(blocks=(3, 4, 6, 3), width=64, classes=1000, max_batch=128, max_side=512, pixels=128 * 224 * 224),
 }
 STEPS = 40
 

@@ -36,7 +36,7 @@ class Size(NamedTuple):
 SIZES = {
     "tiny": Size(2, 64, 4, 2, 512, max_prompt=48, max_answer=8, max_running=4, arrivals=1.0),
     "small": Size(12, 1024, 16, 4, 32000, max_prompt=2048, max_answer=96, max_running=12, arrivals=0.3),
-    "full": Size(16, 2048, 32, 8, 32000, max_prompt=8192, max_answer=256, max_running=24, arrivals=0.3),
+    "full": Size(16, 2048, 32, 32, 32000, max_prompt=8192, max_answer=256, max_running=24, arrivals=0.3),
 }
 STEPS = 240
 CHUNK = 16  # a cache that is full grows by this many tokens

@@ -31,7 +31,7 @@ from poolalloc.bench.sources import (
     nvml_used_bytes,
 )
 
-TIMELINE_POINTS = 2000
+TIMELINE_POINTS = 1500
 
 
 @dataclass

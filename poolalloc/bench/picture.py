@@ -22,6 +22,7 @@ HELD = "#cfdbe8"
 BEYOND = "#e8833a"
 INK = "#22262b"
 FAINT = "#8a929c"
+ALARM = "#b3261e"
 
 LINE_HEIGHT = 0.3  # of the table, in inches
 
@@ -131,10 +132,19 @@ def draw_panel(axes: Any, part: Figure, panel: Panel, first: bool) -> None:
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )
     if part.capacity is not None:
-        axes.axhline(part.capacity, color="#b3261e", linewidth=0.9)
+        axes.axhline(part.capacity, color=ALARM, linewidth=0.9)
+        axes.annotate(
+            f"{part.capacity:.1f} {part.unit} card",
+            (part.x_max, part.capacity),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            size=8.5,
+            color=ALARM,
+        )
     if panel.note:
         axes.text(
-            0.98, 0.04, panel.note, transform=axes.transAxes, ha="right", size=9, weight="bold", color="#b3261e",
+            0.98, 0.04, panel.note, transform=axes.transAxes, ha="right", size=9, weight="bold", color=ALARM,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2},
         )  # fmt: skip
 

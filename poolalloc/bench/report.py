@@ -207,6 +207,10 @@ def svg(part: Figure, panel: Panel) -> str:
     if part.capacity is not None:
         y = down(part.capacity)
         lines.append(f'<line x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--alarm)"/>')
+        lines.append(
+            f'<text x="{right}" y="{y - 5:.1f}" text-anchor="end" style="fill:var(--alarm)">'
+            f"{part.capacity:.1f} {part.unit} card</text>"
+        )
     if panel.note:
         lines.append(
             f'<text class="alarm" x="{right - 4}" y="{TOP + HEIGHT - 8}" text-anchor="end">{escape(panel.note)}</text>'
