@@ -22,7 +22,7 @@ Status Arena::allocate(Bytes bytes, Block** block) {
   if (bytes > kMaxBinnedBytes) return Status::out_of_memory;  // no device has so much, and no class of holes
   const Bytes size = round_up(bytes, kGranularity);
   const Plan chosen = plan(size);
-  if (chosen.score == ~std::uint64_t{0}) return Status::not_supported;
+  if (chosen.score == kImpossible) return Status::not_supported;
   const Status status = residency_.acquire(page_of(chosen.offset), page_of(chosen.offset + size - 1));
   if (status != Status::ok) return status;
   *block = carve(chosen, size);
@@ -64,7 +64,7 @@ Arena::Plan Arena::plan(Bytes size) const {
     if (const std::uint64_t cost = score(low, size); cost < best.score) best = {hole, low, cost};
     if (best.score == 0) return best;
     if (high == low) {  // a hole of just this size that needs no driver call: what a repeating program leaves behind
-      if (static_cast<std::uint32_t>(best.score) == 0) return best;
+      if (best.score >> kMapsShift == 0) return best;
       continue;
     }
     if (const std::uint64_t cost = score(high, size); cost < best.score) best = {hole, high, cost};
@@ -79,24 +79,29 @@ Arena::Plan Arena::plan(Bytes size) const {
   return best;
 }
 
-// The first place at the top or above it where no page is blocked: frames of pages up there may be live elsewhere.
+// A place at the top, or a little above it where blocked pages are in the way; past all pages ever used if many are.
 Bytes Arena::fresh_offset(Bytes size) const {
+  constexpr int kTries = 16;
   const PageIndex untouched = residency_.untouched();
   Bytes offset = top_;
-  while (page_of(offset) < untouched) {
+  for (int tries = 0; page_of(offset) < untouched; ++tries) {
     const PageIndex first = page_of(offset);
     const PageIndex last = std::min(page_of(offset + size - 1), untouched - 1);
     if (residency_.cost(first, last).possible) break;
-    const PageIndex blocked = residency_.last_blocked(first, last);
+    const PageIndex blocked = tries < kTries ? residency_.last_blocked(first, last) : kNoPage;
     offset = (blocked != kNoPage ? blocked + Bytes{1} : untouched) * kPageBytes;  // else two pages share a frame
   }
   return offset;
 }
 
+// What a place costs, dearest first: pages that must be created because more become resident than are idle, pages to
+// map, pages that become resident. As long as enough is idle, resident pages cost nothing and driver calls do.
 std::uint64_t Arena::score(Bytes offset, Bytes size) const {
   const Residency::Cost cost = residency_.cost(page_of(offset), page_of(offset + size - 1));
-  if (!cost.possible) return ~std::uint64_t{0};
-  return (std::uint64_t{cost.resident} << 32) | cost.maps;
+  if (!cost.possible) return kImpossible;
+  const std::uint32_t idle = residency_.idle_frames();
+  const std::uint64_t growth = cost.resident > idle ? cost.resident - idle : 0;
+  return (growth << kGrowthShift) | (std::uint64_t{cost.maps} << kMapsShift) | cost.resident;
 }
 
 Arena::Block* Arena::carve(const Plan& plan, Bytes size) {

@@ -2,9 +2,9 @@
 //
 // Blocks and holes tile [first page, top) without gaps, neighbouring holes are merged, and everything from top on is
 // fresh. A hole owns no memory: residency.h knows which of its pages have a frame. Placement is planned without side
-// effects (plan), then carried out (place): the choice is the cheapest of the few smallest holes that fit, counted in
-// pages that become resident and pages to map, and of the fresh addresses above the top. Holes are found by size class
-// and, inside a class, in a tree ordered by size and address: best fit in O(log n).
+// effects (plan), then carried out: the choice is the cheapest of the few smallest holes that fit and of the fresh
+// addresses above the top, counted in pages to create, to map and to make resident, in this order. Holes are found by
+// size class and, inside a class, in a tree ordered by size and address: best fit in O(log n).
 //
 // Source of the hole index: two-level segregated fit (Masmano and others, TLSF, 2004) with trees for lists.
 // Guarded by the heap's lock. Not for small blocks: slabs.h.
@@ -69,10 +69,14 @@ class Arena {
       return a.size != b.size ? a.size < b.size : a.offset < b.offset;
     }
   };
+  // A score holds up to 2^21 pages (4 TiB) of each kind of cost.
+  static constexpr int kMapsShift = 21;
+  static constexpr int kGrowthShift = 42;
+  static constexpr std::uint64_t kImpossible = ~std::uint64_t{0};
   struct Plan {
     Block* hole = nullptr;  // null: at the top or above it
     Bytes offset = 0;
-    std::uint64_t score = ~std::uint64_t{0};
+    std::uint64_t score = kImpossible;
   };
 
   Plan plan(Bytes size) const;

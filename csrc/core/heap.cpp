@@ -20,6 +20,7 @@ Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Byt
       arena_(pages_, static_cast<PageIndex>(slab_bytes / kPageBytes), static_cast<int>(options.placement_candidates)) {}
 
 Heap::~Heap() {
+  if (progress_event_ != 0) unused_events_.push_back(progress_event_);
   for (EventHandle event : unused_events_) shared_.driver.destroy_event(shared_.device, event);
 }
 
@@ -28,12 +29,15 @@ Heap::~Heap() {
 Status Heap::allocate(Bytes bytes, Address* address) {
   std::lock_guard guard(lock_);
   Bytes offset = 0, rounded = 0;
-  pages_.allow_growth(pending_.empty());
+  pages_.permit(pending_.empty(), may_unmap());
+  const std::uint64_t maps = pages_.maps_made();
   Status status = place(bytes, &offset, &rounded);
   if (status != Status::ok) [[unlikely]] {
     status = allocate_missing(bytes, &offset, &rounded, status);
     if (status != Status::ok) return status;
   }
+  if (pages_.maps_made() != maps) [[unlikely]]
+    note_progress();
   count_in(bytes, rounded);
   if (bytes > bin_limit_) note_unused(kLarge);  // idle pages that became resident
   publish_if_due();
@@ -261,10 +265,28 @@ Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Status
   if (shared_.captures.load(std::memory_order_relaxed) == 0) pages_.return_left_behind();
   const bool grew_in_vain = pending_.empty();
   if (poll_pending_locked() == 0 && grew_in_vain) return status;
-  pages_.allow_growth(true);
+  pages_.permit(true, may_unmap());
   status = place(bytes, offset, rounded);
   if (status != Status::ok && shared_.captures.load(std::memory_order_relaxed) == 0) pages_.return_left_behind();
   return status;
+}
+
+// Called when the driver has been at work anyway: learns how far the stream has come, so that mappings nothing uses any
+// more can be replaced. One event is under way at a time.
+void Heap::note_progress() {
+  if (!may_unmap()) return;
+  if (progress_event_ != 0) {
+    if (shared_.driver.query_event(shared_.device, progress_event_) != Status::ok) return;
+    pages_.set_completed(progress_tick_);
+  } else {
+    progress_event_ = take_event();
+    if (progress_event_ == 0) return;
+  }
+  progress_tick_ = pages_.tick();
+  if (shared_.driver.record_event(shared_.device, progress_event_, stream_) != Status::ok) {
+    unused_events_.push_back(progress_event_);
+    progress_event_ = 0;
+  }
 }
 
 Bytes Heap::reclaim(std::uint32_t at_most_frames) {

@@ -166,6 +166,9 @@ class Heap {
   std::int64_t unused(Kind kind) const;
   void note_unused(Kind kind);
   BlockStats block_stats(const Live& live, const Waiting& waiting) const;
+  void note_progress();
+  // A graph's replays may touch any address of its pool, and nothing may be unmapped while one is being captured.
+  bool may_unmap() const { return pool_ == PoolId{} && shared_.captures.load(std::memory_order_relaxed) == 0; }
 
   DeviceShared& shared_;
   const StreamId stream_;
@@ -189,6 +192,8 @@ class Heap {
   std::unordered_map<Bytes, Tracked> tracked_;
   std::vector<Pending> pending_;
   std::vector<EventHandle> unused_events_;
+  EventHandle progress_event_ = 0;  // recorded at progress_tick_ of the heap's clock; 0: none
+  std::uint32_t progress_tick_ = 0;
   struct {
     std::int64_t requested = 0, live = 0, pending = 0, resident = 0;
   } published_;

@@ -63,10 +63,22 @@ Residency::Tally Residency::count(PageIndex first, PageIndex last) const {
   return tally;
 }
 
-// Whether two pages of the range map the same frame: they cannot both be resident.
+// Blocked pages cost a mapping each, if all of them can be had.
+void Residency::count_blocked(PageIndex first, PageIndex last, Cost* cost) const {
+  for (PageIndex page = first; page <= last; ++page) {
+    if (!blocked(page)) continue;
+    if (!replaceable(page)) {
+      cost->possible = false;
+      return;
+    }
+    ++cost->maps;
+  }
+}
+
+// Whether two ready pages of the range map the same frame: they cannot both become resident.
 bool Residency::frames_repeat(PageIndex first, PageIndex last) const {
   for (PageIndex page = first; page <= last; ++page) {
-    if ((state_[page] & kAliased) == 0) continue;
+    if (state_[page] != (kMapped | kAliased)) continue;
     for (PageIndex alias = frames_[frame_[page]].first_alias; alias != kNoPage; alias = next_alias_[alias])
       if (alias > page && alias <= last) return true;
   }
@@ -84,13 +96,14 @@ Status Residency::acquire_pages(PageIndex first, PageIndex last) {
   touch(last);
   const Tally before = count(first, last);
   const std::uint32_t pages = last - first + 1;
-  if (before.mapped < pages) {
+  const bool missing = before.mapped < pages || (before.any & kBlocked) != 0;
+  if (missing) {
     const Status status = map_empty(first, last);
     if (status != Status::ok) return status;
   }
   // Only the outer pages can carry other blocks; every page between them is this block's alone.
   std::uint32_t now_resident = pages - before.resident;
-  if ((before.any & kAliased) != 0 || before.mapped < pages) [[unlikely]] {
+  if ((before.any & kAliased) != 0 || missing) [[unlikely]] {
     for (PageIndex page = first; page <= last; ++page)
       if ((state_[page] & kResident) == 0) make_live(page);
   } else {
@@ -122,8 +135,21 @@ void Residency::release_pages(PageIndex first, PageIndex last) {
   resident_.subtract(pages * kPageBytes);
 }
 
-// Gives every empty page of the range a frame, then grants access run by run. All or nothing.
+// Unmaps the blocked pages of the range, whose mappings nothing uses any more: they become empty.
+Status Residency::clear_blocked(PageIndex first, PageIndex last) {
+  for (PageIndex page = first; page <= last; ++page) {
+    if (!blocked(page)) continue;
+    const Status status = driver_.unmap(device_, address_of(page), kPageBytes);
+    if (status != Status::ok) return status;
+    remove_alias(page);
+  }
+  return Status::ok;
+}
+
+// Gives every empty or blocked page of the range a frame, then grants access run by run. All or nothing, but that
+// blocked pages may be left empty.
 Status Residency::map_empty(PageIndex first, PageIndex last) {
+  if (const Status status = clear_blocked(first, last); status != Status::ok) return status;
   // Frames that are ready in the range must not be taken for its empty pages.
   std::vector<PageIndex> empty;
   for (PageIndex page = first; page <= last; ++page) {
@@ -269,6 +295,7 @@ void Residency::drop_frame(FrameIndex index) {
 
 void Residency::add_alias(PageIndex page, FrameIndex frame) {
   ++mappings_;
+  ++maps_made_;
   frame_[page] = frame;
   next_alias_[page] = frames_[frame].first_alias;
   frames_[frame].first_alias = page;

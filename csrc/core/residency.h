@@ -4,7 +4,8 @@
 // (aliases), but live blocks touch it through at most one of them. A page is
 //   resident   blocks overlap it; its frame is live there and nowhere else
 //   ready      no block overlaps it, its frame is idle: a block may come with no driver call
-//   blocked    its frame is live at another page: unusable until that ends or the mapping goes
+//   blocked    its frame is live at another page; usable again when that ends, or once the work that used this mapping
+//              has completed: then the mapping can be replaced
 //   empty      no mapping
 // When the last block of a page dies the mapping stays. When a block needs an empty page, the frame that has been idle
 // longest is mapped there a second time; work of one stream is ordered, so that needs no wait. Only when no frame is
@@ -38,9 +39,9 @@ class Residency {
  public:
   // What a placement over some pages would cost.
   struct Cost {
-    bool possible = true;        // false: a page is blocked, or two of them map the same frame
+    bool possible = true;        // false: a page is blocked for now, or two of them map the same frame
     std::uint32_t resident = 0;  // pages that would become resident
-    std::uint32_t maps = 0;      // of them, pages that need a frame mapped
+    std::uint32_t maps = 0;      // of them, pages that need a frame mapped, in place of another or not
   };
 
   // The range has two parts, pages 0 .. split - 1 and split .. pages - 1, each used from its start on.
@@ -56,7 +57,9 @@ class Residency {
   Cost cost(PageIndex first, PageIndex last) const {
     const Tally tally = count(first, last);
     const std::uint32_t pages = last - first + 1;
-    Cost cost{(tally.any & kBlocked) == 0, pages - tally.resident, pages - tally.mapped};
+    Cost cost{true, pages - tally.resident, pages - tally.mapped};
+    if ((tally.any & kBlocked) != 0) [[unlikely]]
+      count_blocked(first, last, &cost);
     if ((tally.any & kAliased) != 0 && cost.possible) [[unlikely]]
       cost.possible = !frames_repeat(first, last);
     return cost;
@@ -91,8 +94,18 @@ class Residency {
     release_pages(first, last);
   }
 
-  // Whether acquire may take frames from the supply, or only idle ones of its own.
-  void allow_growth(bool allowed) { may_grow_ = allowed; }
+  // Whether acquire may take frames from the supply or only idle ones of its own, and whether it may replace mappings.
+  void permit(bool growth, bool unmapping) {
+    may_grow_ = growth;
+    may_unmap_ = unmapping;
+  }
+
+  // The heap's clock: every release is a tick. Whoever sees that the stream has completed all work enqueued before a
+  // tick says so; mappings that no block has used since can then be replaced.
+  std::uint32_t tick() const { return tick_; }
+  void set_completed(std::uint32_t tick) { completed_ = tick; }
+  // Mappings ever made; that it grew tells that a placement needed the driver.
+  std::uint64_t maps_made() const { return maps_made_; }
 
   // A slot for whoever places blocks: the first block that starts in the page, or the page's slab.
   template <typename Owner>
@@ -167,6 +180,11 @@ class Residency {
   };
 
   Tally count(PageIndex first, PageIndex last) const;
+  void count_blocked(PageIndex first, PageIndex last, Cost* cost) const;
+  bool replaceable(PageIndex page) const {
+    return may_unmap_ && frame_[page] != kDetached && static_cast<std::int32_t>(completed_ - idle_since_[page]) >= 0;
+  }
+  Status clear_blocked(PageIndex first, PageIndex last);
   bool frames_repeat(PageIndex first, PageIndex last) const;
   void touch(PageIndex last);
   Status acquire_pages(PageIndex first, PageIndex last);
@@ -195,9 +213,10 @@ class Residency {
   LazyArray<FrameIndex> frame_;
   LazyArray<PageIndex> next_alias_;  // the next page that maps the same frame, or kNoPage
   LazyArray<void*> owner_;
-  Span touched_[2];            // of each part, the pages that may have been used
-  std::uint32_t tick_ = 0;     // counts releases
-  std::vector<Frame> frames_;  // [0] is a placeholder
+  Span touched_[2];              // of each part, the pages that may have been used
+  std::uint32_t tick_ = 0;       // counts releases
+  std::uint32_t completed_ = 0;  // the stream's work before this tick is done
+  std::vector<Frame> frames_;    // [0] is a placeholder
   std::vector<FrameIndex> unused_frames_;
   std::vector<Victim> victims_;  // the longest idle pages when last looked, the oldest at the back
   Counter resident_, held_;
@@ -205,6 +224,8 @@ class Residency {
   Detached left_behind_;       // waited for, or never used
   std::uint32_t leaving_ = 0;  // frames that are detached; held, but of no use
   bool may_grow_ = true;
+  bool may_unmap_ = false;
+  std::uint64_t maps_made_ = 0;
   std::uint64_t mappings_ = 0;
   std::uint64_t aliased_ = 0;
 };

@@ -124,10 +124,10 @@ TEST(without_leave_to_grow_only_idle_frames_are_used) {
   Pages pages;
   CHECK(pages.acquire(0, 1) == Status::ok);
   pages.release(0, 1);
-  pages.residency.allow_growth(false);
+  pages.residency.permit(false, true);
   CHECK(pages.acquire(10, 11) == Status::ok);
   CHECK(pages.acquire(20, 20) == Status::out_of_memory);
-  pages.residency.allow_growth(true);
+  pages.residency.permit(true, true);
   CHECK(pages.acquire(20, 20) == Status::ok);
   pages.check();
 }
