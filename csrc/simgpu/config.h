@@ -1,15 +1,17 @@
 // What is simulated: the card, how many of it, and the switches, all read once from the environment.
 //
-//   POOLALLOC_SIM_GPU          a key of gpus.def                                              (h100)
-//   POOLALLOC_SIM_MEMORY       capacity of each device in bytes                               (the card's)
-//   POOLALLOC_SIM_DEVICES      number of devices, 1 to 64                                     (1)
-//   POOLALLOC_SIM_LAG          an event completes after this many further launches            (0: at once)
-//   POOLALLOC_SIM_REPORT       file for the JSON report at exit                               (none)
-//   POOLALLOC_SIM_OWNER        pid whose report gets that name; other processes append .pid   (first to load the
-//   library) POOLALLOC_SIM_QUIET        1: nothing on stderr                                           (0)
-//   POOLALLOC_SIM_COPY_BYTES   how much of one copy really moves                              (1 MiB)
-//   POOLALLOC_SIM_PATIENCE     seconds a program may poll an event that lags before it completes     (10)
-//   CUDA_VISIBLE_DEVICES       as for CUDA: the devices a process sees, by number or UUID     (all)
+//   variable                      default      meaning
+//   POOLALLOC_SIM_GPU             h100         a key of gpus.def
+//   POOLALLOC_SIM_MEMORY          the card's   capacity of each device in bytes
+//   POOLALLOC_SIM_DEVICES         1            number of devices, 1 to 64
+//   POOLALLOC_SIM_LAG             0            an event completes after this many further launches; 0: at once
+//   POOLALLOC_SIM_PATIENCE        10           seconds a program may poll a lagging event before it completes
+//   POOLALLOC_SIM_REPORT          none         file for the JSON report at exit
+//   POOLALLOC_SIM_OWNER           the first    pid whose report gets that name; other processes append .pid
+//   POOLALLOC_SIM_QUIET           0            1: nothing on stderr
+//   POOLALLOC_SIM_COPY_BYTES      1 MiB        how much of one copy really moves (copy.h)
+//   POOLALLOC_SIM_KEEP_CONTENTS   0            1: bytes that the host wrote outlive launches (physical.h)
+//   CUDA_VISIBLE_DEVICES          all          the devices a process sees, by number or UUID, as for CUDA
 #pragma once
 
 #include <cstdint>
@@ -42,6 +44,7 @@ struct Config {
   std::uint64_t lag = 0;
   std::uint64_t copy_bytes = 1 << 20;
   std::uint64_t patience_seconds = 10;
+  bool keep_contents = false;
   bool quiet = false;
   std::string report_path;
 };

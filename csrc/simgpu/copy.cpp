@@ -83,9 +83,9 @@ void read_device(char* to, std::uint64_t from, std::uint64_t size) {
   });
 }
 
-bool has_contents(std::uint64_t address, std::uint64_t size) {
+bool range_has_contents(std::uint64_t address, std::uint64_t size) {
   bool found = false;
-  walk(address, size, [&](Extent& extent, std::uint64_t, std::uint64_t) { found = found || extent.contents; });
+  walk(address, size, [&](Extent& extent, std::uint64_t, std::uint64_t) { found = found || has_contents(extent); });
   return found;
 }
 
@@ -100,7 +100,7 @@ void copy_within(void* to, const void* from, std::uint64_t size, std::uint64_t& 
   const std::uint64_t moved = std::min(size, budget);
   budget -= moved;
   if (from_device && to_device) {
-    if (moved > 0 && has_contents(number(from), moved)) {
+    if (moved > 0 && range_has_contents(number(from), moved)) {
       std::vector<char> buffer(moved);
       read_device(buffer.data(), number(from), moved);
       write_device(number(to), buffer.data(), moved);

@@ -30,6 +30,14 @@ bool make_contents(Extent& extent) {
   return true;
 }
 
+// Makes the whole extent read as zeros and cost nothing.
+void forget_contents(Extent& extent) {
+  if (extent.touched == 0) return;
+  madvise(extent.contents, extent.size, MADV_DONTNEED);
+  sim().resident_bytes -= extent.touched;
+  extent.touched = 0;
+}
+
 }  // namespace
 
 Extent* create_extent(Device& device, std::uint64_t size, bool counted) {
@@ -53,8 +61,14 @@ void release_extent(Extent& extent) {
   delete &extent;
 }
 
+bool has_contents(const Extent& extent) {
+  return extent.touched > 0 && (sim().config.keep_contents || extent.launches == extent.device->launches);
+}
+
 void write_extent(Extent& extent, std::uint64_t offset, const void* from, std::uint64_t size) {
   if (size == 0) return;
+  if (!has_contents(extent)) forget_contents(extent);
+  extent.launches = extent.device->launches;
   const std::uint64_t grown = std::min(extent.size, extent.touched + round_up(size, kHostPage));
   const bool small = size <= kHostPage;
   if (!small && sim().resident_bytes + (grown - extent.touched) > resident_limit()) {
@@ -71,7 +85,7 @@ void write_extent(Extent& extent, std::uint64_t offset, const void* from, std::u
 }
 
 void read_extent(const Extent& extent, std::uint64_t offset, void* to, std::uint64_t size) {
-  if (extent.contents) {
+  if (has_contents(extent)) {
     std::memcpy(to, extent.contents + offset, size);
   } else {
     std::memset(to, 0, size);
@@ -79,11 +93,11 @@ void read_extent(const Extent& extent, std::uint64_t offset, void* to, std::uint
 }
 
 void clear_extent(Extent& extent, std::uint64_t offset, std::uint64_t size) {
-  if (!extent.contents) return;
-  zero_host_pages(extent.contents + offset, size);
+  if (!has_contents(extent)) return;
   if (offset == 0 && size == extent.size) {
-    sim().resident_bytes -= extent.touched;
-    extent.touched = 0;
+    forget_contents(extent);
+  } else {
+    zero_host_pages(extent.contents + offset, size);
   }
 }
 

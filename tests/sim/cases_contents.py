@@ -245,3 +245,25 @@ def open_memory_of_another_process(cuda: Cuda) -> None:
     ok(cuda.rt.cudaIpcCloseMemHandle(first))
     ok(cuda.rt.cudaIpcCloseMemHandle(second))
     assert cuda.rt.cudaIpcCloseMemHandle(second) == cu.INVALID_VALUE
+
+
+@case(memory=str(64 * cu.MIB))
+def a_launch_forgets_contents(cuda: Cuda) -> None:
+    address, other = cuda.malloc(cu.PAGE), cuda.malloc(cu.PAGE)
+    cuda.write(address, b"before")
+    cuda.write(other, b"beside")
+    assert cuda.read(address, 6) == b"before"
+    ok(cuda.launch())
+    assert cuda.read(address, 6) == bytes(6)
+    cuda.write(address + 10, b"after")
+    assert cuda.read(address, 16) == bytes(10) + b"after\0"
+    ok(cuda.rt.cudaMemcpy(c_void_p(address), c_void_p(other), c_size_t(6), cu.ON_DEVICE))
+    assert cuda.read(address, 16) == bytes(10) + b"after\0"
+
+
+@case(memory=str(64 * cu.MIB), keep_contents="1")
+def contents_outlive_launches_where_asked(cuda: Cuda) -> None:
+    address = cuda.malloc(cu.PAGE)
+    cuda.write(address, b"before")
+    ok(cuda.launch())
+    assert cuda.read(address, 6) == b"before"
