@@ -43,9 +43,9 @@ void DeviceHeap::set_fraction(double fraction) {
 // --- heaps -------------------------------------------------------------------------------------------------------
 
 std::unique_ptr<Heap> DeviceHeap::new_heap(StreamId stream, PoolId pool) {
-  // Slabs never need more addresses than the device has memory; the arena gets several times that, less where the
-  // driver has no such range left.
-  const Bytes slab_bytes = round_up(info_.total_bytes, kPageBytes);
+  // Slabs never need more addresses than the device has memory, but for one sleeping slab of each class; the arena gets
+  // several times that, less where the driver has no such range left.
+  const Bytes slab_bytes = round_up(info_.total_bytes, kPageBytes) + (Slabs::kMaxBin + 1) * kPageBytes;
   Bytes arena_bytes =
       round_up(static_cast<Bytes>(options_.address_space * static_cast<double>(info_.total_bytes)), kPageBytes);
   for (;;) {
@@ -72,61 +72,73 @@ Heap& DeviceHeap::make_heap(StreamId stream) {
   stream_heaps_.push_back(new_heap(stream, PoolId{}));
   Heap& heap = *stream_heaps_.back();
   entries_.push_back(std::make_unique<StreamEntry>(StreamEntry{stream, &heap, bucket.load()}));
-  if (entries_.size() + pools_.size() > 1) shared_.several_heaps = true;
+  if (entries_.size() + pools_.size() > 1) several_heaps_from_now();
   bucket.store(entries_.back().get(), std::memory_order_release);
   return heap;
 }
 
+// What the only heap counted so far was the device's.
+void DeviceHeap::several_heaps_from_now() {
+  if (shared_.several_heaps.exchange(true)) return;
+  for (auto& heap : stream_heaps_) heap->publish_with_peaks();
+}
+
 // A pool is being filled: its filter decides, the latest pool first. Filters are torch's code, so they run without a
 // lock.
-Heap& DeviceHeap::heap_while_routing(StreamId stream) {
-  std::vector<std::pair<PoolId, std::function<bool(StreamId)>>> routes;
-  {
-    std::lock_guard guard(mutex_);
-    for (auto pool = pools_.rbegin(); pool != pools_.rend(); ++pool)
-      if ((*pool)->routing) routes.emplace_back((*pool)->id, (*pool)->filter);
-  }
-  for (const auto& [id, accepts] : routes)
-    if (accepts(stream)) return heap_of_pool(id, stream);
-  return heap_of(stream);
+Address DeviceHeap::allocate_while_routing(Bytes bytes, StreamId stream) {
+  std::vector<std::pair<PrivatePool*, std::function<bool(StreamId)>>> routes;
+  const Visit visit(*this, false, [&](PrivatePool& pool) {
+    if (pool.routing) routes.emplace_back(&pool, pool.filter);
+    return pool.routing;
+  });
+  const auto route = std::find_if(routes.rbegin(), routes.rend(), [&](auto& each) { return each.second(stream); });
+  Heap& heap = route != routes.rend() ? heap_of_pool(*route->first, stream) : heap_of(stream);
+  Address address = 0;
+  const Status status = heap.allocate(bytes, &address);
+  return status == Status::ok ? address : allocate_slow(heap, bytes, status);
 }
 
-Heap& DeviceHeap::heap_of_pool(PoolId id, StreamId stream) {
+Heap& DeviceHeap::heap_of_pool(PrivatePool& pool, StreamId stream) {
   std::lock_guard guard(mutex_);
-  PrivatePool* pool = find_pool(id);
-  if (pool == nullptr) throw UsageError("the pool was released while memory was allocated to it");
-  for (auto& heap : pool->heaps)
+  for (auto& heap : pool.heaps)
     if (heap->stream() == stream) return *heap;
-  pool->heaps.push_back(new_heap(stream, id));
-  shared_.several_heaps = true;
-  return *pool->heaps.back();
+  pool.heaps.push_back(new_heap(stream, pool.id));
+  several_heaps_from_now();
+  return *pool.heaps.back();
 }
 
-std::vector<Heap*> DeviceHeap::heaps() const {
-  std::lock_guard guard(mutex_);
-  std::vector<Heap*> all;
-  all.reserve(stream_heaps_.size() + pools_.size());
-  for (auto& heap : stream_heaps_) all.push_back(heap.get());
-  for (auto& pool : pools_)
-    for (auto& heap : pool->heaps) all.push_back(heap.get());
-  return all;
+template <typename Chosen>
+DeviceHeap::Visit::Visit(const DeviceHeap& device, bool of_streams, Chosen chosen) : device(device) {
+  std::lock_guard guard(device.mutex_);
+  if (of_streams)
+    for (auto& heap : device.stream_heaps_) heaps.push_back(heap.get());
+  for (auto& pool : device.pools_) {
+    if (!chosen(*pool)) continue;
+    ++pool->visitors;
+    pools.push_back(pool.get());
+    for (auto& heap : pool->heaps) heaps.push_back(heap.get());
+  }
+}
+
+DeviceHeap::Visit::~Visit() {
+  if (pools.empty()) return;
+  std::lock_guard guard(device.mutex_);
+  for (PrivatePool* pool : pools) --pool->visitors;
+}
+
+DeviceHeap::Visit DeviceHeap::all_heaps() const {
+  return {*this, true, [](const PrivatePool&) { return true; }};
+}
+
+// Not the heaps of pools in use: a graph's replays will touch their idle pages again.
+DeviceHeap::Visit DeviceHeap::reclaimable_heaps() const {
+  return {*this, true, [](const PrivatePool& pool) { return pool.users == 0; }};
 }
 
 void DeviceHeap::destroy_heap(std::unique_ptr<Heap> heap) {
   heap->retire();
   addresses_.set(heap->base(), heap->range_bytes(), nullptr);
   shared_.driver.release(shared_.device, heap->base(), heap->range_bytes());
-}
-
-// Not the heaps of pools in use: a graph's replays will touch their idle pages again.
-std::vector<Heap*> DeviceHeap::reclaimable_heaps() const {
-  std::lock_guard guard(mutex_);
-  std::vector<Heap*> some;
-  for (auto& heap : stream_heaps_) some.push_back(heap.get());
-  for (auto& pool : pools_)
-    if (pool->users == 0)
-      for (auto& heap : pool->heaps) some.push_back(heap.get());
-  return some;
 }
 
 // --- private pools -----------------------------------------------------------------------------------------------
@@ -211,35 +223,27 @@ std::vector<BlockInfo> DeviceHeap::blocks(PoolId id) const {
   return found;
 }
 
-template <typename Chosen>
-std::vector<Heap*> DeviceHeap::heaps_of(Chosen chosen) const {
-  std::lock_guard guard(mutex_);
-  std::vector<Heap*> some;
-  for (auto& pool : pools_)
-    if (chosen(*pool))
-      for (auto& heap : pool->heaps) some.push_back(heap.get());
-  return some;
-}
-
 // Pools nobody uses give their idle frames back; one without live blocks goes altogether.
 void DeviceHeap::collect_released() {
-  std::vector<Heap*> released;
   {
-    std::lock_guard guard(mutex_);
-    for (auto& pool : pools_)
-      if (pool->users == 0)
-        for (auto& heap : pool->heaps) released.push_back(heap.get());
-  }
-  for (Heap* heap : released) {
-    heap->wait_pending();
-    heap->reclaim(~0u);
+    const Visit released(*this, false, [](const PrivatePool& pool) { return pool.users == 0; });
+    for (Heap* heap : released.heaps) {
+      heap->wait_pending();
+      heap->reclaim(~0u);
+    }
   }
   std::lock_guard guard(mutex_);
   std::erase_if(pools_, [&](auto& pool) {
-    if (pool->users != 0 || pool->routing) return false;
+    if (pool->users != 0 || pool->routing || pool->visitors != 0) return false;
     for (auto& heap : pool->heaps)
       if (heap->live_blocks() != 0 || heap->mapped()) return false;
-    for (auto& heap : pool->heaps) destroy_heap(std::move(heap));
+    for (auto& heap : pool->heaps) {
+      heap->publish();
+      HeapStats last = heap->stats();
+      last.metadata_bytes = 0;
+      add_up(gone_, last);
+      destroy_heap(std::move(heap));
+    }
     return true;
   });
 }
@@ -250,13 +254,15 @@ void DeviceHeap::collect_released() {
 // pending frees, and new pages from the driver.
 Address DeviceHeap::allocate_slow(Heap& heap, Bytes bytes, Status status) {
   if (status == Status::failed) raise(bytes, status);
+  if (bytes > shared_.supply.limit()) raise(bytes, Status::out_of_memory);  // nothing to gain
   retries_.fetch_add(1, std::memory_order_relaxed);
   Address address = 0;
   const auto try_again = [&] {
     status = heap.allocate(bytes, &address);
     return status == Status::ok;
   };
-  std::vector<Heap*> all = reclaimable_heaps();
+  const Visit visit = reclaimable_heaps();
+  std::vector<Heap*> all = visit.heaps;
 
   // Idle pages of other streams, once those streams' work so far has completed.
   for (Heap* other : all) {
@@ -279,10 +285,12 @@ Address DeviceHeap::allocate_slow(Heap& heap, Bytes bytes, Status status) {
   if (try_again()) return address;
   // Idle memory of pools in use whose owners lend it.
   Bytes lent = 0;
-  for (Heap* lender : heaps_of([](const PrivatePool& pool) { return pool.use_on_oom && pool.users != 0; }))
+  const Visit lenders(*this, false, [](const PrivatePool& pool) { return pool.use_on_oom && pool.users != 0; });
+  for (Heap* lender : lenders.heaps)
     if (lender != &heap) lent += lender->reclaim(~0u);
   stolen_.fetch_add(lent / kPageBytes, std::memory_order_relaxed);
   if (lent != 0 && try_again()) return address;
+  shared_.supply.destroy_spare();  // made in vain
   raise(bytes, status);
 }
 
@@ -331,9 +339,12 @@ void DeviceHeap::raise(Bytes bytes, Status status) {
 }
 
 Bytes DeviceHeap::empty_cache() {
-  for (Heap* heap : reclaimable_heaps()) {
-    heap->poll_pending();
-    heap->reclaim(~0u);
+  {
+    const Visit visit = reclaimable_heaps();
+    for (Heap* heap : visit.heaps) {
+      heap->poll_pending();
+      heap->reclaim(~0u);
+    }
   }
   collect_released();
   return shared_.supply.destroy_spare();
@@ -350,8 +361,36 @@ Bytes DeviceHeap::empty_cache(PoolId id) {
 
 // --- statistics --------------------------------------------------------------------------------------------------
 
+void DeviceHeap::add_up(DeviceStats& stats, const HeapStats& one) {
+  const auto sum = [](Counter& into, const Counter& from) {
+    into.current += from.current;
+    into.peak += from.peak;
+    into.total += from.total;
+  };
+  sum(stats.requested, one.requested);
+  sum(stats.live, one.live);
+  sum(stats.pending, one.pending);
+  sum(stats.resident, one.resident);
+  stats.allocations += one.allocations;
+  stats.frees += one.frees;
+  stats.pages_aliased += one.pages_aliased;
+  stats.pending_completed += one.pending_completed;
+  stats.waits += one.waits;
+  for (auto part : {&HeapStats::all, &HeapStats::small, &HeapStats::large}) {
+    BlockStats& into = part == &HeapStats::all ? stats.all : part == &HeapStats::small ? stats.small : stats.large;
+    const BlockStats& from = one.*part;
+    for (auto counter : {&BlockStats::blocks, &BlockStats::requested, &BlockStats::live, &BlockStats::held_blocks,
+                         &BlockStats::held, &BlockStats::reserved, &BlockStats::unused})
+      sum(into.*counter, from.*counter);
+    into.gaps += from.gaps;
+  }
+  stats.live_blocks += one.live_blocks;
+  stats.metadata_bytes += one.metadata_bytes;
+}
+
 DeviceStats DeviceHeap::stats() const {
-  DeviceStats stats;
+  std::lock_guard guard(mutex_);
+  DeviceStats stats = gone_;
   stats.device = shared_.device;
   stats.total_bytes = info_.total_bytes;
   stats.limit_bytes = shared_.supply.limit();
@@ -362,34 +401,9 @@ DeviceStats DeviceHeap::stats() const {
   stats.pages_stolen = stolen_.load(std::memory_order_relaxed);
   stats.retries = retries_.load(std::memory_order_relaxed);
   stats.out_of_memory = out_of_memory_.load(std::memory_order_relaxed);
-  std::lock_guard guard(mutex_);
   const auto visit = [&](const Heap& heap) {
-    HeapStats one = heap.stats();
-    const auto sum = [](Counter& into, const Counter& from) {
-      into.current += from.current;
-      into.peak += from.peak;
-      into.total += from.total;
-    };
-    sum(stats.requested, one.requested);
-    sum(stats.live, one.live);
-    sum(stats.pending, one.pending);
-    sum(stats.resident, one.resident);
-    stats.allocations += one.allocations;
-    stats.frees += one.frees;
-    stats.pages_aliased += one.pages_aliased;
-    stats.pending_completed += one.pending_completed;
-    stats.waits += one.waits;
-    for (auto part : {&HeapStats::all, &HeapStats::small, &HeapStats::large}) {
-      BlockStats& into = part == &HeapStats::all ? stats.all : part == &HeapStats::small ? stats.small : stats.large;
-      const BlockStats& from = one.*part;
-      for (auto counter : {&BlockStats::blocks, &BlockStats::requested, &BlockStats::live, &BlockStats::held_blocks,
-                           &BlockStats::held, &BlockStats::reserved, &BlockStats::unused})
-        sum(into.*counter, from.*counter);
-      into.gaps += from.gaps;
-    }
-    stats.live_blocks += one.live_blocks;
-    stats.metadata_bytes += one.metadata_bytes;
-    stats.heaps.push_back(std::move(one));
+    stats.heaps.push_back(heap.stats());
+    add_up(stats, stats.heaps.back());
   };
   for (auto& heap : stream_heaps_) visit(*heap);
   for (auto& pool : pools_)
@@ -432,7 +446,8 @@ void DeviceHeap::reset_peaks() {
 
 void DeviceHeap::validate() const {
   Bytes held = 0;
-  for (Heap* heap : heaps()) {
+  const Visit visit = all_heaps();
+  for (Heap* heap : visit.heaps) {
     heap->validate();
     held += static_cast<Bytes>(heap->stats().reserved.current);
   }

@@ -27,7 +27,9 @@ class DeviceHeap {
 
   // Throws OutOfMemory, DriverError.
   Address allocate(Bytes bytes, StreamId stream) {
-    Heap& heap = shared_.captures.load(std::memory_order_acquire) == 0 ? heap_of(stream) : heap_while_routing(stream);
+    if (shared_.captures.load(std::memory_order_acquire) != 0) [[unlikely]]
+      return allocate_while_routing(bytes, stream);
+    Heap& heap = heap_of(stream);
     Address address = 0;
     const Status status = heap.allocate(bytes, &address);
     if (status == Status::ok) [[likely]]
@@ -66,6 +68,21 @@ class DeviceHeap {
     bool use_on_oom = false;
     std::function<bool(StreamId)> filter;
     std::vector<std::unique_ptr<Heap>> heaps;
+    int visitors = 0;
+  };
+  // Heaps to look at without the mutex: those of private pools are not destroyed as long as this lives.
+  class Visit {
+   public:
+    // The heaps of the pools that `chosen` accepts, and those of streams if wanted.
+    template <typename Chosen>
+    Visit(const DeviceHeap& device, bool of_streams, Chosen chosen);
+    ~Visit();
+    Visit(const Visit&) = delete;
+    Visit& operator=(const Visit&) = delete;
+
+    const DeviceHeap& device;
+    std::vector<Heap*> heaps;
+    std::vector<PrivatePool*> pools;
   };
 
   static constexpr std::size_t kBuckets = 64;
@@ -78,32 +95,33 @@ class DeviceHeap {
     return make_heap(stream);
   }
   [[gnu::noinline]] Heap& make_heap(StreamId stream);
-  [[gnu::noinline]] Heap& heap_while_routing(StreamId stream);
-  Heap& heap_of_pool(PoolId id, StreamId stream);
+  [[gnu::noinline]] Address allocate_while_routing(Bytes bytes, StreamId stream);
+  Heap& heap_of_pool(PrivatePool& pool, StreamId stream);
+  void several_heaps_from_now();
   std::unique_ptr<Heap> new_heap(StreamId stream, PoolId pool);
   [[gnu::noinline]] Address allocate_slow(Heap& heap, Bytes bytes, Status status);
   [[noreturn]] void raise(Bytes bytes, Status status);
-  std::vector<Heap*> heaps() const;
-  std::vector<Heap*> reclaimable_heaps() const;
-  template <typename Chosen>
-  std::vector<Heap*> heaps_of(Chosen chosen) const;
+  Visit all_heaps() const;
+  Visit reclaimable_heaps() const;
   PrivatePool* find_pool(PoolId pool) const;
   PrivatePool& add_user(PoolId pool);
   void collect_released();
   void destroy_heap(std::unique_ptr<Heap> heap);
+  static void add_up(DeviceStats& stats, const HeapStats& heap);
   void apply_limit();
 
   const Options options_;
   AddressTable& addresses_;
   DeviceInfo info_;
   DeviceShared shared_;
-  double fraction_;
+  std::atomic<double> fraction_;
   std::atomic<StreamEntry*> buckets_[kBuckets] = {};
   std::atomic<std::uint64_t> retries_{0}, out_of_memory_{0}, stolen_{0};
   mutable std::mutex mutex_;  // of what follows; taken before a heap's lock, never after
   std::vector<std::unique_ptr<Heap>> stream_heaps_;
   std::vector<std::unique_ptr<StreamEntry>> entries_;
   std::vector<std::unique_ptr<PrivatePool>> pools_;
+  DeviceStats gone_;  // what heaps counted that are no more
 };
 
 }  // namespace poolalloc

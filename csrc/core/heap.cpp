@@ -429,6 +429,15 @@ void Heap::publish() {
   publish_all();
 }
 
+void Heap::publish_with_peaks() {
+  std::lock_guard guard(lock_);
+  publish_all();
+  shared_.requested.raise_peak(all_.requested.peak);
+  shared_.live.raise_peak(all_.live.peak);
+  shared_.pending.raise_peak(pending_bytes_.peak);
+  shared_.resident.raise_peak(pages_.resident().peak);
+}
+
 void Heap::publish_all() {
   const auto send = [](DeviceTotals& total, std::int64_t now, std::int64_t& before) {
     if (now != before) total.add(now - before);

@@ -29,10 +29,10 @@ struct DeviceTotals {
   std::atomic<std::int64_t> current{0};
   std::atomic<std::int64_t> peak{0};
 
-  void add(std::int64_t change) {
-    const std::int64_t now = current.fetch_add(change, std::memory_order_relaxed) + change;
+  void add(std::int64_t change) { raise_peak(current.fetch_add(change, std::memory_order_relaxed) + change); }
+  void raise_peak(std::int64_t value) {
     std::int64_t seen = peak.load(std::memory_order_relaxed);
-    while (now > seen && !peak.compare_exchange_weak(seen, now, std::memory_order_relaxed)) {
+    while (value > seen && !peak.compare_exchange_weak(seen, value, std::memory_order_relaxed)) {
     }
   }
 };
@@ -92,6 +92,8 @@ class Heap {
   void reset_peaks();
   // Adds what changed since the last time to the device totals.
   void publish();
+  // The same, and the peaks so far become the device's.
+  void publish_with_peaks();
   void validate() const;
 
  private:
