@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,6 +84,8 @@ def bench(  # noqa: PLR0917
 
     note_dropped_variables()
 
+    for number in (signal.SIGTERM, signal.SIGHUP):  # unwind, so that a cell's process is not left behind
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
     with Progress(cells, device) as progress:
         results = harness.run_cells(cells, harness.Setting(device, torch, timeout), command, progress)
     print_results(results)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,6 +174,20 @@ def test_a_cell_that_does_not_end_is_ended(sim_bench: Bench, script: Script) -> 
     ran = sim_bench(script("import time\ntime.sleep(1000)\n"), "--allocators", "default", "--timeout", "1")
     assert ran.code == 1
     assert "did not end within 1 seconds" in ran.row("default")["error"]
+
+
+def test_a_bench_that_is_told_to_end_leaves_no_process_behind(sim_bench: Bench, script: Script, tmp_path: Path) -> None:
+    del sim_bench  # it only says whether there is a torch to run with
+    path = script("import os, time\nopen('pid', 'w').write(str(os.getpid()) + '\\n')\ntime.sleep(1000)\n")
+    command = [sys.executable, "-m", "poolalloc", "bench", path, "--allocators", "default"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_a_script_that_uses_no_gpu_is_an_error(sim_bench: Bench, script: Script) -> None:
