@@ -234,8 +234,8 @@ TEST(an_address_finds_its_block) {
   CHECK(heap.arena.containing(inside) == nullptr);
 }
 
-// Random use against a list of intervals. Whatever the placement rule: a place never makes the heap hold more pages than
-// fresh addresses would.
+// Random use against a list of intervals. Whatever the placement rule: a place never makes the heap hold more pages
+// than fresh addresses would.
 TEST(random_use_agrees_with_a_list_of_intervals) {
   std::mt19937 random(3);
   for (int run = 0; run < 30; ++run) {
