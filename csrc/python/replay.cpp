@@ -1,7 +1,6 @@
 #include "python/replay.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "core/allocator.h"
 #include "core/errors.h"
@@ -9,8 +8,6 @@
 
 namespace poolalloc::python {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 class Replayer {
  public:
@@ -67,12 +64,11 @@ class Replayer {
 
   // `step` is where it stopped, also if this throws.
   void run_until(std::size_t& step, std::size_t end, ReplayResult& result) {
-    const auto start = Clock::now();
     struct Stopwatch {
-      ~Stopwatch() { seconds += std::chrono::duration<double>(Clock::now() - start).count(); }
-      Clock::time_point start;
+      ~Stopwatch() { seconds += core_seconds() - start; }
+      double start;
       double& seconds;
-    } stopwatch{start, result.seconds};
+    } stopwatch{core_seconds(), result.seconds};
     for (; step < end; ++step) carry_out(program_.steps[step]);
   }
 

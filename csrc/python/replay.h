@@ -32,7 +32,7 @@ struct ReplayFailure {
 
 struct ReplayResult {
   std::uint64_t events = 0;  // done; all of them unless `failure`
-  double seconds = 0;        // for them, without the taking of samples
+  double seconds = 0;        // of a core, for them; the taking of samples is not counted
   std::vector<DeviceStats> devices;
   std::vector<ReplaySample> samples;
   std::optional<ReplayFailure> failure;

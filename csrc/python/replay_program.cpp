@@ -1,7 +1,8 @@
 #include "python/replay_program.h"
 
+#include <time.h>
+
 #include <algorithm>
-#include <chrono>
 #include <map>
 #include <string>
 #include <unordered_map>
@@ -191,9 +192,15 @@ class Compiler {
 
 ReplayProgram::ReplayProgram(const TraceEvent* events, std::size_t count, const std::vector<StreamId>& streams,
                              const std::vector<PoolId>& pools) {
-  const auto start = std::chrono::steady_clock::now();
+  const double start = core_seconds();
   Compiler(*this, events, count, streams, pools);
-  seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  seconds = core_seconds() - start;
+}
+
+double core_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
 }  // namespace poolalloc::python

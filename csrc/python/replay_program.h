@@ -67,7 +67,10 @@ struct ReplayProgram {
   std::uint32_t pools = 1;  // numbers of pools in use
   std::uint32_t slots = 0;  // most blocks live at once
   int devices = 1;          // 1 + the highest device
-  double seconds = 0;       // that it took
+  double seconds = 0;       // of a core, that this took
 };
+
+// The processor time this thread has used: unlike the time of day, the same on a busy machine as on an idle one.
+double core_seconds();
 
 }  // namespace poolalloc::python

@@ -19,6 +19,9 @@ COMMANDS = {
     "run": "poolalloc.cli.run",
     "sim": "poolalloc.cli.sim",
     "bench": "poolalloc.cli.bench",
+    "import": "poolalloc.cli.import_",
+    "replay": "poolalloc.cli.replay",
+    "fit": "poolalloc.cli.fit",
     "doctor": "poolalloc.cli.doctor",
 }
 

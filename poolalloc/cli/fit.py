@@ -1,0 +1,142 @@
+"""`poolalloc fit`: whether a recorded program fits a smaller device, and what stands in the way."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from poolalloc.cli.common import fail, size_option
+from poolalloc.sizes import format_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from poolalloc.fit import DeviceFit, Fit, Share
+
+ROWS = 8  # of each list of shares
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("fit")(fit)
+
+
+def fit(
+    trace: Annotated[Path, typer.Argument(help="A trace: a recording, or what poolalloc import wrote.")],
+    *,
+    memory: Annotated[str, typer.Option(help="Memory that poolalloc may have on each device, such as 24GiB.")],
+    config: Annotated[str | None, typer.Option(help="A TOML file with options.", metavar="FILE")] = None,
+    conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> int:
+    """Say whether a recorded program fits under poolalloc, by how much, and what it holds when it holds most.
+
+    A card has less for its programs than its name says: the CUDA context takes some hundred MiB. The exit code is 0 if
+    it fits, 1 if not, 2 for bad input.
+
+    Example: poolalloc fit run.npz --memory 24GiB
+    """
+    from poolalloc import fit as fitting
+    from poolalloc.cli.progress import working
+    from poolalloc.cli.replay import load_config, read_trace
+    from poolalloc.errors import PoolallocError
+    from poolalloc.replay import require_memory
+
+    try:
+        settings = load_config(config, conf)
+        memory_bytes = require_memory(size_option("--memory", memory))
+        with working(f"fitting {trace.name}") as bar:
+            found = fitting.fit(read_trace(trace), memory_bytes, settings, progress=bar.at)
+    except PoolallocError as error:
+        fail(str(error))
+    if json:
+        print(json_format.dumps({**found.to_json(), "trace": trace.name}, indent=1))
+    else:
+        print_fit(found, trace.name)
+    return 0 if found.fits else 1
+
+
+def print_fit(found: Fit, name: str) -> None:
+    """Print the verdict for each device and what its largest live set consists of."""
+    from poolalloc.cli.progress import stdout_console
+
+    console = stdout_console()
+    for device in found.devices:
+        for line in _verdict(found, device, name):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        _print_live_set(console, device)
+
+
+def _verdict(found: Fit, device: DeviceFit, name: str) -> list[str]:
+    memory = format_size(found.memory_bytes)
+    spare = device.spare(found.memory_bytes)
+    verdict = f"fits {memory}, with {format_size(spare)} to spare" if device.fits else f"does NOT fit {memory}"
+    lines = [f"{name}, device {device.device}: {verdict} (poolalloc, {found.config or 'default options'})"]
+    if not device.fits and spare < 0:
+        lines.append(f"  missing: {format_size(-spare)}")
+    lost = device.out_of_memory
+    if lost is not None:
+        lines.append(
+            f"  runs out of memory at event {lost.event:,}, {lost.seconds:.6f} s after the first, asking for "
+            f"{format_size(lost.requested)}"
+        )
+    lines.append(f"  smallest memory that fits: {format_size(device.smallest_memory)}")
+    lines.append(
+        f"  peaks without a limit: {format_size(device.peak_reserved)} reserved, "
+        f"{format_size(device.peak_requested)} requested"
+    )
+    if device.recorded is not None:
+        peak = device.recorded.peak_reserved
+        than = "more" if peak > found.memory_bytes else "not more"
+        lines.append(
+            f"  {device.recorded.source}, had reserved {format_size(peak)} at its peak: {than} than this memory"
+        )
+    return lines
+
+
+def _print_live_set(console: Console, device: DeviceFit) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    live = device.live_set
+    table = Table(
+        title=f"the largest live set: {format_size(live.requested)} in {live.blocks:,} blocks, after event "
+        f"{live.event:,}, {live.seconds:.6f} s after the first",
+        title_justify="left",
+        header_style="dim",
+    )
+    table.add_column("by")
+    table.add_column("what", overflow="fold")
+    for heading in ("blocks", "requested", "share", "block sizes"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    groups: tuple[tuple[str, tuple[Share, ...]], ...] = (
+        ("size class", live.by_size),
+        ("phase", live.by_phase),
+        ("lifetime", live.by_lifetime),
+        ("stack", live.by_stack),
+    )
+    for name, shares in groups:
+        for number, share in enumerate(shares[:ROWS]):
+            label = format_size(int(share.label)) if name == "size class" else _printable(share.label)
+            sizes = {format_size(share.smallest): None, format_size(share.largest): None}
+            part = f"{100 * share.requested / live.requested:.1f} %" if live.requested else "-"
+            first = name if number == 0 else ""
+            row = (first, escape(label), f"{share.blocks:,}", format_size(share.requested), part, " - ".join(sizes))
+            table.add_row(*row)
+        if len(shares) > ROWS:
+            rest = shares[ROWS:]
+            requested = sum(share.requested for share in rest)
+            part = f"{100 * requested / live.requested:.1f} %"
+            blocks = sum(share.blocks for share in rest)
+            table.add_row("", f"{len(rest):,} more", f"{blocks:,}", format_size(requested), part, "")
+        table.add_section()
+    console.print(table)
+    if not live.by_stack:
+        console.print("  by stack: none was recorded", highlight=False)
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,0 +1,140 @@
+"""`poolalloc import`: makes a trace of a PyTorch memory snapshot or an RMM log, and accounts for every entry."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from poolalloc.cli.common import fail
+from poolalloc.sizes import format_size
+
+if TYPE_CHECKING:
+    from poolalloc.trace.format import Trace
+    from poolalloc.trace.report import Report
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("import")(import_)
+
+
+def import_(
+    source: Annotated[Path, typer.Argument(help="A PyTorch memory snapshot (.pickle) or an RMM log (.csv).")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The trace to write. Default: SOURCE with the ending .npz.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
+) -> int:
+    """Make a trace of another program's recording, and say what was found, inferred and missing.
+
+    Reads PyTorch's memory snapshots (torch.cuda.memory._dump_snapshot) of every version since 2.1, without running
+    anything that is in them, and logs of RMM's logging adaptor.
+
+    Example: poolalloc import snapshot.pickle -o run.npz
+    """
+    from poolalloc.cli.progress import working
+    from poolalloc.trace import TraceError, write
+
+    target = source.with_suffix(".npz") if output is None else output
+    try:
+        data = source.read_bytes()
+    except OSError as error:
+        fail(f"{source}: {error.strerror}")
+    if target.exists() and target.samefile(source):
+        fail(f"{source}: the trace cannot replace the file it is made of; give another name with -o")
+    try:
+        with working(f"reading {source.name}"):
+            trace, report = read_any(data, source.name)
+        with working(f"writing {target.name}"):
+            write(trace, target)
+    except TraceError as error:
+        fail(f"{source}: {error}")
+    except OSError as error:
+        fail(f"{target}: {error.strerror}")
+    if json:
+        print(json_format.dumps({**report.to_json(), "trace": str(target), "events": len(trace)}, indent=1))
+    else:
+        print_report(report, trace)
+        print(f"wrote {target}")
+    return 0
+
+
+def read_any(data: bytes, name: str) -> tuple[Trace, Report]:
+    """Return the trace in a file of any kind that can be imported. Raises TraceError."""
+    from poolalloc.trace import rmm_csv, torch_snapshot
+    from poolalloc.trace.format import TraceError
+
+    if not data:
+        raise TraceError("it is empty")
+    if data.startswith(b"PK\x03\x04"):
+        raise TraceError("it is a trace already, or another archive; import takes PyTorch's snapshots and RMM's logs")
+    first_line = data[:1000].split(b"\n", 1)[0]
+    if first_line.count(b",") >= 2 and all(32 <= byte < 127 or byte in b"\r\xef\xbb\xbf" for byte in first_line):
+        return rmm_csv.import_log(data, name)
+    return torch_snapshot.import_snapshot(data, name)
+
+
+def print_report(report: Report, trace: Trace) -> None:
+    """Print the account as tables."""
+    from rich.table import Table
+
+    from poolalloc.cli.progress import stdout_console
+
+    console = stdout_console()
+    console.print(f"{report.kind} {report.source}", style="bold", highlight=False, markup=False)
+    table = Table(header_style="dim", title_justify="left")
+    for heading in ("", "what", "count"):
+        table.add_column(heading, justify="right" if heading == "count" else "left", overflow="fold")
+    sections = (
+        ("found", report.found),
+        ("inferred", report.inferred),
+        ("written", report.written),
+        ("merged", report.merged),
+        ("left out", report.left_out),
+        ("assumed", report.assumed),
+    )
+    for name, counter in sections:
+        for number, (what, count) in enumerate(sorted(counter.items(), key=lambda item: -item[1])):
+            table.add_row(name if number == 0 else "", _safe(what), f"{count:,}")
+        if not counter and name in ("inferred", "left out"):
+            table.add_row(name, "nothing", "0")
+        table.add_section()
+    for number, what in enumerate(report.missing):
+        table.add_row("missing" if number == 0 else "", _safe(what), "")
+    console.print(table)
+    left, right = report.balance()
+    found, inferred = report.found.total(), report.inferred.total()
+    console.print(
+        f"{found:,} found + {inferred:,} inferred = {report.written.total():,} written + {report.merged.total():,} "
+        f"merged + {report.left_out.total():,} left out" + ("" if left == right else "  (THIS DOES NOT ADD UP)"),
+        highlight=False,
+    )
+    for row in report.devices:
+        console.print(_safe(_device_line(row)), highlight=False, markup=False)
+    streams, pools = len(set(trace.events["stream"].tolist())), len(set(trace.events["pool"].tolist()))
+    console.print(
+        f"{len(trace):,} events, {trace.initial_events:,} of them the initial state; "
+        f"{len(trace.used_devices())} devices, {streams} streams, {pools} pools, {len(trace.stacks) - 1:,} stacks",
+        highlight=False,
+    )
+
+
+def _device_line(row: dict[str, Any]) -> str:
+    words = (
+        ("reserved_at_start", "reserved at the start"),
+        ("reserved_peak", "at the peak"),
+        ("reserved_at_end", "at the end"),
+        ("allocated_at_end", "allocated at the end"),
+    )
+    known = [f"{format_size(row[key])} {word}" for key, word in words if row.get(key) is not None]
+    return f"device {row['device']}, says the recorded allocator: {', '.join(known) or 'nothing'}"
+
+
+def _safe(text: str) -> str:
+    """Text from a file, without what would move a terminal's cursor."""
+    from rich.markup import escape
+
+    return escape("".join(character if character.isprintable() else "?" for character in text))

@@ -1,0 +1,149 @@
+"""`poolalloc replay`: what poolalloc would have held for a recorded program, on a device that is only arithmetic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from poolalloc.cli.common import fail, size_option
+from poolalloc.sizes import format_size
+
+if TYPE_CHECKING:
+    from poolalloc.config import Config
+    from poolalloc.replay import DeviceResult, Result
+    from poolalloc.trace.format import Trace
+
+SAMPLES = 2000
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("replay")(replay)
+
+
+def replay(
+    trace: Annotated[Path, typer.Argument(help="A trace: a recording, or what poolalloc import wrote.")],
+    *,
+    config: Annotated[str | None, typer.Option(help="A TOML file with options.", metavar="FILE")] = None,
+    conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory of each device, such as 40GiB. Default: as recorded, else 80 GiB or what it takes."),
+    ] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    png_path: Annotated[
+        Path | None, typer.Option("--png", help="Draw memory over time into this file (needs matplotlib).")
+    ] = None,
+) -> int:
+    """Replay a recorded program through poolalloc, with no GPU: exact peaks, driver calls, and where memory runs out.
+
+    The exit code is 0 if it fitted, 1 if it ran out of memory, 2 for bad input.
+
+    Example: poolalloc replay run.npz --memory 24GiB --conf bin_limit:512KiB --png run.png
+    """
+    from poolalloc.cli.progress import working
+    from poolalloc.errors import PoolallocError
+    from poolalloc.replay import Replayer, require_memory
+    from poolalloc.trace import picture
+
+    try:
+        if png_path is not None:
+            picture.require_matplotlib()
+        settings = load_config(config, conf)
+        memory_bytes = None if memory is None else require_memory(size_option("--memory", memory))
+        with working(f"replaying {trace.name}"):
+            recording = read_trace(trace)
+            samples = SAMPLES if json_path is not None or png_path is not None else 0
+            result = Replayer(recording).run(settings, memory_bytes, samples)
+        print_result(result, recording, trace.name)
+        if json_path is not None:
+            document = {**result.to_json(), "trace": trace.name, "provenance": recording.provenance}
+            _write(json_path, lambda path: path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8"))
+        if png_path is not None:
+            _write(png_path, lambda path: picture.write_png(result, trace.name, path))
+    except PoolallocError as error:
+        fail(str(error))
+    return 0 if result.out_of_memory is None else 1
+
+
+def read_trace(path: Path) -> Trace:
+    """Return the trace in a file; ends the command if nothing was allocated in it. Raises TraceError."""
+    from poolalloc.trace import TraceError, read
+
+    trace = read(path)
+    if not trace.used_devices():
+        raise TraceError(f"{path.name}: nothing is allocated in it")
+    return trace
+
+
+def load_config(config: str | None, conf: str | None) -> Config:
+    """Return the options that the command line and the environment ask for. Raises ConfigError."""
+    from poolalloc.config import Config
+
+    return Config.load(config=config, conf=conf)
+
+
+def _write(path: Path, write: object) -> None:
+    assert callable(write)
+    try:
+        write(path)
+    except OSError as error:
+        fail(f"{path}: {error.strerror or error}")
+    except ValueError as error:  # a picture of an unknown kind
+        fail(f"{path}: {error}")
+    print(f"wrote {path}")
+
+
+def print_result(result: Result, trace: Trace, name: str) -> None:
+    """Print the figures as a table, and below it what else happened."""
+    from rich.table import Table
+
+    from poolalloc.cli.progress import stdout_console
+
+    console = stdout_console()
+    where = f"{format_size(result.memory_bytes)} a device ({result.memory_source})"
+    table = Table(
+        title=f"{name}: {len(trace):,} events; {where}", title_justify="left", title_style="bold", header_style="dim"
+    )
+    table.add_column("device")
+    table.add_column("source")
+    for heading in ("peak requested", "peak live", "peak pending", "peak resident", "peak reserved", "overhead"):
+        table.add_column(heading, justify="right")
+    for device in result.devices:
+        for row in _rows(device):
+            table.add_row(*row)
+    console.print(table, markup=False)
+    lines = [f"driver calls: {', '.join(f'{count:,} {kind}' for kind, count in result.driver_calls.items()) or 'none'}"]
+    stats = [device.stats for device in result.devices]
+    retries, completed = (sum(row[name] for row in stats) for name in ("retries", "pending_completed"))
+    lines.append(f"made room first: {retries:,} times; late frees completed: {completed:,}")
+    if result.config:
+        lines.append(f"options: {result.config}")
+    lines.append(
+        f"{result.events:,} events in {result.core_seconds:.3f} s of one core: "
+        f"{result.events_per_second / 1e6:.1f} million a second"
+    )
+    lost = result.out_of_memory
+    if lost is not None:
+        lines.append(
+            f"OUT OF MEMORY at event {lost.event:,} of {result.of_events:,}, {lost.seconds:.6f} s after the first, on "
+            f"device {lost.device}, asking for {format_size(lost.requested)}. Figures are of what came before."
+        )
+        lines.append(lost.message)
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _rows(device: DeviceResult) -> list[tuple[str, ...]]:
+    overhead = "-" if device.overhead is None else f"{device.overhead:.4f}"
+    peaks = (device.peak(name) for name in ("requested", "live", "pending", "resident", "reserved"))
+    rows = [(str(device.device), "poolalloc, replayed", *map(format_size, peaks), overhead)]
+    recorded = device.recorded
+    if recorded is not None:
+        requested = device.peak_requested
+        overhead = f"{recorded.peak_reserved / requested:.4f}" if requested else "-"
+        rows.append(("", recorded.source, *"----", format_size(recorded.peak_reserved), overhead))
+    return rows
