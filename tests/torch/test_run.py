@@ -150,7 +150,8 @@ def test_without_a_cuda_torch_one_line_and_exit_code_2(start: Callable, program:
     folder = program / "other"
     folder.mkdir()
     (folder / "torch.py").write_text(torch)
-    done = start(*RUN, "scripts/show.py", cwd=program, code=2, PYTHONPATH=str(folder))
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = start(*RUN, "scripts/show.py", cwd=program, code=2, PYTHONPATH=path)
     assert done.stderr.count("\n") == 1
     assert text in done.stderr
 
