@@ -335,56 +335,81 @@ def supervise(
     """
     program = prepare(command, environment)
     pipe = subprocess.PIPE if capture else None
-    # A session of its own makes it lead a group that can be ended as a whole; it can still read from the terminal.
-    process = subprocess.Popen(
-        list(command),
-        executable=program,
-        env=dict(environment),
-        cwd=cwd,
-        stdout=pipe,
-        stderr=pipe,
-        stdin=subprocess.DEVNULL if capture else None,
-        text=True,
-        start_new_session=True,
-    )
-    with process, _signals_passed_on(process.pid):
-        try:
-            stdout, stderr = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            _end_group(process)
-            stdout, stderr = process.communicate()
-            return None, stdout, stderr
-        except BaseException:
-            _end_group(process)
-            raise
+    group = _Group()
+    with _signals_passed_on(group):
+        # A session of its own makes it lead a group that can be ended as a whole; it can still read from the terminal.
+        process = subprocess.Popen(
+            list(command),
+            executable=program,
+            env=dict(environment),
+            cwd=cwd,
+            stdout=pipe,
+            stderr=pipe,
+            stdin=subprocess.DEVNULL if capture else None,
+            text=True,
+            start_new_session=True,
+        )
+        group.start(process.pid)
+        with process:
+            try:
+                stdout, stderr = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                _end_group(group, process)
+                return None, *_rest_of_output(process)
+            except BaseException:
+                _end_group(group, process)
+                raise
     code = process.returncode
     return (128 - code if code < 0 else code), stdout, stderr
 
 
-def _end_group(process: subprocess.Popen[str]) -> None:
+def _rest_of_output(process: subprocess.Popen[str]) -> tuple[str | None, str | None]:
+    """Return what an ended process wrote, without waiting for processes that left its group with its pipes open."""
+    try:
+        return process.communicate(timeout=_GRACE_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        parts = (error.stdout, error.stderr)
+        stdout, stderr = (part.decode(errors="replace") if isinstance(part, bytes) else part for part in parts)
+        return stdout, stderr
+
+
+class _Group:
+    """The process group of a program; signals that come before there is one wait for it."""
+
+    def __init__(self) -> None:
+        self._leader: int | None = None
+        self._waiting: list[int] = []
+
+    def start(self, leader: int) -> None:
+        self._leader = leader
+        while self._waiting:
+            self.send(self._waiting.pop(0))
+
+    def send(self, number: int) -> None:
+        if self._leader is None:
+            self._waiting.append(number)
+            return
+        with suppress(ProcessLookupError, PermissionError):  # nobody is left
+            os.killpg(self._leader, number)
+
+
+def _end_group(group: _Group, process: subprocess.Popen[str]) -> None:
     """End the process and all of its group: SIGTERM, and SIGKILL for whoever is left after the grace time."""
-    _signal_group(process.pid, signal.SIGTERM)
+    group.send(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         process.wait(_GRACE_SECONDS)
-    _signal_group(process.pid, signal.SIGKILL)
+    group.send(signal.SIGKILL)
     process.wait()
 
 
-def _signal_group(leader: int, number: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # nobody is left
-        os.killpg(leader, number)
-
-
 @contextmanager
-def _signals_passed_on(leader: int) -> Iterator[None]:
-    """While in force, signals that ask this process to end go to the group of `leader`, which decides what to do."""
+def _signals_passed_on(group: _Group) -> Iterator[None]:
+    """While in force, signals that ask this process to end go to the group, which decides what to do."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
-    previous = {
-        number: signal.signal(number, lambda received, _: _signal_group(leader, received)) for number in numbers
-    }
+    previous = {number: signal.signal(number, lambda received, _: group.send(received)) for number in numbers}
     try:
         yield
     finally:

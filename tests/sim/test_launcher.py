@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -243,6 +244,29 @@ def test_a_program_that_ignores_the_request_to_end_is_killed(tmp_path: Path, mon
     code, _, _ = sim.supervise(["sh", "-c", script], sim.sim_environment(), timeout=1)
     assert code is None
     assert not is_alive(int(pid.read_text()))
+
+
+def test_a_process_that_left_the_group_holds_nobody_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sim, "_GRACE_SECONDS", 0.5)
+    pid = tmp_path / "pid"
+    script = f"echo before; setsid sh -c 'echo $$ > {pid}; exec sleep 1000' & sleep 1000"
+    run = sim.run_simulated(["sh", "-c", script], timeout=1)
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    assert (run.timed_out, run.stdout) == (True, "before\n")
+
+
+def test_ctrl_c_before_the_program_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a signal waits for the program: it neither ends the launcher alone nor gets lost."""
+    real = subprocess.Popen
+
+    def interrupted(*arguments: Any, **keywords: Any) -> subprocess.Popen[str]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments, **keywords)
+
+    environment = sim.sim_environment()
+    monkeypatch.setattr(sim.subprocess, "Popen", interrupted)
+    code, _, _ = sim.supervise(["sleep", "1000"], environment, timeout=300)
+    assert code == 128 + signal.SIGINT
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
