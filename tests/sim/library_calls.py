@@ -70,6 +70,22 @@ def eight_bit_floats() -> None:
     assert torch._scaled_mm(a, b, one, one, out_dtype=torch.bfloat16).shape == (32, 16)
 
 
+def work_of_a_library_is_a_launch() -> None:
+    """Where the host wrote, a library's result is read as zeros afterwards, as any kernel's."""
+    dense, vector = torch.ones(8, 8), torch.ones(8)
+    signal = torch.ones(8, dtype=torch.complex64)
+    operations = {
+        "cuBLAS": lambda: torch.mm(dense.to(CUDA), dense.to(CUDA), out=dense.to(CUDA)),
+        "cuBLASLt": lambda: torch.addmm(vector.to(CUDA), dense.to(CUDA), dense.to(CUDA), out=dense.to(CUDA)),
+        "cuFFT": lambda: torch.fft.fft(signal.to(CUDA), out=signal.to(CUDA)),
+        "cuDNN": lambda: F.conv1d(dense.view(1, 8, 8).to(CUDA), dense.view(8, 8, 1).to(CUDA)),
+        "cuSOLVER": lambda: torch.linalg.cholesky(dense.to(CUDA), out=dense.to(CUDA)),
+    }
+    for library, operation in operations.items():
+        for _ in range(3):  # so that memory is used again
+            assert operation().cpu().abs().max() == 0, library
+
+
 # --- cuDNN ---
 class Residual(nn.Module):
     def __init__(self, width: int) -> None:

@@ -1,4 +1,4 @@
-// cuDNN's functions that must do more than succeed: handles and descriptors that can be asked back, the choice of a
+// cuDNN's functions that must do more than succeed: descriptors that can be asked back, the choice of a
 // convolution algorithm, and the weight layout of recurrent networks.
 // Not for the graph ("backend") API: it is refused, and the launcher keeps torch on the calls before it
 // (poolalloc/sim.py says how), because a simulated plan would answer for choices that only the real library makes.
@@ -18,10 +18,6 @@ constexpr int kNotSupported = 3000;  // CUDNN_STATUS_NOT_SUPPORTED
 constexpr int kMajor = 9;
 constexpr int kMinor = 99;
 constexpr int kPatch = 0;
-
-struct Handle {
-  void* stream = nullptr;
-};
 
 // Tensors and filters alike; a filter has a format and no strides.
 struct TensorDescriptor {
@@ -93,19 +89,7 @@ void copy_out(const std::vector<int>& values, int requested, int* to) {
 
 }  // namespace
 
-// --- handle, versions, texts ---
-SIMGPU_STUB int cudnnCreate(Handle** handle) {
-  *handle = new Handle;
-  return 0;
-}
-SIMGPU_STUB int cudnnSetStream(Handle* handle, void* stream) {
-  handle->stream = stream;
-  return 0;
-}
-SIMGPU_STUB int cudnnGetStream(const Handle* handle, void** stream) {
-  *stream = handle->stream;
-  return 0;
-}
+// --- versions and texts ---
 SIMGPU_STUB std::size_t cudnnGetVersion() { return kMajor * 10000 + kMinor * 100 + kPatch; }
 SIMGPU_STUB std::size_t cudnnGetCudartVersion() {
   int version = 0;

@@ -2,6 +2,7 @@
 # the simulated runtime.
 #
 #   cmake -DTABLE=gpus.def -DOUTPUT=gpus.json -P generate_gpus_json.cmake
+cmake_minimum_required(VERSION 3.20)
 set(columns memory_bytes major minor sm_count clock_khz mem_clock_khz bus_bits l2_bytes smem_per_block smem_optin
     smem_per_sm regs_per_sm max_threads_per_sm max_blocks_per_sm)
 file(STRINGS "${TABLE}" rows REGEX "^GPU\\(")

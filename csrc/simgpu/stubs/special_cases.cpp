@@ -26,20 +26,14 @@ void write_output(Type value, Slots... slots) {
 constexpr int kHostToDevice = 1;
 constexpr int kDeviceToHost = 2;
 
-// --- cuBLAS: a handle remembers what can be asked back ---
 constexpr int kPointersOnHost = 0;
 
-struct BlasHandle {
-  int pointer_mode = kPointersOnHost;
-  int math_mode = 0;
-};
-
 template <typename Result>
-int blas_scalar(const BlasHandle* handle, Result* result, Result value) {
+int blas_scalar(const LibraryHandle* handle, Result* result, Result value) {
   if (handle->pointer_mode == kPointersOnHost) {
     *result = value;
   }
-  return 0;
+  return launch(handle->stream);
 }
 
 struct Complex {
@@ -93,6 +87,11 @@ std::uint64_t cuda_type_bits(int type) {
     write_output<argument, type>((value), SLOT_NAMES); \
     return 0;                                          \
   }
+#define WORK_OUTPUT(function, argument, type, value)                   \
+  SIMGPU_STUB int function(SLOTS) {                                    \
+    write_output<argument, type>((value), SLOT_NAMES);                 \
+    return launch(reinterpret_cast<const LibraryHandle*>(a0)->stream); \
+  }
 #define OUTPUT2(function, argument1, type1, value1, argument2, type2, value2) \
   SIMGPU_STUB int function(SLOTS) {                                           \
     write_output<argument1, type1>((value1), SLOT_NAMES);                     \
@@ -102,43 +101,18 @@ std::uint64_t cuda_type_bits(int type) {
 #include "outputs.def"
 
 // --- cuBLAS ---
-SIMGPU_STUB int cublasCreate_v2(BlasHandle** handle) {
-  *handle = new BlasHandle;
-  return 0;
-}
-SIMGPU_STUB int cublasDestroy_v2(BlasHandle* handle) {
-  delete handle;
-  return 0;
-}
-SIMGPU_STUB int cublasSetPointerMode_v2(BlasHandle* handle, int mode) {
-  handle->pointer_mode = mode;
-  return 0;
-}
-SIMGPU_STUB int cublasGetPointerMode_v2(const BlasHandle* handle, int* mode) {
-  *mode = handle->pointer_mode;
-  return 0;
-}
-SIMGPU_STUB int cublasSetMathMode(BlasHandle* handle, int mode) {
-  handle->math_mode = mode;
-  return 0;
-}
-SIMGPU_STUB int cublasGetMathMode(const BlasHandle* handle, int* mode) {
-  *mode = handle->math_mode;
-  return 0;
-}
-
 // Results that land on the host when the pointer mode says so: indices (counted from one), norms and dot products.
-#define BLAS_INDEX(function)                                                               \
-  SIMGPU_STUB int function(const BlasHandle* handle, int, const void*, int, int* result) { \
-    return blas_scalar(handle, result, 1);                                                 \
+#define BLAS_INDEX(function)                                                                  \
+  SIMGPU_STUB int function(const LibraryHandle* handle, int, const void*, int, int* result) { \
+    return blas_scalar(handle, result, 1);                                                    \
   }
-#define BLAS_NORM(function, type)                                                           \
-  SIMGPU_STUB int function(const BlasHandle* handle, int, const void*, int, type* result) { \
-    return blas_scalar<type>(handle, result, 0);                                            \
+#define BLAS_NORM(function, type)                                                              \
+  SIMGPU_STUB int function(const LibraryHandle* handle, int, const void*, int, type* result) { \
+    return blas_scalar<type>(handle, result, 0);                                               \
   }
-#define BLAS_DOT(function, type)                                                                              \
-  SIMGPU_STUB int function(const BlasHandle* handle, int, const void*, int, const void*, int, type* result) { \
-    return blas_scalar<type>(handle, result, type{});                                                         \
+#define BLAS_DOT(function, type)                                                                                 \
+  SIMGPU_STUB int function(const LibraryHandle* handle, int, const void*, int, const void*, int, type* result) { \
+    return blas_scalar<type>(handle, result, type{});                                                            \
   }
 BLAS_INDEX(cublasIsamax_v2)
 BLAS_INDEX(cublasIdamax_v2)
@@ -192,6 +166,10 @@ SIMGPU_STUB int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*
   }
   return 0;
 }
+SIMGPU_STUB int cublasLtMatmul(void*, void*, const void*, const void*, void*, const void*, void*, const void*,
+                               const void*, void*, void*, void*, const void*, void*, std::size_t, void* stream) {
+  return launch(stream);
+}
 SIMGPU_STUB int cublasLtMatmulAlgoCheck(void*, void*, void*, void*, void*, void*, void*, LtHeuristicResult* result) {
   *result = kLtResult;
   return 0;
@@ -235,15 +213,15 @@ SIMGPU_STUB int cusparseLtSpMMACompressedSize2(const void*, const LtSparseMatrix
   *buffer = kWorkspaceBytes;
   return 0;
 }
+SIMGPU_STUB int cusparseLtSpMMACompress2(const void*, const void*, int, int, const void*, void*, void*, void* stream) {
+  return launch(stream);
+}
+SIMGPU_STUB int cusparseLtMatmul(const void*, const void*, const void*, const void*, const void*, const void*,
+                                 const void*, void*, void*, void** streams, std::int32_t count) {
+  return launch(count > 0 ? streams[0] : nullptr);
+}
 SIMGPU_STUB int cusparseLtMatmulAlgGetAttribute(const void*, const void*, int, void* data, std::size_t size) {
   std::memset(data, 0, size);
-  return 0;
-}
-
-// --- cuFFT: a plan is a number ---
-SIMGPU_STUB int cufftCreate(int* plan) {
-  static std::atomic<int> next{1};
-  *plan = next.fetch_add(1);
   return 0;
 }
 

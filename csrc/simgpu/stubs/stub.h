@@ -1,5 +1,6 @@
-// What the stubs of NVIDIA's libraries share: the export marker, opaque handles, and the one workspace size.
-// Not for the CUDA runtime or driver, which csrc/simgpu simulates; nothing here knows a device.
+// What the stubs of NVIDIA's libraries share: the export marker, handles, launches, and the one workspace size.
+// Not for the CUDA runtime or driver, which csrc/simgpu simulates: a stub reaches a device by their calls, as the real
+// library does.
 #pragma once
 
 #include <atomic>
@@ -14,6 +15,17 @@ namespace poolalloc::simgpu_stubs {
 // knows, so this is a token: small, yet large enough that the request shows up in an allocator's trace.
 inline constexpr std::size_t kWorkspaceBytes = std::size_t{1} << 20;
 inline constexpr int kWorkspaceElements = 1 << 16;
+
+// What cublasCreate, cusolverDnCreate, cusparseCreate and cudnnCreate make. Their other calls take it first.
+struct LibraryHandle {
+  void* stream = nullptr;
+  int pointer_mode = 0;
+  int math_mode = 0;
+};
+
+// The work of a library call: one kernel on the stream, which orders it with events and forgets, as any kernel does,
+// what the host wrote to the device. Returns a status that is success in every library if it is 0.
+int launch(void* stream);
 
 // Writes a result that the caller may not want.
 template <typename Type>
