@@ -8,7 +8,7 @@
 namespace poolalloc::simgpu {
 namespace {
 
-constexpr std::uint64_t kLargestWindow = 32ull << 40;
+constexpr std::uint64_t kLargestWindow = 64ull << 40;
 constexpr std::uint64_t kSmallestWindow = 64ull << 30;
 constexpr std::size_t kRememberedFrees = 1 << 16;
 

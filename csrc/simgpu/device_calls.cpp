@@ -157,6 +157,7 @@ SIMGPU_API int cudaDeviceSetLimit(int limit, std::size_t value) {
 
 SIMGPU_API int cudaGetDeviceFlags(unsigned* flags) {
   return runtime_call([&] {
+    const Lock lock = lock_sim();
     *flags = current_device().context_flags;
     return kSuccess;
   });

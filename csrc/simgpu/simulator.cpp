@@ -32,7 +32,7 @@ void after_fork_in_child() {
   Simulator* state = sim_if_made();
   if (!state) return;
   const bool used = std::any_of(state->devices.begin(), state->devices.end(),
-                                [](const auto& device) { return device->context_active; });
+                                [](const auto& device) { return device->context_active.load(); });
   if (used) state->lost_by_fork = true;
   state->mutex.unlock();
 }

@@ -30,7 +30,7 @@ struct Device {
   std::uint64_t used = 0;  // used = sum of the sizes of the counted extents on this device
   std::uint64_t peak = 0;  // peak >= used
   std::uint64_t launches = 0;
-  bool context_active = false;
+  std::atomic<bool> context_active{false};
   unsigned context_references = 0;  // cuDevicePrimaryCtxRetain less Release
   unsigned context_flags = 0;
   std::uint64_t peers = 0;  // bit by device: peer access enabled
