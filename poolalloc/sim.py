@@ -144,8 +144,8 @@ def sim_environment(
     _check_range("lag", lag, 0, MAXIMUM_LAG)
     folder = library_folder()
     environment = dict(os.environ if base is None else base)
-    for name in [name for name in environment if name.startswith("POOLALLOC_SIM_")]:
-        del environment[name]
+    for name in ("GPU", "MEMORY", "DEVICES", "LAG", "REPORT", "OWNER", "QUIET"):
+        environment.pop(f"POOLALLOC_SIM_{name}", None)  # of a simulation around this one
     # It would choose among the real cards; "" there, common on machines without one, hides the simulated ones too.
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     environment.update(_TORCH_SWITCHES)

@@ -102,6 +102,7 @@ def test_environment() -> None:
         "LD_LIBRARY_PATH": "/opt/lib",
         "CUDA_VISIBLE_DEVICES": "",
         "POOLALLOC_SIM_MEMORY": "1",
+        "POOLALLOC_SIM_PATIENCE": "3",
         "POOLALLOC_CONF": "kept:1",
     }
     environment = sim.sim_environment("A100", devices=2, lag=3, report="report.json", base=base)
@@ -111,6 +112,7 @@ def test_environment() -> None:
     assert "CUDA_VISIBLE_DEVICES" not in environment
     assert "POOLALLOC_SIM_MEMORY" not in environment, "the card decides, not what was left over from outside"
     assert environment["POOLALLOC_CONF"] == "kept:1"
+    assert environment["POOLALLOC_SIM_PATIENCE"] == "3", "what no option sets can be set from outside"
     assert environment["POOLALLOC_SIM_REPORT"] == os.path.abspath("report.json")
     assert [environment[f"POOLALLOC_SIM_{name}"] for name in ("GPU", "DEVICES", "LAG")] == ["a100", "2", "3"]
     again = sim.sim_environment(base=environment)
