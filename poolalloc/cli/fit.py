@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def fit(
-    trace: Annotated[Path, typer.Argument(help="A trace: a recording, or what poolalloc import wrote.")],
+    trace: Annotated[Path, typer.Argument(help="A trace, such as poolalloc import writes.", metavar="TRACE")],
     *,
     memory: Annotated[str, typer.Option(help="Memory that poolalloc may have on each device, such as 24GiB.")],
     config: Annotated[str | None, typer.Option(help="A TOML file with options.", metavar="FILE")] = None,

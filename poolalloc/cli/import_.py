@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
 
 
 def import_(
-    source: Annotated[Path, typer.Argument(help="A PyTorch memory snapshot (.pickle) or an RMM log (.csv).")],
+    source: Annotated[
+        Path, typer.Argument(help="A PyTorch memory snapshot (.pickle) or an RMM log (.csv).", metavar="SOURCE")
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The trace to write. Default: SOURCE with the ending .npz.")
     ] = None,
@@ -38,11 +40,11 @@ def import_(
     from poolalloc.cli.progress import working
     from poolalloc.trace import TraceError, write
 
-    target = source.with_suffix(".npz") if output is None else output
     try:
         data = source.read_bytes()
     except OSError as error:
         fail(f"{source}: {error.strerror}")
+    target = source.with_suffix(".npz") if output is None else output
     if target.exists() and target.samefile(source):
         fail(f"{source}: the trace cannot replace the file it is made of; give another name with -o")
     try:

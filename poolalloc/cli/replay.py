@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def replay(
-    trace: Annotated[Path, typer.Argument(help="A trace: a recording, or what poolalloc import wrote.")],
+    trace: Annotated[Path, typer.Argument(help="A trace, such as poolalloc import writes.", metavar="TRACE")],
     *,
     config: Annotated[str | None, typer.Option(help="A TOML file with options.", metavar="FILE")] = None,
     conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,

@@ -309,7 +309,12 @@ class _DeviceRebuild:
         """Blocks that are there at the end but were never seen; blocks that were seen but are gone."""
         if self.log.segments is None:
             return
-        final = {block.address: (block, segment) for segment in self.log.segments for block in segment.blocks}
+        final: dict[int, tuple[FinalBlock, Segment]] = {}
+        for segment in self.log.segments:
+            for block_there in segment.blocks:
+                if block_there.address in final:
+                    raise TraceError(f"device {self.log.device} has two blocks at address {block_there.address:#x}")
+                final[block_there.address] = (block_there, segment)
         for block in self.open.all():
             found = final.get(block.address)
             if found is None or not _may_be(found[0], block):
