@@ -39,21 +39,33 @@ class CMakeBuild(build_ext):
             subprocess.run(command, check=True)
 
 
-class WorkloadsToo(build_py):
-    """Puts benchmarks/workloads into the package, so that an installed `poolalloc bench` knows them by name."""
+class FilesFromOutside(build_py):
+    """Puts files from outside the package into it; an editable install finds them in the checkout.
+
+    The workloads, so that an installed `poolalloc bench` knows them by name. The sources of the bridge with the headers
+    they include, since it is compiled where torch is.
+    """
 
     def run(self) -> None:
-        """Build the package, then copy; an editable install finds them in the checkout."""
+        """Build the package, then copy."""
         super().run()
-        if not self.editable_mode:
-            shutil.copytree(
-                ROOT / "benchmarks" / "workloads",
-                Path(self.build_lib) / "poolalloc" / "bench" / "workload_files",
-                ignore=shutil.ignore_patterns("__pycache__"),
-                dirs_exist_ok=True,
-            )
+        if self.editable_mode:
+            return
+        package = Path(self.build_lib) / "poolalloc"
+        shutil.copytree(
+            ROOT / "benchmarks" / "workloads",
+            package / "bench" / "workload_files",
+            ignore=shutil.ignore_patterns("__pycache__"),
+            dirs_exist_ok=True,
+        )
+        for folder, pattern in (("bridge", "*.*"), ("core", "*.[hd]*"), ("driver", "*.[hd]*"), ("plugin", "*.[hd]*")):
+            target = package / "bridge_sources" / folder
+            target.mkdir(parents=True, exist_ok=True)
+            for file in (ROOT / "csrc" / folder).glob(pattern):
+                shutil.copy2(file, target)
 
 
 setup(
-    ext_modules=[Extension("poolalloc._core", sources=[])], cmdclass={"build_ext": CMakeBuild, "build_py": WorkloadsToo}
+    ext_modules=[Extension("poolalloc._core", sources=[])],
+    cmdclass={"build_ext": CMakeBuild, "build_py": FilesFromOutside},
 )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from poolalloc import _core
+from poolalloc import _bridge, _core
 from poolalloc._first_touch import first_touch
 from poolalloc._version import __version__
 from poolalloc.config import Config
@@ -37,6 +38,17 @@ MISSING = {
 """What torch's plain pluggable door cannot do, whatever stands behind it: feature, what happens."""
 
 
+BRIDGE_MISSING = {
+    "torch.cuda.memory_snapshot, memory._snapshot, memory._record_memory_history": (
+        "raise RuntimeError; poolalloc.fragmentation says where every reserved byte is"
+    ),
+    'torch.compile(mode="reduce-overhead")': "raises RuntimeError: its CUDA graphs ask the allocator for more",
+    "torch.cuda.MemPool(allocator=...)": "raises RuntimeError; a MemPool without an allocator of its own works",
+    "sharing CUDA tensors between processes (IPC)": "raises RuntimeError",
+}
+"""What does not work with the bridge: feature, what happens."""
+
+
 @dataclass(frozen=True)
 class Installation:
     """What install() did. Printing it says so in one line."""
@@ -44,14 +56,16 @@ class Installation:
     config: Config
     torch_version: str
     library: Path
+    """What torch loaded: the bridge built for it, or libpoolalloc.so."""
     backend: str = "plugin"
+    """`bridge`: nearly all of torch.cuda's memory calls work; `plugin`: see `missing`."""
     accelerator: bool = True
     """Whether torch.accelerator's memory functions reach poolalloc too."""
 
     @property
     def missing(self) -> dict[str, str]:
         """Features of torch that do not work with this backend, and what happens instead."""
-        return dict(MISSING)
+        return dict(BRIDGE_MISSING if self.backend == "bridge" else MISSING)
 
     def __str__(self) -> str:
         return f"poolalloc {__version__} serves torch {self.torch_version} ({self.backend})"
@@ -61,17 +75,24 @@ _lock = threading.Lock()
 _installation: Installation | None = None
 
 
-def install(config: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None) -> Installation:
+def install(
+    config: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None, *, bridge: bool | None = None
+) -> Installation:
     """Let poolalloc serve all CUDA memory of this process's torch. Call it before anything touches CUDA.
 
     `config` is a Config, a mapping of options, the path of a TOML file, or the name of a profile; None takes the
     defaults. On top of all but a Config come POOLALLOC_CONFIG and POOLALLOC_CONF, so that options can be changed from
     outside.
 
+    `bridge` says whether torch gets poolalloc's bridge, compiled for it on first use and kept: True makes it an error
+    if that fails, False takes the plain plugin, and None (or POOLALLOC_BRIDGE unset) takes the plugin with a warning
+    where there is no bridge. POOLALLOC_BRIDGE=1 or 0 decides where the argument does not.
+
     Calling it again with the same configuration, or with None, returns the first result.
 
     Raises AlreadyInitializedError if torch has already initialised CUDA, ConfigError for options that do not exist or
-    differ from those of an earlier call, TorchError if there is no torch or it is not built for CUDA.
+    differ from those of an earlier call, TorchError if there is no torch, it is not built for CUDA, or the bridge was
+    demanded and cannot be built.
     """
     global _installation  # noqa: PLW0603
     with _lock:
@@ -83,7 +104,7 @@ def install(config: Config | Mapping[str, Any] | str | os.PathLike[str] | None =
                     "configuration where it may have been called before"
                 )
             return _installation
-        _installation = _install(Config.load(config))
+        _installation = _install(Config.load(config), _bridge_wanted() if bridge is None else bridge)
         return _installation
 
 
@@ -106,10 +127,47 @@ def require_installed() -> None:
         )
 
 
-def _install(config: Config) -> Installation:
-    torch = _import_torch()
+def _bridge_wanted() -> bool | None:
+    asked = os.environ.get("POOLALLOC_BRIDGE", "")
+    if asked not in ("", "0", "1"):
+        raise ConfigError(f'POOLALLOC_BRIDGE is "{asked}"; it must be 1 (the bridge or an error), 0 (never) or unset')
+    return None if not asked else asked == "1"
+
+
+def _install(config: Config, bridge: bool | None) -> Installation:
+    torch = import_torch()
     _check_untouched(torch)
     _core.configure(config.to_conf())
+    if bridge is not False:
+        try:
+            return _install_bridge(config, torch)
+        except _bridge.BridgeError as error:
+            if bridge:
+                raise TorchError(f"poolalloc.install() has no bridge to torch: {error}") from error
+            warnings.warn(_without_bridge(error), RuntimeWarning, stacklevel=4)
+    return _install_plugin(config, torch)
+
+
+def _without_bridge(error: Exception) -> str:
+    lost = ", ".join(feature for feature in MISSING if feature not in BRIDGE_MISSING)
+    return (
+        f"poolalloc serves torch without its bridge, so these do not work: {lost}. Why: {error}. "
+        "poolalloc build-bridge --force tries again; POOLALLOC_BRIDGE=0 says that it is not wanted"
+    )
+
+
+def _install_bridge(config: Config, torch: ModuleType) -> Installation:
+    library = _bridge.build(torch)
+    try:
+        _bridge.load(library)
+    except _bridge.BridgeError as error:
+        if "already initialized" in str(error):
+            raise AlreadyInitializedError(_too_late()) from error
+        raise
+    return Installation(config, torch.__version__, library, backend="bridge")
+
+
+def _install_plugin(config: Config, torch: ModuleType) -> Installation:
     library = _core.library_path()
     handle = torch.cuda.memory.CUDAPluggableAllocator(library, "poolalloc_malloc", "poolalloc_free")
     for setter, address in _core.hook_addresses().items():
@@ -122,7 +180,8 @@ def _install(config: Config) -> Installation:
     return Installation(config, torch.__version__, Path(library), accelerator=_mend_accelerator(torch, before))
 
 
-def _import_torch() -> ModuleType:
+def import_torch() -> ModuleType:
+    """Torch, if it can be served. Raises TorchError."""
     try:
         import torch
     except ImportError as error:

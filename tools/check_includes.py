@@ -19,7 +19,7 @@ ALLOWED = {
     "core": ("core/", "driver/driver.h", "driver/counting_driver.h"),
     "driver": ("driver/", "core/types.h", "core/lock.h", "core/errors.h"),
     "plugin": ("plugin/", "core/", "driver/"),
-    "bridge": ("plugin/", "core/", "driver/"),
+    "bridge": ("bridge/", "plugin/", "core/", "driver/"),
     "python": ("python/", "plugin/", "core/", "driver/"),
     "simgpu": ("simgpu/",),
 }

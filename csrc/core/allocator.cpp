@@ -111,6 +111,14 @@ double Allocator::memory_fraction(DeviceIndex device) const {
   return heap != nullptr ? heap->fraction() : options_.memory_fraction;
 }
 
+void Allocator::allow_peer(DeviceIndex device, DeviceIndex peer) {
+  check_device(device);
+  check_device(peer);
+  if (device == peer) return;
+  driver_->allow_peer(device, peer);  // first, so that no mapping falls between
+  if (DeviceHeap* heap = existing(device)) heap->allow_access_to_mapped(peer);
+}
+
 void Allocator::begin_allocate_to_pool(DeviceIndex device, PoolId pool, std::function<bool(StreamId)> filter) {
   device_heap(device).begin_allocate_to_pool(pool, std::move(filter));
 }

@@ -58,6 +58,9 @@ class POOLALLOC_API Allocator {
   void set_memory_fraction(double fraction, DeviceIndex device);
   double memory_fraction(DeviceIndex device) const;
 
+  // Memory of `device` may be used by work on `peer`, from now on and what is mapped already. Throws DriverError.
+  void allow_peer(DeviceIndex device, DeviceIndex peer);
+
   // From now on requests on `device` whose stream `filter` accepts come from `pool`, until end_allocate_to_pool.
   // A pool counts its users: every begin_allocate_to_pool is one more, the first makes it.
   void begin_allocate_to_pool(DeviceIndex device, PoolId pool, std::function<bool(StreamId)> filter);

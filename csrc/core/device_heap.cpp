@@ -248,6 +248,18 @@ void DeviceHeap::collect_released() {
   });
 }
 
+void DeviceHeap::allow_access_to_mapped(DeviceIndex peer) {
+  std::lock_guard guard(mutex_);
+  const auto allow = [&](Heap& heap) {
+    if (heap.allow_access_to_mapped(peer) != Status::ok)
+      throw DriverError("device " + std::to_string(peer) + " cannot be given access to the memory of device " +
+                        std::to_string(shared_.device) + ": " + shared_.driver.last_error());
+  };
+  for (auto& heap : stream_heaps_) allow(*heap);
+  for (auto& pool : pools_)
+    for (auto& heap : pool->heaps) allow(*heap);
+}
+
 // --- when memory runs out ----------------------------------------------------------------------------------------
 
 // Each step tries again only if it gained something. The heap has already tried its own idle pages, its completed

@@ -50,6 +50,9 @@ class DeviceHeap {
   void release_pool(PoolId pool);
   std::vector<BlockInfo> blocks(PoolId pool) const;
 
+  // Everything mapped now. Throws DriverError.
+  void allow_access_to_mapped(DeviceIndex peer);
+
   DeviceStats stats() const;
   void reset_peaks();
   void validate() const;

@@ -322,6 +322,11 @@ Bytes Heap::reclaim(std::uint32_t at_most_frames) {
   return pages_.return_detached(leaving) * kPageBytes;
 }
 
+Status Heap::allow_access_to_mapped(DeviceIndex peer) {
+  std::lock_guard guard(lock_);
+  return pages_.allow_access_to_mapped(peer);
+}
+
 void Heap::retire() {
   std::lock_guard guard(lock_);
   pages_.return_all();

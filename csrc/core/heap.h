@@ -80,6 +80,8 @@ class Heap {
   Bytes reclaim(std::uint32_t at_most_frames);
   // Whether any page is mapped, be it idle or on its way out.
   bool mapped() const;
+  // Access for another device to every page mapped now.
+  Status allow_access_to_mapped(DeviceIndex peer);
   // Unmaps everything and hands every frame to the supply, live or not. The end of the heap: no work may touch it.
   void retire();
 

@@ -133,6 +133,8 @@ class Residency {
   void postpone(const Detached& detached);
   // Unmaps what an acquire mapped in vain, and what was refused before. Not during a capture.
   void return_left_behind();
+  // Access for another device to every page with a frame.
+  Status allow_access_to_mapped(DeviceIndex peer);
   // Unmaps every page and hands every frame to the supply, whatever lives there.
   void return_all();
 

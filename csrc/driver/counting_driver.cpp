@@ -1,6 +1,8 @@
 // See counting_driver.h. Every method counts, then forwards.
 #include "driver/counting_driver.h"
 
+#include <bit>
+
 namespace poolalloc {
 
 std::map<std::string, std::uint64_t> CountingDriver::calls() const {
@@ -8,6 +10,11 @@ std::map<std::string, std::uint64_t> CountingDriver::calls() const {
   for (std::size_t kind = 0; kind < kDriverCallKinds; ++kind)
     if (std::uint64_t count = counts_[kind].load(relaxed)) result[kDriverCallNames[kind]] = count;
   return result;
+}
+
+void CountingDriver::allow_peer(DeviceIndex device, DeviceIndex peer) {
+  if (device >= 0 && device < kMaxDevices && peer >= 0 && peer < kMaxDevices)
+    peers_[device].fetch_or(std::uint64_t{1} << peer);
 }
 
 int CountingDriver::device_count() { return driver_.device_count(); }
@@ -48,7 +55,13 @@ Status CountingDriver::map(DeviceIndex device, Address address, Bytes bytes, Phy
 
 Status CountingDriver::allow_access(DeviceIndex device, Address address, Bytes bytes) {
   count(DriverCall::allow_access);
-  return driver_.allow_access(device, address, bytes);
+  Status status = driver_.allow_access(device, address, bytes);
+  std::uint64_t peers = device < kMaxDevices ? peers_[device].load() : 0;
+  for (; peers != 0 && status == Status::ok; peers &= peers - 1) {
+    count(DriverCall::allow_access);
+    status = driver_.allow_access(std::countr_zero(peers), address, bytes);
+  }
+  return status;
 }
 
 Status CountingDriver::unmap(DeviceIndex device, Address address, Bytes bytes) {

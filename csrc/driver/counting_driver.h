@@ -1,5 +1,6 @@
-// An adaptor that counts the calls made through it, by kind; the device work is the wrapped driver's.
-// It judges nothing: a call that fails is counted too, since it cost the time of one.
+// An adaptor that counts the calls made through it, by kind, and grants the peers of a device what it grants the
+// device; the device work is the wrapped driver's. It judges nothing: a call that fails is counted too, since it cost
+// the time of one.
 #pragma once
 
 #include <atomic>
@@ -20,6 +21,9 @@ class POOLALLOC_API CountingDriver final : public Driver {
   std::uint64_t calls(DriverCall call) const { return counts_[static_cast<std::size_t>(call)].load(relaxed); }
   // The kinds called at least once, by name.
   std::map<std::string, std::uint64_t> calls() const;
+
+  // From now on allow_access for `device` allows `peer` too.
+  void allow_peer(DeviceIndex device, DeviceIndex peer);
 
   int device_count() override;
   Status device_info(DeviceIndex device, DeviceInfo* info) override;
@@ -49,7 +53,10 @@ class POOLALLOC_API CountingDriver final : public Driver {
   static constexpr std::memory_order relaxed = std::memory_order_relaxed;
   void count(DriverCall call) { counts_[static_cast<std::size_t>(call)].fetch_add(1, relaxed); }
 
+  static constexpr DeviceIndex kMaxDevices = 64;
+
   Driver& driver_;
+  std::atomic<std::uint64_t> peers_[kMaxDevices] = {};  // of each device, bit by bit
   std::atomic<std::uint64_t> counts_[kDriverCallKinds] = {};
 };
 

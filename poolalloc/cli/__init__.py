@@ -23,6 +23,7 @@ COMMANDS = {
     "replay": "poolalloc.cli.replay",
     "fit": "poolalloc.cli.fit",
     "doctor": "poolalloc.cli.doctor",
+    "build-bridge": "poolalloc.cli.build_bridge",
 }
 
 # typer carries its own copy of click in newer versions and depends on click in older ones; this finds either.

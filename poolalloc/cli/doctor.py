@@ -6,6 +6,7 @@ import json as json_format
 import os
 import platform
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ import typer
 from poolalloc._version import __version__
 from poolalloc.sizes import format_size
 
-_SETTINGS = ("POOLALLOC_CONFIG", "POOLALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+_SETTINGS = ("POOLALLOC_CONFIG", "POOLALLOC_CONF", "POOLALLOC_BRIDGE", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +39,7 @@ def doctor(
 
 def examine() -> dict[str, Any]:
     """The findings. Imports torch, and uses a device if there is one."""
-    from poolalloc import _core, _install
+    from poolalloc import _core
 
     probe = _core.probe_devices()
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
@@ -53,8 +54,15 @@ def examine() -> dict[str, Any]:
         "devices": probe["devices"],
         "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
         "swap": _try_swap(bool(probe["devices"])),
-        "missing": _install.MISSING,
+        "missing": dict(_missing()),
     }
+
+
+def _missing() -> dict[str, str]:
+    from poolalloc import _install
+
+    installed = _install.installation()
+    return _install.MISSING if installed is None else installed.missing
 
 
 def _torch() -> dict[str, Any]:
@@ -70,7 +78,9 @@ def _try_swap(have_device: bool) -> dict[str, Any]:
     from poolalloc import _install, memory
 
     try:
-        installed = _install.install()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            installed = _install.install()
         if not have_device:
             return {"works": False, "problem": "poolalloc can be installed, but there is no device to use it on"}
         torch = sys.modules["torch"]
@@ -80,7 +90,14 @@ def _try_swap(have_device: bool) -> dict[str, Any]:
             return {"works": False, "problem": "a tensor was made, but poolalloc did not hand out its memory"}
     except Exception as error:  # whatever is wrong here is the finding
         return {"works": False, "problem": " ".join(str(error).split())}
-    return {"works": True, "problem": None, "backend": installed.backend, "accelerator": installed.accelerator}
+    return {
+        "works": True,
+        "problem": None,
+        "backend": installed.backend,
+        "library": str(installed.library),
+        "warnings": [" ".join(str(warning.message).split()) for warning in caught],
+        "accelerator": installed.accelerator,
+    }
 
 
 def describe(findings: dict[str, Any]) -> list[str]:
@@ -103,7 +120,9 @@ def describe(findings: dict[str, Any]) -> list[str]:
     for name, value in findings["settings"].items():
         note = " (of torch's own allocator; without effect under poolalloc)" if name.startswith("PYTORCH") else ""
         lines.append(f"setting    {name}={value}{note}")
-    lines.append(f"swap       {'works' if swap['works'] else 'does not work: ' + swap['problem']}")
+    works = f"works, with the {swap['backend']} ({swap['library']})" if swap["works"] else ""
+    lines.append(f"swap       {works or 'does not work: ' + swap['problem']}")
+    lines += [f"warning    {text}" for text in swap.get("warnings", [])]
     lines += ["", "What torch cannot do under poolalloc today:"]
     lines += [f"  {feature}: {what}" for feature, what in findings["missing"].items()]
     return lines

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from poolalloc.sim import run_simulated
 
@@ -15,13 +16,20 @@ def test_on_a_simulated_gpu_everything_is_found(clean_environment: dict[str, str
     assert done.returncode == 0, done.stderr
     findings = json.loads(done.stdout)
     assert findings["schema"] == 1
-    assert findings["swap"] == {"works": True, "problem": None, "backend": "plugin", "accelerator": True}
+    swap = findings["swap"]
+    assert swap["works"]
+    assert swap["problem"] is None
+    assert swap["accelerator"]
+    assert not swap["warnings"]
+    assert swap["backend"] == "bridge"
+    assert Path(swap["library"]).is_file()
     assert findings["simulated"] is True
     assert findings["driver"]["library"].endswith("libcuda.so.1")
     assert [device["device"] for device in findings["devices"]] == [0, 1]
     assert all("A100" in device["name"] and device["virtual_memory"] for device in findings["devices"])
     assert findings["torch"]["cuda"]
-    assert "torch.cuda.MemPool, torch.cuda.use_mem_pool" in findings["missing"]
+    assert "sharing CUDA tensors between processes (IPC)" in findings["missing"]
+    assert "torch.cuda.MemPool, torch.cuda.use_mem_pool" not in findings["missing"]
 
     text = run_simulated(list(DOCTOR), timeout=300, base=clean_environment).stdout
     for word in ("poolalloc", "torch", "H100", "simulated", "GiB free", "with virtual memory management", "swap"):

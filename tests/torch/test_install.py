@@ -40,7 +40,7 @@ assert poolalloc.install() is first, "no wish of its own"
 error = error_of(lambda: poolalloc.install({"bin_limit": 1024}))
 assert isinstance(error, poolalloc.ConfigError) and "bin_limit" in str(error)
 assert poolalloc.installation() is first
-assert "plugin" in str(first) and first.config.bin_limit == 65536 and first.missing
+assert first.backend in str(first) and first.config.bin_limit == 65536 and first.missing
 import poolalloc.auto
 """
     )

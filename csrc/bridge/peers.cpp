@@ -1,0 +1,35 @@
+// Memory between devices and between processes.
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <cuda_runtime_api.h>
+
+#include "bridge/torch_allocator.h"
+#include "plugin/plugin.h"
+
+namespace poolalloc::bridge {
+
+void TorchAllocator::enablePeerAccess(DeviceIndex device, DeviceIndex peer) {
+  CUDAPluggableAllocator::enablePeerAccess(device, peer);
+  // Memory that is mapped, as poolalloc's is, also wants the access granted page by page.
+  plugin_allocator().allow_peer(peer, device);
+}
+
+// Where peers have no access to each other, only the peer form can copy mapped memory.
+cudaError_t TorchAllocator::memcpyAsync(void* to, int to_device, const void* from, int from_device, std::size_t bytes,
+                                        cudaStream_t stream, bool peer_access) {
+  if (peer_access || to_device == from_device)
+    return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream);
+  return cudaMemcpyPeerAsync(to, to_device, from, from_device, bytes, stream);
+}
+
+std::shared_ptr<void> TorchAllocator::getIpcDevPtr(std::string) {
+  TORCH_CHECK(false, "poolalloc: opening CUDA memory of another process (CUDA IPC) is not supported yet.");
+}
+
+c10::cuda::CUDACachingAllocator::ShareableHandle TorchAllocator::shareIpcHandle(void*) {
+  TORCH_CHECK(false,
+              "poolalloc: sharing CUDA tensors between processes (CUDA IPC) is not supported yet. Move the tensor to "
+              "the CPU first (tensor.cpu().share_memory_()).");
+}
+
+}  // namespace poolalloc::bridge

@@ -1,0 +1,168 @@
+// Memory in and out, and what torch is told about it: profiler, GPU trace, out of memory.
+#include "bridge/torch_allocator.h"
+
+#include <c10/core/impl/GPUTrace.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include "plugin/plugin.h"
+
+namespace poolalloc::bridge {
+namespace {
+
+DeviceIndex current_device() {
+  DeviceIndex device = -1;
+  C10_CUDA_CHECK(c10::cuda::GetDevice(&device));
+  return device;
+}
+
+// What torch's memory profiler is told: the change in rounded bytes, and the sums after it.
+[[gnu::noinline]] void tell_profiler(void* memory, std::int64_t change, DeviceIndex device) {
+  const DeviceStats stats = plugin_allocator().stats(device);
+  c10::reportMemoryUsageToProfiler(memory, change, static_cast<std::size_t>(stats.live.current),
+                                   static_cast<std::size_t>(stats.reserved.current), c10::Device(c10::kCUDA, device));
+}
+
+[[gnu::noinline]] void tell_profiler_of_new(void* memory, DeviceIndex device) {
+  Bytes bytes = 0;
+  plugin_allocator().base_allocation(address_of(memory), &bytes);
+  tell_profiler(memory, static_cast<std::int64_t>(bytes), device);
+}
+
+// Frees, and tells the profiler: it must know device and size, which are gone afterwards.
+template <typename Free>
+[[gnu::noinline]] void free_under_profiler(void* memory, Free&& free) {
+  const auto block = plugin_allocator().block(address_of(memory));
+  free();
+  if (block) tell_profiler(memory, -static_cast<std::int64_t>(block->rounded), static_cast<DeviceIndex>(block->device));
+}
+
+// Those who hold CUDA memory that they could do without (torch's IPC buffers, for one). True if one gave some back.
+bool run_free_memory_callbacks() {
+  bool freed = false;
+  for (const std::string& name : c10::FreeCudaMemoryCallbacksRegistry()->Keys())
+    freed |= c10::FreeCudaMemoryCallbacksRegistry()->Create(name)->Execute();
+  return freed;
+}
+
+}  // namespace
+
+TorchAllocator::TorchAllocator() : CUDAPluggableAllocator(&poolalloc_malloc, &poolalloc_free) {}
+
+// --- the hot path ------------------------------------------------------------------------------------------------
+
+inline void* TorchAllocator::get(std::size_t bytes, DeviceIndex device, cudaStream_t stream) {
+  if (bytes == 0) return nullptr;
+  void* memory = nullptr;
+  try {
+    memory = poolalloc_malloc(bytes, device, stream);
+  } catch (const OutOfMemory& error) {
+    memory = after_out_of_memory(bytes, device, stream, error.what());
+  }
+  if (const c10::impl::PyInterpreter* tracer = c10::impl::GPUTrace::get_trace()) [[unlikely]]
+    (*tracer)->trace_gpu_memory_allocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(memory));
+  if (c10::memoryProfilingEnabled()) [[unlikely]]
+    tell_profiler_of_new(memory, device);
+  return memory;
+}
+
+c10::DataPtr TorchAllocator::allocate(std::size_t bytes) {
+  const DeviceIndex device = current_device();
+  void* memory = get(bytes, device, c10::cuda::getCurrentCUDAStream(device).stream());
+  return {memory, memory, &release, c10::Device(c10::kCUDA, device)};
+}
+
+void* TorchAllocator::raw_alloc(std::size_t bytes) {
+  const DeviceIndex device = current_device();
+  return get(bytes, device, c10::cuda::getCurrentCUDAStream(device).stream());
+}
+
+void* TorchAllocator::raw_alloc_with_stream(std::size_t bytes, cudaStream_t stream) {
+  return get(bytes, current_device(), stream);
+}
+
+// Called from destructors: never throws (poolalloc_free reports failures).
+void TorchAllocator::release(void* memory) {
+  if (memory == nullptr) return;
+  if (const c10::impl::PyInterpreter* tracer = c10::impl::GPUTrace::get_trace()) [[unlikely]]
+    (*tracer)->trace_gpu_memory_deallocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(memory));
+  if (c10::memoryProfilingEnabled()) [[unlikely]]
+    return free_under_profiler(memory, [memory] { poolalloc_free(memory, 0, 0, nullptr); });
+  poolalloc_free(memory, 0, 0, nullptr);
+}
+
+void TorchAllocator::raw_delete(void* memory) {
+  if (memory == nullptr) return;
+  if (const c10::impl::PyInterpreter* tracer = c10::impl::GPUTrace::get_trace()) [[unlikely]]
+    (*tracer)->trace_gpu_memory_deallocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(memory));
+  const auto free = [memory] { plugin_allocator().free(address_of(memory)); };
+  if (c10::memoryProfilingEnabled()) [[unlikely]]
+    return free_under_profiler(memory, free);
+  free();
+}
+
+// --- out of memory -----------------------------------------------------------------------------------------------
+
+void* TorchAllocator::after_out_of_memory(std::size_t bytes, DeviceIndex device, cudaStream_t stream,
+                                          const std::string& text) {
+  if (!run_free_memory_callbacks()) raise_out_of_memory(bytes, device, text);
+  try {
+    return poolalloc_malloc(bytes, device, stream);
+  } catch (const OutOfMemory& error) {
+    raise_out_of_memory(bytes, device, error.what());
+  }
+}
+
+void TorchAllocator::raise_out_of_memory(std::size_t bytes, DeviceIndex device, const std::string& text) {
+  const DeviceStats stats = plugin_allocator().stats(device);
+  c10::reportOutOfMemoryToProfiler(static_cast<std::int64_t>(bytes), static_cast<std::size_t>(stats.live.current),
+                                   static_cast<std::size_t>(stats.reserved.current), c10::Device(c10::kCUDA, device));
+  const auto [free_bytes, total_bytes] = getMemoryInfo(device);
+  std::vector<OutOfMemoryObserver> observers;
+  {
+    const std::lock_guard guard(mutex_);
+    observers = out_of_memory_observers_;
+  }
+  for (const OutOfMemoryObserver& observer : observers)
+    observer(device, bytes, std::min<std::size_t>(total_bytes, stats.limit_bytes), free_bytes);
+  // Programs tell this error by its type, or by these first words.
+  TORCH_CHECK_WITH(OutOfMemoryError, false, "CUDA out of memory. ", text);
+}
+
+void TorchAllocator::attachOutOfMemoryObserver(OutOfMemoryObserver observer) {
+  const std::lock_guard guard(mutex_);
+  out_of_memory_observers_.push_back(std::move(observer));
+}
+
+// --- the rest of a block's life ----------------------------------------------------------------------------------
+
+// Memory of others is theirs to look after, as it is with torch's own allocator.
+void TorchAllocator::recordStream(const c10::DataPtr& memory, c10::cuda::CUDAStream stream) {
+  if (memory.get() != nullptr && memory.get_deleter() == &release)
+    poolalloc_record_stream(memory.get(), stream.stream());
+}
+
+void* TorchAllocator::getBaseAllocation(void* memory, std::size_t* bytes) {
+  return poolalloc_base_allocation(memory, bytes);
+}
+
+void TorchAllocator::init(int device_count) {
+  poolalloc_init(device_count);
+  initialized_ = true;
+}
+
+void TorchAllocator::emptyCache(MempoolId_t pool) {
+  if (pool == MempoolId_t{0, 0})
+    poolalloc_empty_cache();
+  else
+    plugin_allocator().empty_cache(id_of(pool));
+}
+
+double TorchAllocator::getMemoryFraction(DeviceIndex device) { return plugin_allocator().memory_fraction(device); }
+
+void TorchAllocator::setMemoryFraction(double fraction, DeviceIndex device) {
+  poolalloc_set_memory_fraction(fraction, device);
+}
+
+}  // namespace poolalloc::bridge

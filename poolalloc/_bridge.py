@@ -1,0 +1,184 @@
+"""The bridge to torch (csrc/bridge): compiled against the installed torch on first use, kept, and loaded.
+
+Not for choosing between bridge and plugin, or for what the user sees: _install.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+PACKAGE = Path(__file__).resolve().parent
+HEADERS = ("core", "driver", "plugin")
+"""The folders of csrc whose headers the bridge includes."""
+
+_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-DNDEBUG")
+
+
+class BridgeError(RuntimeError):
+    """The bridge cannot be built or loaded; the message is one line that says why, and where known what to do."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One build of the bridge: the command, and where its result is kept."""
+
+    command: tuple[str, ...]
+    source: str
+    library: Path
+
+    @property
+    def built(self) -> bool:
+        """Whether the result is there already."""
+        return self.library.is_file()
+
+
+def sources() -> Path:
+    """The folder with the C++ sources: beside an installed package, or csrc in a checkout."""
+    for folder in (PACKAGE / "bridge_sources", PACKAGE.parent / "csrc"):
+        if (folder / "bridge" / "install.cpp").is_file():
+            return folder
+    raise BridgeError(f"the sources of the bridge are missing: {PACKAGE / 'bridge_sources'}; reinstall poolalloc")
+
+
+def cache_folder() -> Path:
+    """Where built bridges are kept: POOLALLOC_CACHE_DIR, or poolalloc in the user's cache folder."""
+    if own := os.environ.get("POOLALLOC_CACHE_DIR"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "poolalloc"
+
+
+def plan(torch: ModuleType) -> Plan:
+    """How to build the bridge for this torch. Raises BridgeError if something that it takes is missing."""
+    folder = sources()
+    torch_folder = Path(str(torch.__file__)).resolve().parent
+    library = PACKAGE / "libpoolalloc.so"
+    command = (
+        *_compiler(),
+        *_FLAGS,
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+        f"-I{folder}",
+        f"-isystem{torch_folder / 'include'}",
+        *_cuda_includes(torch_folder.parent),
+        "-xc++",
+        "-",
+        f"-L{torch_folder / 'lib'}",
+        "-ltorch_cuda",
+        "-lc10_cuda",
+        "-lc10",
+        "-xnone",
+        str(library),
+    )
+    parts = sorted((folder / "bridge").glob("*.cpp"))
+    digest = hashlib.sha256(repr((command[:1], _FLAGS, torch.__version__, torch.version.git_version)).encode())
+    for file in sorted(
+        [*parts, *(header for name in ("bridge", *HEADERS) for header in (folder / name).glob("*.[hd]*"))]
+    ):
+        digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    abi = sysconfig.get_config_var("SOABI") or "unknown"
+    name = f"bridge-torch{torch.__version__}-{abi}-{digest.hexdigest()[:16]}.so"
+    # One translation unit: torch's headers are most of the work.
+    source = "".join(f'#include "bridge/{part.name}"\n' for part in parts)
+    return Plan(command, source, cache_folder() / name)
+
+
+def _compiler() -> tuple[str, ...]:
+    asked = os.environ.get("CXX")
+    for candidate in [asked] if asked else ["g++", "c++", "clang++"]:
+        words = candidate.split()
+        if words and shutil.which(words[0]):
+            return tuple(words)
+    raise BridgeError(
+        f"there is no C++ compiler ({asked or 'g++, c++ or clang++'}); install one, for example: apt-get install g++"
+    )
+
+
+def _cuda_includes(site_packages: Path) -> list[str]:
+    """Flags for the CUDA runtime's headers: those beside torch first, then a toolkit's.
+
+    NVIDIA's wheels leave out a few that the others include; triton, which comes with torch, has them.
+    """
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    folders = [
+        *sorted((site_packages / "nvidia").glob("cu[0-9]*/include"), reverse=True),
+        site_packages / "nvidia" / "cuda_runtime" / "include",
+        *(Path(home) / "include" for home in homes),
+        Path("/usr/local/cuda/include"),
+        site_packages / "triton" / "backends" / "nvidia" / "include",
+    ]
+    folders = [folder for folder in folders if (folder / "cuda_runtime_api.h").is_file()]
+    if not folders:
+        raise BridgeError(
+            "the headers of the CUDA runtime were found neither beside torch nor in CUDA_HOME; install them, for "
+            "example: pip install nvidia-cuda-runtime, or set CUDA_HOME"
+        )
+    if not any((folder / "crt" / "host_defines.h").is_file() for folder in folders):
+        raise BridgeError(
+            "the CUDA header crt/host_defines.h was found neither beside torch nor in CUDA_HOME; install it, for "
+            "example: pip install nvidia-cuda-crt, or set CUDA_HOME"
+        )
+    return [f"-isystem{folders[0]}", *(flag for folder in folders[1:] for flag in ("-idirafter", str(folder)))]
+
+
+def build(torch: ModuleType, force: bool = False) -> Path:
+    """The bridge for this torch, built if it is not there yet. Raises BridgeError with the compiler's first error."""
+    wanted = plan(torch)
+    if wanted.built and not force:
+        return wanted.library
+    try:
+        wanted.library.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(wanted.library.with_suffix(".lock")):
+            if force or not wanted.built:  # another process may have built it meanwhile
+                _compile(wanted)
+    except OSError as error:
+        raise BridgeError(f"the bridge cannot be kept in {wanted.library.parent}: {error}") from error
+    return wanted.library
+
+
+def _compile(wanted: Plan) -> None:
+    with tempfile.TemporaryDirectory(prefix="build-", dir=wanted.library.parent) as folder:
+        result = Path(folder) / wanted.library.name
+        done = subprocess.run(
+            [*wanted.command, "-o", str(result)], input=wanted.source, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise BridgeError(f"{wanted.command[0]} failed: {_first_error(done.stderr, done.returncode)}")
+        result.replace(wanted.library)
+
+
+def _first_error(text: str, code: int) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower() or "undefined reference" in line]
+    return (errors or lines or [f"exit code {code}"])[0]
+
+
+@contextmanager
+def _only_one(file: Path) -> Iterator[None]:
+    """One process builds, the others wait for it."""
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def load(library: Path) -> None:
+    """Let the bridge take over torch's CUDA memory. Raises BridgeError if it cannot be loaded, or torch refuses it."""
+    try:
+        install = ctypes.CDLL(str(library)).poolalloc_bridge_install
+    except (OSError, AttributeError) as error:
+        raise BridgeError(f"{library.name} cannot be loaded: {error}") from error
+    install.restype = ctypes.c_char_p
+    problem = install()
+    if problem is not None:
+        raise BridgeError(problem.decode(errors="replace"))

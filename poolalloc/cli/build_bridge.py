@@ -1,0 +1,45 @@
+"""`poolalloc build-bridge`: compiles the bridge to torch ahead of its first use, for images and for many processes."""
+
+from __future__ import annotations
+
+import json as json_format
+import time
+from typing import Annotated
+
+import typer
+
+from poolalloc.cli.common import fail
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("build-bridge")(build_bridge)
+
+
+def build_bridge(
+    force: Annotated[bool, typer.Option("--force", help="Build it again even if it is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compile the bridge for the installed torch, so that the first poolalloc.install() need not.
+
+    It takes a C++ compiler and some seconds. It is kept in the user's cache folder; POOLALLOC_CACHE_DIR names another.
+
+    Example: poolalloc build-bridge
+    """
+    from poolalloc import _bridge, _install
+    from poolalloc.errors import TorchError
+
+    try:
+        torch = _install.import_torch()
+        was_there = not force and _bridge.plan(torch).built
+        started = time.monotonic()
+        library = _bridge.build(torch, force=force)
+    except (TorchError, _bridge.BridgeError) as error:
+        fail(f"build-bridge: {error}")
+    seconds = time.monotonic() - started
+    if json:
+        result = {"library": str(library), "torch": torch.__version__, "built": not was_there, "seconds": seconds}
+        print(json_format.dumps(result, indent=2))
+    else:
+        done = "was built before" if was_there else f"built in {seconds:.1f} s"
+        print(f"bridge for torch {torch.__version__}: {done}\n{library}")
