@@ -22,14 +22,14 @@ class CMakeBuild(build_ext):
     """
 
     def build_extension(self, ext: Extension) -> None:
-        """Configure, build and install into the package folder (the source tree for an editable install)."""
+        """Configure, build and install into the package folder of the build."""
         if shutil.which("cmake") is None:
             raise SystemExit("poolalloc: cmake was not found; install it with: pip install cmake ninja")
         compiler = os.environ.get("CXX", "c++")
         if shutil.which(compiler.split()[0]) is None:
             raise SystemExit(f"poolalloc: no C++ compiler ({compiler}); install one, for example: apt-get install g++")
         destination = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = Path(os.environ.get("POOLALLOC_BUILD_DIR", f"{self.build_temp}/cmake")).resolve()
+        build = self.cmake_folder()
         build.mkdir(parents=True, exist_ok=True)
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         configure = ["cmake", "-S", str(ROOT), "-B", str(build), *generator, f"-DPython_EXECUTABLE={sys.executable}",
@@ -37,6 +37,15 @@ class CMakeBuild(build_ext):
                      *os.environ.get("POOLALLOC_CMAKE_ARGS", "").split()]  # fmt: skip
         for command in (configure, ["cmake", "--build", str(build), "--parallel"], ["cmake", "--install", str(build)]):
             subprocess.run(command, check=True)
+
+    def copy_extensions_to_source(self) -> None:
+        """Install into the source tree as well, for an editable install: the libraries beside the module too."""
+        source = str(ROOT / "poolalloc")
+        subprocess.run(["cmake", "--install", str(self.cmake_folder()), "--prefix", source], check=True)
+
+    def cmake_folder(self) -> Path:
+        """Return where cmake builds."""
+        return Path(os.environ.get("POOLALLOC_BUILD_DIR", f"{self.build_temp}/cmake")).resolve()
 
 
 class FilesFromOutside(build_py):
