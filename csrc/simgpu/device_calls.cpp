@@ -1,5 +1,6 @@
 // The runtime's device calls: count, selection, properties, limits, peers, versions, synchronize, reset.
 #include <cstring>
+#include <iterator>
 #include <string>
 
 #include "simgpu/capture.h"
@@ -20,6 +21,26 @@ int get_properties(Properties* properties, int device) {
     fill_properties(*sim().devices[static_cast<std::size_t>(device)], *properties);
     return kSuccess;
   });
+}
+
+// The driver's usual sizes of stack, printf buffer, heap, sync depth, pending launches, fetches and set-aside cache.
+constexpr std::size_t kUsualLimits[] = {1024, 1 << 20, 8 << 20, 0, 2048, 64, 0};
+constexpr int kLimits = static_cast<int>(std::size(kUsualLimits));
+
+Error get_limit(int limit, std::size_t* value) {
+  if (!value || limit < 0 || limit >= kLimits) return kUnsupportedLimit;
+  const Lock lock = lock_sim();
+  const auto found = current_device().limits.find(limit);
+  *value = found == current_device().limits.end() ? kUsualLimits[limit] : found->second;
+  return kSuccess;
+}
+
+Error set_limit(int limit, std::size_t value) {
+  if (limit < 0 || limit >= kLimits) return kUnsupportedLimit;
+  const Lock lock = lock_sim();
+  use_context();
+  current_device().limits[limit] = value;
+  return kSuccess;
 }
 
 }  // namespace
@@ -133,26 +154,22 @@ SIMGPU_API int cudaDeviceReset() {
 
 SIMGPU_API int cudaDeviceGetLimit(std::size_t* value, int limit) {
   SIM_COUNT_CALL();
-  return runtime_call([&] {
-    const Lock lock = lock_sim();
-    if (!value || limit < 0 || limit > 6) return kUnsupportedLimit;
-    const auto found = current_device().limits.find(limit);
-    // The driver's usual sizes of stack, printf buffer, heap, sync depth and pending launches.
-    constexpr std::size_t kUsual[] = {1024, 1 << 20, 8 << 20, 0, 2048, 64, 0};
-    *value = found == current_device().limits.end() ? kUsual[limit] : found->second;
-    return kSuccess;
-  });
+  return runtime_call([&] { return get_limit(limit, value); });
 }
 
 SIMGPU_API int cudaDeviceSetLimit(int limit, std::size_t value) {
   SIM_COUNT_CALL();
-  return runtime_call([&] {
-    const Lock lock = lock_sim();
-    if (limit < 0 || limit > 6) return kUnsupportedLimit;
-    use_context();
-    current_device().limits[limit] = value;
-    return kSuccess;
-  });
+  return runtime_call([&] { return set_limit(limit, value); });
+}
+
+SIMGPU_API int cuCtxGetLimit(std::size_t* value, int limit) {
+  SIM_COUNT_CALL();
+  return context_call([&] { return get_limit(limit, value); });
+}
+
+SIMGPU_API int cuCtxSetLimit(int limit, std::size_t value) {
+  SIM_COUNT_CALL();
+  return context_call([&] { return set_limit(limit, value); });
 }
 
 SIMGPU_API int cudaGetDeviceFlags(unsigned* flags) {

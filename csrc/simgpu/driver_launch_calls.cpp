@@ -63,14 +63,38 @@ SIMGPU_API int cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void*, i
   });
 }
 
-// A descriptor for the tensor memory accelerator: only kernels read it.
-SIMGPU_API int cuTensorMapEncodeTiled(void* map, int, unsigned, void*, const std::uint64_t*, const std::uint64_t*,
-                                      const unsigned*, const unsigned*, int, int, int, int) {
+SIMGPU_API int cuOccupancyMaxActiveClusters(int* clusters, void*, const abi::DriverLaunchConfig* config) {
   SIM_COUNT_CALL();
+  return driver_call([&] {
+    if (!clusters || !config) return kInvalidValue;
+    return active_clusters({config->blockDimX, config->blockDimY, config->blockDimZ}, config->sharedMemBytes, clusters);
+  });
+}
+
+// --- descriptors for the tensor memory accelerator: only kernels read them ------------------------------------------
+
+namespace {
+
+int make_descriptor(void* map) {
   return driver_call([&] {
     constexpr std::size_t kDescriptorBytes = 128;
     if (!map) return kInvalidValue;
     std::memset(map, 0, kDescriptorBytes);
     return kSuccess;
   });
+}
+
+}  // namespace
+
+SIMGPU_API int cuTensorMapEncodeTiled(void* map, int, unsigned, void*, const std::uint64_t*, const std::uint64_t*,
+                                      const unsigned*, const unsigned*, int, int, int, int) {
+  SIM_COUNT_CALL();
+  return make_descriptor(map);
+}
+
+SIMGPU_API int cuTensorMapEncodeIm2col(void* map, int, unsigned, void*, const std::uint64_t*, const std::uint64_t*,
+                                       const int*, const int*, unsigned, unsigned, const unsigned*, int, int, int,
+                                       int) {
+  SIM_COUNT_CALL();
+  return make_descriptor(map);
 }

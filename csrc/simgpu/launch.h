@@ -13,6 +13,8 @@ Error launch_kernel(const abi::Dim3& grid, const abi::Dim3& block, std::size_t s
                     const char* caller);
 // Blocks of a kernel that an SM holds at once, for a kernel of 32 registers a thread.
 int active_blocks(int block_size, std::size_t shared_bytes);
+// Clusters that the device holds at once.
+Error active_clusters(const abi::Dim3& block, std::size_t shared_bytes, int* clusters);
 // Attributes that every simulated function has.
 Error function_attribute(int attribute, int* value);
 

@@ -48,6 +48,14 @@ int active_blocks(int block_size, std::size_t shared_bytes) {
   return blocks;
 }
 
+Error active_clusters(const abi::Dim3& block, std::size_t shared_bytes, int* clusters) {
+  const std::uint64_t threads = static_cast<std::uint64_t>(block.x) * block.y * block.z;
+  if (threads == 0 || threads > kMaxThreads) return kInvalidConfiguration;
+  // A cluster spreads over two SMs at the least.
+  *clusters = active_blocks(static_cast<int>(threads), shared_bytes) * sim().config.card->sm_count / 2;
+  return kSuccess;
+}
+
 Error function_attribute(int attribute, int* value) {
   const Card& card = *sim().config.card;
   switch (attribute) {
@@ -210,11 +218,7 @@ SIMGPU_API int cudaOccupancyMaxActiveClusters(int* clusters, const void*, const 
   SIM_COUNT_CALL();
   return runtime_call([&] {
     if (!clusters || !config) return kInvalidValue;
-    const int threads = static_cast<int>(config->blockDim.x * config->blockDim.y * config->blockDim.z);
-    if (threads <= 0) return kInvalidConfiguration;
-    // Two SMs share a cluster's hardware at the least.
-    *clusters = active_blocks(threads, config->dynamicSharedBytes) * sim().config.card->sm_count / 2;
-    return kSuccess;
+    return active_clusters(config->blockDim, config->dynamicSharedBytes, clusters);
   });
 }
 
