@@ -3,8 +3,9 @@
     python benchmarks/torch_interface.py            # on a simulated GPU
     python benchmarks/torch_interface.py --real     # on the GPU of this machine
 
-Each allocator runs in processes of its own, in turns, so that what else the machine does falls on both; the figure of a
-case is the median of its rounds. The ratio is the result: nanoseconds belong to one machine and one moment.
+Each allocator runs in processes of its own, in turns, so that what else the machine does falls on both. Time is that of
+the thread on a processor, and the figure of a case is the median of its rounds. The ratio is the result: nanoseconds
+belong to one machine and one moment.
 """
 
 from __future__ import annotations
@@ -71,10 +72,10 @@ def child(allocator: str, loops: str, pairs: int) -> dict[str, float]:
         count = max(1, pairs // 10)
         for _ in range(count // 10):
             torch.empty(size, dtype=torch.uint8, device="cuda")
-        started = time.perf_counter_ns()
+        started = time.thread_time_ns()
         for _ in range(count):
             torch.empty(size, dtype=torch.uint8, device="cuda")
-        return (time.perf_counter_ns() - started) / count
+        return (time.thread_time_ns() - started) / count
 
     return {
         "allocate, one size of 1 KiB": same(1024),
