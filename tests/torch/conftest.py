@@ -45,7 +45,11 @@ def _needs_torch() -> None:
 @pytest.fixture(scope="session")
 def clean_environment() -> dict[str, str]:
     """This process's environment without settings that would change what is tested."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("POOLALLOC_CONF", "POOLALLOC_BRIDGE", "PYTORCH_"))}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("POOLALLOC_CONF", "POOLALLOC_BRIDGE", "PYTORCH_"))
+    }
 
 
 @pytest.fixture
