@@ -70,7 +70,8 @@ class POOLALLOC_API Allocator {
   int pool_users(DeviceIndex device, PoolId pool) const;
   // Whether other pools may take this one's idle memory, in use or not, before they run out.
   void set_pool_use_on_oom(DeviceIndex device, PoolId pool, bool use);
-  // One user less; at none, its idle memory goes back to the device, and blocks still live go back when freed.
+  // One user less; at none, its idle memory serves everyone again, and that of blocks still live follows when they
+  // are freed and empty_cache is called, or memory runs out.
   void release_pool(DeviceIndex device, PoolId pool);
 
   // Devices this process has used.

@@ -352,11 +352,10 @@ void DeviceHeap::raise(Bytes bytes, Status status) {
 
 Bytes DeviceHeap::empty_cache() {
   {
+    const Visit all = all_heaps();
+    for (Heap* heap : all.heaps) heap->poll_pending();
     const Visit visit = reclaimable_heaps();
-    for (Heap* heap : visit.heaps) {
-      heap->poll_pending();
-      heap->reclaim(~0u);
-    }
+    for (Heap* heap : visit.heaps) heap->reclaim(~0u);
   }
   collect_released();
   return shared_.supply.destroy_spare();
