@@ -1,0 +1,280 @@
+"""When memory runs out: each step of the ladder in its turn, what the error says, and what it leaves."""
+
+import re
+
+import pytest
+from engines import GIB, KIB, MIB, PAGE, engine_of, sound
+
+from poolalloc import _core, errors
+
+EVENTS = ("retries", "pages_stolen", "pending_completed", "pages_created", "out_of_memory")
+
+
+def refused(engine: _core.Engine, size: int, **where: int) -> str:
+    with pytest.raises(errors.OutOfMemoryError) as caught:
+        engine.allocate(size, **where)
+    sound(engine)
+    return str(caught.value)
+
+
+class Steps:
+    """What the ladder did since the last look: events counted, and whether time had to pass."""
+
+    def __init__(self, engine: _core.Engine) -> None:
+        self.engine = engine
+        self.before = engine.stats()
+        self.time = engine.now()
+
+    def taken(self) -> dict[str, int]:
+        now = self.engine.stats()
+        counts = {event: now[event] - self.before[event] for event in EVENTS}
+        counts["waited"] = self.engine.now() - self.time
+        self.before, self.time = now, self.engine.now()
+        return {event: count for event, count in counts.items() if count}
+
+
+# --- the ladder, step by step ----------------------------------------------------------------------------------------
+
+
+def test_first_come_idle_pages_of_the_same_stream() -> None:
+    engine = engine_of(16, event_lag=10)
+    blocks = [engine.allocate(2 * PAGE, stream=1) for _ in range(8)]
+    for block in blocks[::2]:
+        engine.free(block)
+    steps = Steps(engine)
+    engine.allocate(8 * PAGE, stream=1)  # from four holes
+    assert steps.taken() == {}
+
+
+def test_then_pending_frees_that_have_completed() -> None:
+    engine = engine_of(16, event_lag=10)
+    block = engine.allocate(10 * PAGE, stream=1)
+    idle = engine.allocate(6 * PAGE, stream=2)
+    engine.free(idle)
+    engine.record_stream(block, 3)
+    engine.free(block)
+    engine.advance(10)
+    steps = Steps(engine)
+    engine.allocate(10 * PAGE, stream=1)
+    assert steps.taken() == {"pending_completed": 1}
+
+
+def test_then_idle_pages_of_other_streams_once_their_work_is_done() -> None:
+    engine = engine_of(16, event_lag=10)
+    engine.set_stream_lag(3, 1000)
+    waiting = engine.allocate(4 * PAGE, stream=1)
+    engine.record_stream(waiting, 3)
+    engine.free(waiting)
+    engine.free(engine.allocate(12 * PAGE, stream=2))
+    steps = Steps(engine)
+    engine.allocate(6 * PAGE, stream=1)
+    taken = steps.taken()
+    assert taken.pop("pages_stolen") in (6, 7, 8), "what was missing, and little more"
+    assert taken == {"retries": 1, "waited": 10}
+    assert engine.stats()["pending"]["current"] == 4 * PAGE, "nobody waited for the slow stream"
+
+
+def test_then_pending_frees_are_waited_for() -> None:
+    engine = engine_of(16, event_lag=10)
+    for stream in (1, 2):
+        block = engine.allocate(8 * PAGE, stream=stream)
+        engine.record_stream(block, 3)
+        engine.free(block)
+    steps = Steps(engine)
+    engine.allocate(8 * PAGE, stream=1)
+    assert steps.taken() == {"retries": 1, "pending_completed": 1, "waited": 10}
+    engine.advance(100)
+    engine.allocate(8 * PAGE, stream=1)  # the other stream's
+    assert steps.taken() == {"retries": 1, "pending_completed": 1, "pages_stolen": 8, "waited": 110}
+
+
+def test_then_everything_idle_goes_and_the_driver_is_asked_again() -> None:
+    engine = engine_of(16)
+    engine.allocate(PAGE)
+    engine.fail("create", 1, "out_of_memory")  # another process held that memory for a moment
+    steps = Steps(engine)
+    engine.allocate(4 * PAGE)
+    assert steps.taken() == {"retries": 1, "pages_created": 4}
+
+
+def test_last_comes_the_error() -> None:
+    engine = engine_of(16)
+    engine.allocate(10 * PAGE)
+    steps = Steps(engine)
+    refused(engine, 7 * PAGE)
+    assert steps.taken() == {"retries": 1, "out_of_memory": 1}
+
+
+def test_blocks_scattered_over_streams_and_pools_are_all_gathered() -> None:
+    engine = engine_of(32, event_lag=5)
+    for stream in range(4):
+        for size in (3 * PAGE, 300 * KIB, 1000):
+            block = engine.allocate(size, stream=stream)
+            if stream % 2:
+                engine.record_stream(block, 99)
+            engine.free(block)
+    engine.begin_allocate_to_pool(0, (1, 0), [7])
+    engine.free(engine.allocate(5 * PAGE, stream=7))
+    engine.end_allocate_to_pool(0, (1, 0))
+    engine.release_pool(0, (1, 0))
+    engine.allocate(32 * PAGE, stream=50)
+    assert engine.used_bytes() == 32 * PAGE
+    engine.validate()
+
+
+# --- what a failure leaves -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "size", [7 * PAGE, 16 * PAGE, 17 * PAGE, GIB, 1 << 40, (1 << 40) + 1, 1 << 50, 1 << 63, (1 << 64) - 1]
+)
+def test_a_failure_changes_nothing(size: int) -> None:
+    engine = engine_of(16)
+    engine.allocate(9 * PAGE)
+    engine.allocate(100)
+    engine.empty_cache()
+    before, used = engine.stats(), engine.used_bytes()
+    for stream in (0, 3):
+        refused(engine, size, stream=stream)
+    after = engine.stats()
+    assert engine.used_bytes() == used
+    for name in ("requested", "live", "pending", "resident", "reserved"):
+        assert after[name]["current"] == before[name]["current"]
+    assert after["live"]["peak"] == before["live"]["peak"]
+    assert engine.allocate(6 * PAGE)
+
+
+def test_no_page_is_made_for_what_can_never_fit() -> None:
+    engine = engine_of(64)
+    engine.free(engine.allocate(20 * PAGE))
+    created = engine.stats()["pages_created"]
+    refused(engine, 65 * PAGE)
+    assert engine.stats()["pages_created"] == created
+    assert engine.peak_used_bytes() == 20 * PAGE
+    assert engine.used_bytes() == 20 * PAGE, "a hopeless request does not empty the cache"
+
+
+def test_memory_comes_back_after_a_failure() -> None:
+    engine = engine_of(16)
+    block = engine.allocate(10 * PAGE)
+    refused(engine, 10 * PAGE)
+    engine.free(block)
+    assert engine.allocate(10 * PAGE)
+
+
+def test_a_driver_that_fails_for_another_reason_is_no_out_of_memory() -> None:
+    engine = engine_of(16)
+    engine.fail("create", 1, "failed")
+    with pytest.raises(errors.DriverError, match="create"):
+        engine.allocate(PAGE)
+    stats = engine.stats()
+    assert (stats["retries"], stats["out_of_memory"]) == (0, 0)
+
+
+def test_a_capture_runs_out_without_touching_what_it_may_not() -> None:
+    engine = engine_of(16, event_lag=5)
+    engine.free(engine.allocate(8 * PAGE, stream=1))
+    engine.begin_allocate_to_pool(0, (1, 0), [7])
+    engine.begin_capture(7)
+    for _ in range(4):
+        engine.allocate(2 * PAGE, stream=7)
+    refused(engine, PAGE, stream=7)  # stream 1's idle pages cannot be had now
+    engine.end_capture(7)
+    engine.end_allocate_to_pool(0, (1, 0))
+    assert engine.allocate(PAGE, stream=7)
+
+
+# --- what the error says ---------------------------------------------------------------------------------------------
+
+
+def shown(size: int) -> str:
+    return re.escape(_core.format_bytes(size))
+
+
+def test_the_error_gives_every_figure() -> None:
+    engine = engine_of(32, conf="memory_limit:40 MiB", event_lag=1000)
+    engine.set_stream_lag(5, 10**6)
+    engine.allocate(5 * PAGE + 1)
+    engine.allocate(3000)
+    pending = engine.allocate(2 * PAGE, stream=4)
+    engine.record_stream(pending, 5)
+    engine.begin_capture(9)  # so that nothing idle or pending can be had
+    engine.begin_allocate_to_pool(0, (1, 0), [9])
+    engine.free(pending)
+    engine.free(engine.allocate(3 * PAGE, stream=4))
+    text = refused(engine, 15 * PAGE + 77)
+    stats = engine.stats()
+    figures = {name: stats[name]["current"] for name in ("reserved", "live", "requested", "pending", "idle")}
+    assert min(figures.values()) > 0
+    for pattern in (
+        f"asked for {shown(15 * PAGE + 77)}",
+        f"has {shown(32 * PAGE - engine.used_bytes())} free of {shown(32 * PAGE)}",
+        f"may hold {shown(40 * MIB)} and holds {shown(figures['reserved'])}",
+        f"{shown(figures['live'])} live",
+        f"{shown(figures['requested'])} requested",
+        f"{shown(figures['pending'])} pending",
+        f"{shown(figures['idle'])} idle",
+        f"largest block that would have fitted: about {shown(40 * MIB - figures['reserved'] + figures['idle'])}",
+        f"arena on stream 0 {shown(5 * PAGE + 512)}",
+        f"bin {shown(3072)} on stream 0 {shown(3072)}",
+        "Try ",
+        "memory_limit",
+        "device 0",
+    ):
+        assert re.search(pattern, text), (pattern, text)
+
+
+@pytest.mark.parametrize("held", [0, 1, 7, 15])
+def test_the_block_said_to_fit_does_fit_and_the_next_page_does_not(held: int) -> None:
+    engine = engine_of(16)
+    if held:
+        engine.allocate(held * PAGE)
+    engine.free(engine.allocate(PAGE, stream=1))
+    text = refused(engine, 16 * PAGE + 1)
+    fits = _core.parse_bytes(re.search(r"would have fitted: about ([\d.]+ \w+)\.", text)[1])
+    assert fits == (16 - held) * PAGE
+    refused(engine, fits + PAGE)
+    assert engine.allocate(fits)
+
+
+def test_the_largest_holders_come_first() -> None:
+    engine = engine_of(16)
+    for size, count in ((64 * KIB, 40), (5 * PAGE, 1), (512, 3)):
+        for _ in range(count):
+            engine.allocate(size, stream=2)
+    held = refused(engine, GIB).partition("Held by: ")[2]
+    order = ["arena on stream 2 10 MiB", "bin 64 KiB on stream 2 2.50 MiB", "bin 512 B on stream 2 1.50 KiB"]
+    assert [held.find(one) for one in order] == sorted(held.find(one) for one in order)
+    assert all(one in held for one in order)
+
+
+def test_the_hint_fits_the_case() -> None:
+    free_device = refused(engine_of(16), 17 * PAGE)
+    assert "memory_fraction" not in free_device, "it allows all of the device already"
+    assert "other processes" not in free_device, "there are none"
+    engine = engine_of(16)
+    engine.set_memory_fraction(0.5)
+    assert "memory_fraction" in refused(engine, 9 * PAGE)
+    assert "memory_limit" in refused(engine_of(16, conf="memory_limit:4 MiB"), 3 * PAGE)
+    assert "address_space" not in free_device
+
+
+def test_addresses_that_run_out_are_named() -> None:
+    engine = engine_of(2048, conf="address_space:1")
+    pins = []
+
+    def cut_up() -> None:  # each block a little larger than any hole, with a small one left above it
+        for pages in range(600, 2000, 100):
+            block = engine.allocate(pages * PAGE)
+            pins.append(engine.allocate(300 * KIB))
+            engine.free(block)
+
+    with pytest.raises(errors.OutOfMemoryError, match="address_space") as caught:
+        cut_up()
+    assert len(pins) > 1
+    assert "(now 1)" in str(caught.value)
+    engine.validate()
+    for pin in pins:
+        engine.free(pin)
+    assert engine.allocate(2000 * PAGE)
+    assert engine.violations() == 0
