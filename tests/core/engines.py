@@ -21,8 +21,11 @@ def calls(engine: _core.Engine, *kinds: str) -> int:
 
 def handles(engine: _core.Engine, address: int, device: int = 0) -> list[int]:
     """The physical page under each page of a block."""
-    base, size = engine.base_allocation(address)
-    return [engine.physical(max(page, base), device)[0] for page in range(base // PAGE * PAGE, base + size, PAGE)]
+    found = engine.base_allocation(address)
+    assert found is not None
+    base, size = found
+    under = [engine.physical(max(page, base), device) for page in range(base // PAGE * PAGE, base + size, PAGE)]
+    return [piece[0] for piece in under if piece is not None]
 
 
 def fill(engine: _core.Engine, size: int, streams: tuple[int, ...] = (0,)) -> list[int]:

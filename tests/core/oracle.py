@@ -101,18 +101,17 @@ class Oracle:
     # --- what a program does --------------------------------------------------------------------------------------
 
     def allocate(self, size: int, device: int = 0, stream: int = 0) -> Block | None:
-        """Raises RefusedError if the engine had no room or the driver was told to refuse; fails if it had no reason to."""
+        """Raises RefusedError if there was no room or the driver was told to refuse; fails if there was no reason to."""
         pool = self.routed_pool(device, stream)
         if size > 0:
             self.heaps_used[device].add((stream, pool))
         fits = self.must_fit(size, device, stream, pool)
         used, waiting = self.engine.used_bytes(device), self.engine.failures_waiting()
+        refusal: Exception | None = None
         try:
             address = self.engine.allocate(size, device, stream)
         except (errors.OutOfMemoryError, errors.DriverError) as error:
             refusal = error
-        else:
-            refusal = None
         injected = waiting - self.engine.failures_waiting()
         self.refusals_seen += injected
         if refusal is not None:
@@ -257,7 +256,7 @@ class Oracle:
             and (block.heap == (device, stream, pool) or not self.in_used_pool(device, {"pool": block.pool}))
             for handle, _, _ in block.pieces
         }
-        return need * PAGE <= self.limit(device) - pinned - len(under_live) * PAGE
+        return bool(need * PAGE <= self.limit(device) - pinned - len(under_live) * PAGE)
 
     def pieces(self, block: Block) -> tuple[Piece, ...]:
         found = []
@@ -361,16 +360,14 @@ class Oracle:
         """Small and large blocks apart, as torch's statistics want them."""
         for kind in ("all", "small", "large"):
             mine = [[b for b in blocks if kind in ("all", kind_of(b))] for blocks in (live, pending)]
-            figures = {
-                name: stats[kind][name]["current"] for name in ("blocks", "requested", "live", "held_blocks", "held")
-            }
-            assert figures == {
+            expected = {
                 "blocks": len(mine[0]),
                 "requested": sum(block.requested for block in mine[0]),
                 "live": sum(block.size for block in mine[0]),
                 "held_blocks": len(mine[0]) + len(mine[1]),
                 "held": sum(block.size for block in mine[0] + mine[1]),
             }
+            assert {name: stats[kind][name]["current"] for name in expected} == expected
         assert stats["all"]["unused"]["current"] == stats["resident"]["current"] - stats["all"]["held"]["current"]
 
     def check_bins(self, heap: dict[str, Any], blocks: list[Block]) -> None:

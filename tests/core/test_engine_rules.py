@@ -377,9 +377,14 @@ def test_a_refused_call_leaves_nothing_changed(call: str, size: int) -> None:
 def test_addresses_that_run_out_are_an_error_and_not_the_end() -> None:
     engine = _core.Engine("address_space:64", {"memory_bytes": 1 << 40})
     served = 0
+    for stream in range(100):
+        try:
+            engine.allocate(PAGE, stream=stream)
+        except errors.DriverError:
+            break
+        served += 1
     with pytest.raises(errors.DriverError, match="cannot reserve"):
-        while engine.allocate(PAGE, stream=served):
-            served += 1
+        engine.allocate(PAGE, stream=served)
     assert served > 2, "streams make do with fewer addresses first"
     for stream in range(served):
         engine.allocate(PAGE, stream=stream)
