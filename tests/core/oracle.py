@@ -101,7 +101,7 @@ class Oracle:
     # --- what a program does --------------------------------------------------------------------------------------
 
     def allocate(self, size: int, device: int = 0, stream: int = 0) -> Block | None:
-        """Raises RefusedError if there was no room or the driver was told to refuse; fails if there was no reason to."""
+        """Raises RefusedError if there was no room or the driver was told to refuse; fails if neither."""
         pool = self.routed_pool(device, stream)
         if size > 0:
             self.heaps_used[device].add((stream, pool))
