@@ -67,7 +67,7 @@ bench: $(BUILT)
 test: test-native test-python
 
 test-python: $(BUILT)
-	$(PY) -m pytest tests --ignore=tests/gpu
+	$(PY) -m pytest tests
 
 # The tests that depend on torch's version, for the second version in CI.
 test-torch: $(BUILT)
