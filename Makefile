@@ -67,11 +67,11 @@ bench: $(BUILT)
 test: test-native test-python
 
 test-python: $(BUILT)
-	$(PY) -m pytest tests
+	$(PY) -m pytest -n 2 tests
 
 # The tests that depend on torch's version, for the second version in CI.
 test-torch: $(BUILT)
-	$(PY) -m pytest tests/torch tests/sim tests/bench
+	$(PY) -m pytest -n 2 tests/torch tests/sim tests/bench
 
 test-native: $(BUILT)
 	PATH="$(abspath $(VENV))/bin:$$PATH" tools/native_tests.sh
