@@ -173,6 +173,8 @@ class Replayer:
         self.trace = trace
         self._program = _core.Replay(trace.events, trace.streams, trace.pools)
         self._start_ns = int(trace.events["time_ns"][0])
+        self._memory_unless_given = _usual_memory(trace)
+        self._recorded = {device: recorded_figures(trace, device) for device in trace.used_devices()}
 
     def run(self, config: Config | None = None, memory: int | str | None = None, samples: int = 0) -> Result:
         """Replay it, each device with `memory` bytes (None: as recorded, else 80 GiB or what it takes).
@@ -180,17 +182,17 @@ class Replayer:
         `samples`: how many points the curves over time have, about; 0 makes none. Raises ConfigError and, where the
         engine's own figures contradict each other, InvariantViolation.
         """
-        memory_bytes, source = self._memory(memory)
+        memory_bytes, source = self._memory_unless_given
+        if memory is not None:
+            memory_bytes, source = (parse_size(memory) if isinstance(memory, str) else memory), "given"
         conf = "" if config is None else config.to_conf()
         points = sample_points(self.trace, samples) if samples else []
         raw = self._program.run(conf, memory_bytes, points)
         lost = raw["out_of_memory"]
         failure = None if lost is None else OutOfMemory(seconds=self._seconds(lost["event"]), **lost)
         devices = tuple(
-            DeviceResult(
-                index, raw["devices"][index], recorded_figures(self.trace, index), self._curve(raw["samples"], index)
-            )
-            for index in self.trace.used_devices()
+            DeviceResult(index, raw["devices"][index], recorded, self._curve(raw["samples"], index))
+            for index, recorded in self._recorded.items()
         )
         return Result(
             events=raw["events"],
@@ -204,14 +206,6 @@ class Replayer:
             driver_calls=raw["devices"][0]["driver_calls"],
             out_of_memory=failure,
         )
-
-    def _memory(self, memory: int | str | None) -> tuple[int, str]:
-        if memory is not None:
-            return (parse_size(memory) if isinstance(memory, str) else memory), "given"
-        known = [info.total_bytes for info in self.trace.devices if info.total_bytes]
-        if known:
-            return max(known), "recorded"
-        return max(DEFAULT_MEMORY, _ROOM * int(requested_over_time(self.trace.events).max())), "default"
 
     def _seconds(self, event: int) -> float:
         return (int(self.trace.events["time_ns"][event]) - self._start_ns) / 1e9
@@ -228,6 +222,13 @@ class Replayer:
             values={name: np.array([row[name] for row in rows]) for name in QUANTITIES},
             recorded_reserved=None if recorded is None else recorded[events],
         )
+
+
+def _usual_memory(trace: Trace) -> tuple[int, str]:
+    known = [info.total_bytes for info in trace.devices if info.total_bytes]
+    if known:
+        return max(known), "recorded"
+    return max(DEFAULT_MEMORY, _ROOM * int(requested_over_time(trace.events).max())), "default"
 
 
 def replay(trace: Trace, config: Config | None = None, memory: int | str | None = None, *, samples: int = 0) -> Result:

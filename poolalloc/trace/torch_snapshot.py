@@ -7,6 +7,7 @@ global, so that opening one runs nothing. Keys come and go between versions; wha
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import pickle
@@ -125,9 +126,22 @@ def import_snapshot(data: bytes, source: str) -> tuple[Trace, Report]:
     Raises TraceError for what is no snapshot, or one that contradicts itself.
     """
     try:
-        return _Import(load_plain(data), data, source).run()
+        with _no_collection():
+            return _Import(load_plain(data), data, source).run()
     except RecursionError:
         raise TraceError("its values are nested too deeply, or contain themselves") from None
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Millions of values are made and all are kept, so looking for garbage among them, again and again, is in vain."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Import:
@@ -141,6 +155,7 @@ class _Import:
         self.report = Report(source=source, kind=KIND)
         self.stacks = StackTable()
         self.known_stacks: dict[tuple[int, str], int] = {}
+        self.known_pools: dict[int, tuple[Any, Pool]] = {}
         self.marks: list[str] = []
         self.timed = True
         self._note_unknown(snapshot, _TOP, "the snapshot")
@@ -205,7 +220,7 @@ class _Import:
             return None
         time_ns = _int(row, "time_us", where, 1 << 54) * 1000 if self.timed else index * 1000
         stack = self._stack(row, where)
-        pool = _pool(row["pool_id"], where) if "pool_id" in row else None
+        pool = self._pool(row["pool_id"], where) if "pool_id" in row else None
         stream = _int(row, "stream", where, 1 << 64, wrap=True) if "stream" in row else 0
         if action == "annotate":
             text = f"annotate: {_text(row.get('user_metadata', ''))}"
@@ -219,8 +234,8 @@ class _Import:
         return Entry(action, address, size, stream, time_ns, stack, pool=pool)
 
     def _stack(self, row: dict[str, Any], where: str) -> int:
-        notes = [f"{name}: {_text(row[name])}" for name, nothing in _NOTES if row.get(name, nothing) != nothing]
         frames = row.get("frames")
+        notes = [f"{name}: {_text(row[name])}" for name, nothing in _NOTES if name in row and row[name] != nothing]
         if not frames and not notes:
             return 0
         key = (id(frames), "\n".join(notes))  # torch writes a stack once and refers to it again: the same object
@@ -230,6 +245,12 @@ class _Import:
             stack = [Frame("", note, 0) for note in notes] + [self._frame(frame, where) for frame in rows]
             number = self.known_stacks[key] = self.stacks.add(stack)
         return number
+
+    def _pool(self, value: Any, where: str) -> Pool:
+        known = self.known_pools.get(id(value))  # torch writes one pair for all, and this keeps it alive
+        if known is None:
+            known = self.known_pools[id(value)] = (value, _pool(value, where))
+        return known[1]
 
     def _frame(self, frame: Any, where: str) -> Frame:
         row = _dict(frame, f"a frame of {where}")

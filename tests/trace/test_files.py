@@ -229,6 +229,7 @@ CHANGES: list[tuple[Any, str]] = [
     (lambda f: f | {"pools.npy": npy(np.ones((1, 2), "<u8"))}, "pool 0 is the ordinary one"),
     (lambda f: f | {"streams.npy": npy(np.zeros(0, "<u8"))}, "must not be empty"),
     (lambda f: f | {"stack_ends.npy": npy(np.array([0, 9], "<u8"))}, "the ends of its stacks"),
+    (lambda f: f | {"stack_ends.npy": npy(np.array([0, 9, 2], "<u8"))}, "the ends of its stacks"),
     (lambda f: f | {"stack_frames.npy": npy(np.array([0, 9], "<u4"))}, "a frame that is not in the table"),
     (lambda f: f | {"texts.npy": npy(np.full(len(f["texts.npy"]) - 128, 255, np.uint8))}, "is not UTF-8"),
 ]

@@ -142,6 +142,34 @@ def test_a_block_whose_addresses_are_given_away_was_freed() -> None:
     assert dict(report.inferred) == {"frees that the recording lost": 1}
 
 
+def test_a_block_is_no_older_than_its_segment() -> None:
+    toy = toy_with(("allocate", 512, 0, (0, 0)), ("free", 0, False))
+    trace, report = imported(snapshot_of(toy, keep=[True, False, True, True]))
+    assert [name for name, *_ in summary(trace)] == ["SEGMENT_ALLOC", "ALLOC", "FREE"]
+    assert trace.initial_events == 0
+    assert dict(report.inferred) == {"allocations that the recording lost": 1}
+
+
+def test_a_pool_is_not_taken_from_a_later_segment_at_the_same_address() -> None:
+    at = {"stream": 0, "addr": 1 << 30}
+    place = ("alloc", "free_requested", "free_completed", "segment_free", "segment_alloc", "alloc")
+    log = [{"action": action, "size": 2 * MiB if "segment" in action else 512, **at} for action in place]
+    block = {"address": 1 << 30, "size": 512, "requested_size": 512, "state": "active_allocated"}
+    segment = {"address": 1 << 30, "total_size": 2 * MiB, "segment_pool_id": (0, 1), "stream": 0, "blocks": [block]}
+    trace, report = imported({"segments": [segment], "device_traces": [log]})
+    pools = [pool for name, *_, pool in summary(trace) if name == "ALLOC"]
+    assert pools == [(0, 0), (0, 1)]
+    assert report.assumed["pool of blocks in memory that was gone at the end: the ordinary one"] == 1
+
+
+def test_a_late_free_whose_block_is_held_again_at_the_end_was_completed() -> None:
+    toy = toy_with(("allocate", 512, 0, (0, 0)), ("free", 0, True), ("complete", 0), ("allocate", 512, 0, (0, 0)))
+    trace, report = imported(snapshot_of(toy, keep=[True, True, True, False, False]))
+    assert [name for name, *_ in summary(trace)] == ["SEGMENT_ALLOC", "ALLOC", "FREE", "FREE_COMPLETED", "ALLOC"]
+    assert report.inferred["completions of frees that the recording lost"] == 1
+    assert live_at(trace, len(trace)) == [512]
+
+
 def test_a_block_in_a_segment_that_went_was_freed() -> None:
     toy = toy_with(("allocate", 512, 0, (0, 0)), ("free", 0, False), ("empty_cache",))
     trace, _ = imported(snapshot_of(toy, keep=[True, True, False, False, True]))
