@@ -208,6 +208,7 @@ void DeviceHeap::release_pool(PoolId id) {
     if (pool == nullptr || pool->users == 0) throw UsageError("no such pool to release");
     if (--pool->users > 0) return;
   }
+  const std::lock_guard<Lock> turn(gathering_);
   collect_released();
 }
 
@@ -262,48 +263,70 @@ void DeviceHeap::allow_access_to_mapped(DeviceIndex peer) {
 
 // --- when memory runs out ----------------------------------------------------------------------------------------
 
-// Each step tries again only if it gained something. The heap has already tried its own idle pages, its completed
-// pending frees, and new pages from the driver.
+// The heap has already tried its own idle pages, its completed pending frees, and new pages from the driver.
 Address DeviceHeap::allocate_slow(Heap& heap, Bytes bytes, Status status) {
   if (status == Status::failed) raise(bytes, status);
   if (bytes > shared_.supply.limit()) raise(bytes, Status::out_of_memory);  // nothing to gain
   retries_.fetch_add(1, std::memory_order_relaxed);
   Address address = 0;
+  std::unique_lock<Lock> turn(gathering_, std::try_to_lock);
+  if (!turn.owns_lock()) {
+    turn.lock();
+    if (heap.allocate(bytes, &address) == Status::ok) return address;
+  }
+  bool gained = true;
+  // What was gained may have gone to another thread, whose own idle memory is then still there: so again, until there
+  // is nothing left to gain.
+  while (gained) {
+    gained = false;
+    status = gather(heap, bytes, &address, &gained);
+    if (status == Status::ok) return address;
+  }
+  shared_.supply.destroy_spare();  // made in vain
+  raise(bytes, status);
+}
+
+// Step by step; each tries again only if it gained something.
+Status DeviceHeap::gather(Heap& heap, Bytes bytes, Address* address, bool* gained_any) {
+  Status status = Status::out_of_memory;
   const auto try_again = [&] {
-    status = heap.allocate(bytes, &address);
+    status = heap.allocate(bytes, address);
     return status == Status::ok;
   };
   const Visit visit = reclaimable_heaps();
   std::vector<Heap*> all = visit.heaps;
 
   // Idle pages of other streams, once those streams' work so far has completed.
+  const auto steal = [&](Heap* from, std::uint32_t at_most_frames) {
+    const Bytes gained = from->reclaim(at_most_frames);
+    stolen_.fetch_add(gained / kPageBytes, std::memory_order_relaxed);
+    *gained_any |= gained != 0;
+    return gained != 0;
+  };
   for (Heap* other : all) {
     if (other == &heap) continue;
     other->poll_pending();
-    const Bytes gained = other->reclaim(static_cast<std::uint32_t>(bytes / kPageBytes + 2));
-    stolen_.fetch_add(gained / kPageBytes, std::memory_order_relaxed);
-    if (gained != 0 && try_again()) return address;
+    if (steal(other, static_cast<std::uint32_t>(bytes / kPageBytes + 2)) && try_again()) return status;
   }
   // Pending frees, waited for; then the pool is searched again.
   if (std::find(all.begin(), all.end(), &heap) == all.end()) all.push_back(&heap);
   for (Heap* each : all) {
     if (each->wait_pending() == 0) continue;
-    if (each != &heap) stolen_.fetch_add(each->reclaim(~0u) / kPageBytes, std::memory_order_relaxed);
-    if (try_again()) return address;
+    *gained_any = true;
+    if (each != &heap) steal(each, ~0u);
+    if (try_again()) return status;
   }
   // Everything idle goes, mappings that block addresses too; spare pages go back to the device, which may then have
   // room in one piece where another process took it meanwhile.
-  empty_cache();
-  if (try_again()) return address;
+  trim();
+  if (try_again()) return status;
   // Idle memory of pools in use whose owners lend it.
-  Bytes lent = 0;
   const Visit lenders(*this, false, [](const PrivatePool& pool) { return pool.use_on_oom && pool.users != 0; });
+  bool lent = false;
   for (Heap* lender : lenders.heaps)
-    if (lender != &heap) lent += lender->reclaim(~0u);
-  stolen_.fetch_add(lent / kPageBytes, std::memory_order_relaxed);
-  if (lent != 0 && try_again()) return address;
-  shared_.supply.destroy_spare();  // made in vain
-  raise(bytes, status);
+    if (lender != &heap) lent |= steal(lender, ~0u);
+  if (lent) try_again();
+  return status;
 }
 
 void DeviceHeap::raise(Bytes bytes, Status status) {
@@ -351,6 +374,11 @@ void DeviceHeap::raise(Bytes bytes, Status status) {
 }
 
 Bytes DeviceHeap::empty_cache() {
+  const std::lock_guard<Lock> turn(gathering_);
+  return trim();
+}
+
+Bytes DeviceHeap::trim() {
   {
     const Visit all = all_heaps();
     for (Heap* heap : all.heaps) heap->poll_pending();
@@ -366,6 +394,7 @@ Bytes DeviceHeap::empty_cache(PoolId id) {
     std::lock_guard guard(mutex_);
     if (const PrivatePool* pool = find_pool(id); pool != nullptr && pool->users != 0) return 0;
   }
+  const std::lock_guard<Lock> turn(gathering_);
   collect_released();
   return shared_.supply.destroy_spare();
 }

@@ -11,6 +11,7 @@
 
 #include "core/address_table.h"
 #include "core/heap.h"
+#include "core/lock.h"
 #include "core/options.h"
 #include "core/stats.h"
 #include "driver/driver.h"
@@ -103,6 +104,8 @@ class DeviceHeap {
   void several_heaps_from_now();
   std::unique_ptr<Heap> new_heap(StreamId stream, PoolId pool);
   [[gnu::noinline]] Address allocate_slow(Heap& heap, Bytes bytes, Status status);
+  Status gather(Heap& heap, Bytes bytes, Address* address, bool* gained_any);
+  Bytes trim();
   [[noreturn]] void raise(Bytes bytes, Status status);
   Visit all_heaps() const;
   Visit reclaimable_heaps() const;
@@ -120,6 +123,10 @@ class DeviceHeap {
   std::atomic<double> fraction_;
   std::atomic<StreamEntry*> buckets_[kBuckets] = {};
   std::atomic<std::uint64_t> retries_{0}, out_of_memory_{0}, stolen_{0};
+  // The turn of those that take memory out of heaps: what another thread has on its way out would be missing, and a
+  // request refused that fits. They wait for the device anyway, so they may wait for each other, before all other
+  // locks; a request that finds memory never does.
+  Lock gathering_;
   mutable std::mutex mutex_;  // of what follows; taken before a heap's lock, never after
   std::vector<std::unique_ptr<Heap>> stream_heaps_;
   std::vector<std::unique_ptr<StreamEntry>> entries_;

@@ -1,0 +1,48 @@
+// A driver that passes every call on: the base of those that watch or disturb a few of them.
+#pragma once
+
+#include <string>
+
+#include "driver/driver.h"
+
+class ForwardingDriver : public poolalloc::Driver {
+ public:
+  using Bytes = poolalloc::Bytes;
+  using Address = poolalloc::Address;
+  using Status = poolalloc::Status;
+  using Device = poolalloc::DeviceIndex;
+  using Event = poolalloc::EventHandle;
+  using Stream = poolalloc::StreamId;
+  using Handle = poolalloc::PhysicalHandle;
+
+  explicit ForwardingDriver(poolalloc::Driver& driver) : to(driver) {}
+
+  int device_count() override { return to.device_count(); }
+  Status device_info(Device d, poolalloc::DeviceInfo* info) override { return to.device_info(d, info); }
+  Status memory_info(Device d, Bytes* free, Bytes* total) override { return to.memory_info(d, free, total); }
+  Status reserve(Device d, Bytes n, Bytes alignment, Address* a) override { return to.reserve(d, n, alignment, a); }
+  Status release(Device d, Address a, Bytes n) override { return to.release(d, a, n); }
+  Status create(Device d, Bytes n, Handle* handle) override { return to.create(d, n, handle); }
+  Status destroy(Device d, Handle handle) override { return to.destroy(d, handle); }
+  Status map(Device d, Address a, Bytes n, Handle handle) override { return to.map(d, a, n, handle); }
+  Status allow_access(Device d, Address a, Bytes n) override { return to.allow_access(d, a, n); }
+  Status unmap(Device d, Address a, Bytes n) override { return to.unmap(d, a, n); }
+  Status allocate_segment(Device d, Bytes n, Address* a) override { return to.allocate_segment(d, n, a); }
+  Status free_segment(Device d, Address a) override { return to.free_segment(d, a); }
+  Status create_event(Device d, Event* event) override { return to.create_event(d, event); }
+  Status destroy_event(Device d, Event event) override { return to.destroy_event(d, event); }
+  Status record_event(Device d, Event event, Stream s) override { return to.record_event(d, event, s); }
+  Status query_event(Device d, Event event) override { return to.query_event(d, event); }
+  Status synchronize_event(Device d, Event event) override { return to.synchronize_event(d, event); }
+  Status stream_wait_event(Device d, Stream s, Event event) override { return to.stream_wait_event(d, s, event); }
+  Status synchronize_device(Device d) override { return to.synchronize_device(d); }
+  Status stream_capturing(Device d, Stream s, bool* yes) override { return to.stream_capturing(d, s, yes); }
+  Status copy_to_host(Device d, void* host, Address a, Bytes n) override { return to.copy_to_host(d, host, a, n); }
+  Status copy_from_host(Device d, Address a, const void* host, Bytes n) override {
+    return to.copy_from_host(d, a, host, n);
+  }
+  std::string last_error() const override { return to.last_error(); }
+
+ protected:
+  poolalloc::Driver& to;
+};
