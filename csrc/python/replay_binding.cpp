@@ -13,6 +13,7 @@ std::unique_ptr<ReplayProgram> compile(const py::buffer& events, const std::vect
   if (info.ndim != 1 || info.itemsize != sizeof(TraceEvent) || (info.size > 1 && info.strides[0] != info.itemsize))
     throw UsageError("events must be one contiguous array of " + std::to_string(sizeof(TraceEvent)) + " bytes each");
   std::vector<PoolId> ids;
+  ids.reserve(pools.size());
   for (const auto& [first, second] : pools) ids.push_back({first, second});
   const py::gil_scoped_release unlocked;
   return std::make_unique<ReplayProgram>(static_cast<const TraceEvent*>(info.ptr), static_cast<std::size_t>(info.size),

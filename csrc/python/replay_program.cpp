@@ -46,7 +46,10 @@ class Compiler {
         blocks_(highest_id(events, count), count) {
     if (count >= ~std::uint32_t{0}) throw UsageError("a trace of 2^32 events or more cannot be replayed");
     program_.steps.resize(count);
-    for (std::size_t i = 0; i < count; ++i) compile(i);
+  }
+
+  void run() {
+    for (std::size_t i = 0; i < program_.steps.size(); ++i) compile(i);
     deal_lanes();
   }
 
@@ -193,7 +196,8 @@ class Compiler {
 ReplayProgram::ReplayProgram(const TraceEvent* events, std::size_t count, const std::vector<StreamId>& streams,
                              const std::vector<PoolId>& pools) {
   const double start = core_seconds();
-  Compiler(*this, events, count, streams, pools);
+  Compiler compiler(*this, events, count, streams, pools);
+  compiler.run();
   seconds = core_seconds() - start;
 }
 

@@ -107,9 +107,7 @@ def _memory_bounded(more: int) -> Iterator[None]:
     with open("/proc/self/statm", encoding="ascii") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = now + more
-    if soft != resource.RLIM_INFINITY:
-        limit = min(limit, soft)
+    limit = min([now + more, *(bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY)])
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     try:
         yield

@@ -88,7 +88,22 @@ def training() -> object:
     return net, optimizer
 
 
-SCENARIOS = {f.__name__: f for f in (streams, pools, oom, emptied, devices, training)}
+def graphs() -> object:
+    """Two captured graphs, each with a pool of its own; one of them is gone at the end."""
+    x = torch.zeros(MiB, device="cuda")
+    kept, gone = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(kept):
+        y = (x + 1) * 2
+    with torch.cuda.graph(gone):
+        z = x * 3
+    kept.replay()
+    held = [x, y, kept, empty(5 * MiB)]
+    del gone, z
+    torch.cuda.empty_cache()
+    return held
+
+
+SCENARIOS = {f.__name__: f for f in (streams, pools, oom, emptied, devices, training, graphs)}
 
 
 def record(name: str, folder: Path) -> None:

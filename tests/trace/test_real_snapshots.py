@@ -21,7 +21,7 @@ from poolalloc.trace.report import Report
 from poolalloc.trace.torch_snapshot import import_snapshot
 
 PROGRAM = Path(__file__).parent / "snapshot_programs.py"
-WHOLE = ("streams", "pools", "oom", "emptied", "devices", "training")
+WHOLE = ("streams", "pools", "oom", "emptied", "devices", "training", "graphs")
 CUT = ("streams-late", "training-late", "devices-late", "pools-late", "streams-ring", "training-ring", "devices-ring")
 EXPANDABLE = tuple(f"expandable-{name}" for name in ("streams", "emptied", "pools", "training-late", "training-ring"))
 
@@ -119,6 +119,15 @@ def test_pools_are_those_of_the_segments(snapshots: dict[str, Imported]) -> None
     pools = {pool for name, *_, pool in summary(trace) if name == "ALLOC"}
     assert len(pools) == (3 if written else 2)
     assert report.written["release_pool"] == (1 if written else 0)
+
+
+def test_graphs_have_pools_of_their_own(snapshots: dict[str, Imported]) -> None:
+    trace, report, _ = snapshots["graphs"]
+    written = "pools of entries: this version does not write them" not in report.missing
+    private = {pool for name, *_, pool in summary(trace) if name == "ALLOC" and pool != (0, 0)}
+    assert len(private) == (2 if written else 1)
+    held = {trace.pools[event["pool"]] for event in trace.events if event["op"] == Op.RELEASE_POOL} ^ private
+    assert held <= {tuple(heap["pool"]) for heap in replay(trace).devices[0].stats["heaps"]}
 
 
 def test_out_of_memory_is_kept(snapshots: dict[str, Imported]) -> None:
