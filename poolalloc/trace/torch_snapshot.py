@@ -13,7 +13,7 @@ import io
 import pickle
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from itertools import chain
 from typing import Any, NoReturn
 
@@ -91,7 +91,8 @@ def load_plain(data: bytes) -> Any:
     A few bytes can ask the unpickler for terabytes, so it gets no more memory than a file of this size can need.
     """
     try:
-        with _memory_bounded((1 << 30) + 64 * len(data)):
+        # Where a damaged file asks for a buffer that cannot be had, Python prints a complaint of its own too.
+        with _memory_bounded((1 << 30) + 64 * len(data)), redirect_stderr(io.StringIO()):
             return _PlainUnpickler(io.BytesIO(data)).load()
     except TraceError:
         raise
