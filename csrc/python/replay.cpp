@@ -17,8 +17,10 @@ class Replayer {
         allocator_(driver_, options),
         slots_(program.slots),
         has_user_(program.pools) {
+    // The heap of a private pool counts for two: from it on the allocator publishes its totals, whatever else there is.
     std::vector<int> heaps(static_cast<std::size_t>(program.devices));
-    for (const ReplayPlace& place : program.places) ++heaps[static_cast<std::size_t>(place.device)];
+    for (const ReplayPlace& place : program.places)
+      heaps[static_cast<std::size_t>(place.device)] += place.pool == PoolId{} ? 1 : 2;
     for (const int count : heaps) totals_.push_back({count > 1, {}, {}});
   }
 
