@@ -274,6 +274,14 @@ Address DeviceHeap::allocate_slow(Heap& heap, Bytes bytes, Status status) {
     turn.lock();
     if (heap.allocate(bytes, &address) == Status::ok) return address;
   }
+  // Addresses were missing, not memory: mappings that are in the way go, and nobody else's memory. Not those of a pool,
+  // where a graph's replays may come through them.
+  if (status == Status::not_supported && heap.pool() == PoolId{}) {
+    for (const std::uint32_t idle_frames_too : {0u, ~0u}) {
+      heap.reclaim(idle_frames_too);
+      if (heap.allocate(bytes, &address) == Status::ok) return address;
+    }
+  }
   bool gained = true;
   // What was gained may have gone to another thread, whose own idle memory is then still there: so again, until there
   // is nothing left to gain.

@@ -29,17 +29,19 @@ inline constexpr Bytes bin_bytes(int bin) {
   return (granules << shift) * kGranularity;
 }
 
-// Classes of holes round the other way: every hole in a class above that of n is larger than n.
+// Classes of holes round the other way: every hole in a class above that of n is larger than n. The last class has no
+// end: merged holes may be larger than any block.
 inline constexpr int hole_class(Bytes bytes) {
   const Bytes granules = bytes / kGranularity;
   const int width = std::bit_width(granules);
   const int shift = width > 4 ? width - 4 : 0;
-  return shift * 8 + static_cast<int>(granules >> shift);
+  const int own = shift * 8 + static_cast<int>(granules >> shift);
+  return own < kHoleClasses ? own : kHoleClasses - 1;
 }
 
 static_assert(bin_of(1) == 0 && bin_of(512) == 0 && bin_of(513) == 1);
 static_assert(bin_of(8192) == 15 && bin_bytes(15) == 8192 && bin_of(8193) == 16 && bin_bytes(16) == 9216);
 static_assert(bin_of(kMaxBinnedBytes) == kBins - 1 && bin_bytes(kBins - 1) == kMaxBinnedBytes);
-static_assert(hole_class(kMaxBinnedBytes) < kHoleClasses);
+static_assert(hole_class(kMaxBinnedBytes) < kHoleClasses - 1);
 
 }  // namespace poolalloc

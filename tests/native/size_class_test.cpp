@@ -93,4 +93,14 @@ TEST(every_hole_of_a_higher_class_is_larger) {
     }
 }
 
+TEST(a_hole_of_any_size_has_a_class) {
+  int before = 0;
+  for (int power = 9; power < 64; ++power)
+    for (Bytes off : {Bytes{0}, Bytes{512}}) {
+      const int own = hole_class((Bytes{1} << power) + off);
+      CHECK(own >= before && own < kHoleClasses);
+      before = own;
+    }
+}
+
 }  // namespace
