@@ -4,6 +4,7 @@
 // Everything here runs under the heap's own lock, which only requests of this stream and frees of its blocks take. The
 // hot path is a bin lookup and a pop, or a hole and its split. Driver calls happen when a page has no frame; nothing
 // here waits for the device except wait_pending and reclaim, which let go of the lock first.
+// heap.cpp: placing and pages; heap_pending.cpp: other streams' uses; heap_stats.cpp: figures and checks.
 //
 //   requested <= live      rounded = live + pending <= resident      reserved = resident + idle
 #pragma once
@@ -150,7 +151,10 @@ class Heap {
   [[gnu::noinline]] Status allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Status status);
   Status place(Bytes bytes, Bytes* offset, Bytes* rounded);
   void count_in(Bytes requested, Bytes rounded);
-  void count_out(Bytes requested, Bytes rounded);
+  void count_out(Bytes requested, Bytes rounded) {
+    all_.subtract(requested, rounded);
+    kinds_[kind_of(rounded)].subtract(requested, rounded);
+  }
   void note_pages_if_changed() {
     if (slabs_.resident_pages() != noted_slab_pages_ || pages_.held().current != noted_held_) [[unlikely]]
       note_pages();
@@ -167,8 +171,20 @@ class Heap {
   [[gnu::noinline]] void publish_several();
   void publish_all();
   EventHandle take_event();
-  std::int64_t unused(Kind kind) const;
-  void note_unused(Kind kind);
+  // Of resident pages, what is in no block. Slabs and arena share no page.
+  std::int64_t unused(Kind kind) const {
+    const std::int64_t slab_pages = static_cast<std::int64_t>(slabs_.resident_pages() * kPageBytes);
+    const std::int64_t in_arena = arena_bytes_.current;
+    if (kind == kLarge) return pages_.resident().current - slab_pages - in_arena;
+    return slab_pages - (all_.live.current + pending_bytes_.current - in_arena);
+  }
+  // `kind` is here where a block lies, slab or arena, whatever its size.
+  void note_unused(Kind kind) {
+    const std::int64_t here = unused(kind);
+    if (here > unused_peak_[kind]) unused_peak_[kind] = here;
+    const std::int64_t all = pages_.resident().current - all_.live.current - pending_bytes_.current;
+    if (all > all_unused_peak_) all_unused_peak_ = all;
+  }
   BlockStats block_stats(const Live& live, const Waiting& waiting) const;
   void note_progress();
   // A graph's replays may touch any address of its pool, and nothing may be unmapped while one is being captured.

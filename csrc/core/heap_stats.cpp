@@ -1,0 +1,177 @@
+// What a heap counts and checks: statistics, device totals, validate(). The counting itself is in heap.h and heap.cpp.
+#include <algorithm>
+#include <cstdlib>
+#include <mutex>
+
+#include "core/check.h"
+#include "core/heap.h"
+
+namespace poolalloc {
+
+void Heap::note_pages() {
+  noted_slab_pages_ = slabs_.resident_pages();
+  noted_held_ = pages_.held().current;
+  const std::int64_t slab_bytes = static_cast<std::int64_t>(noted_slab_pages_ * kPageBytes);
+  reserved_[kSmall].move_to(slab_bytes);
+  reserved_[kLarge].move_to(noted_held_ - slab_bytes);
+  for (const Kind kind : {kSmall, kLarge}) note_unused(kind);
+}
+
+void Heap::note_held() {
+  const auto note = [](const Live& live, Waiting& waiting) {
+    waiting.peak_blocks = std::max(waiting.peak_blocks, live.blocks.current + waiting.blocks);
+    waiting.peak_bytes = std::max(waiting.peak_bytes, live.live.current + waiting.bytes);
+  };
+  note(all_, all_waiting_);
+  for (const Kind kind : {kSmall, kLarge}) note(kinds_[kind], waiting_[kind]);
+}
+
+BlockStats Heap::block_stats(const Live& live, const Waiting& waiting) const {
+  BlockStats stats;
+  stats.blocks = live.blocks;
+  stats.requested = live.requested;
+  stats.live = live.live;
+  stats.held_blocks = {live.blocks.current + waiting.blocks, std::max(live.blocks.peak, waiting.peak_blocks),
+                       live.blocks.total};
+  stats.held = {live.live.current + waiting.bytes, std::max(live.live.peak, waiting.peak_bytes), live.live.total};
+  return stats;
+}
+
+void Heap::publish_several() {
+  if (std::abs(all_.requested.current - published_.requested) >= kPublishBytes ||
+      std::abs(pages_.resident().current - published_.resident) >= kPublishBytes)
+    publish_all();
+}
+
+void Heap::publish() {
+  std::lock_guard guard(lock_);
+  publish_all();
+}
+
+void Heap::publish_with_peaks() {
+  std::lock_guard guard(lock_);
+  publish_all();
+  shared_.requested.raise_peak(all_.requested.peak);
+  shared_.live.raise_peak(all_.live.peak);
+  shared_.pending.raise_peak(pending_bytes_.peak);
+  shared_.resident.raise_peak(pages_.resident().peak);
+}
+
+void Heap::publish_all() {
+  const auto send = [](DeviceTotals& total, std::int64_t now, std::int64_t& before) {
+    if (now != before) total.add(now - before);
+    before = now;
+  };
+  send(shared_.requested, all_.requested.current, published_.requested);
+  send(shared_.live, all_.live.current, published_.live);
+  send(shared_.pending, pending_bytes_.current, published_.pending);
+  send(shared_.resident, pages_.resident().current, published_.resident);
+}
+
+HeapStats Heap::stats() const {
+  std::lock_guard guard(lock_);
+  HeapStats stats;
+  stats.stream = stream_;
+  stats.pool = pool_;
+  stats.requested = all_.requested;
+  stats.live = all_.live;
+  stats.pending = pending_bytes_;
+  stats.resident = pages_.resident();
+  stats.reserved = pages_.held();
+  stats.idle.current = stats.reserved.current - stats.resident.current;
+  stats.allocations = all_.blocks.total;
+  stats.frees = all_.blocks.total - static_cast<std::uint64_t>(all_.blocks.current);
+  stats.waits = waits_.load(std::memory_order_relaxed);
+  stats.pages_aliased = pages_.aliased();
+  stats.pending_completed = pending_completed_;
+  stats.all = block_stats(all_, all_waiting_);
+  stats.all.reserved = stats.reserved;
+  stats.small = block_stats(kinds_[kSmall], waiting_[kSmall]);
+  stats.large = block_stats(kinds_[kLarge], waiting_[kLarge]);
+  stats.small.reserved = reserved_[kSmall];
+  stats.large.reserved = reserved_[kLarge];
+  stats.large.reserved.move_to(stats.reserved.current - reserved_[kSmall].current);
+  // Pages that become resident add to it, and so does every block that goes.
+  const Bytes gone = stats.all.held.total - static_cast<Bytes>(stats.all.held.current);
+  const Bytes gone_from_arena = arena_bytes_.total - static_cast<Bytes>(arena_bytes_.current);
+  stats.all.unused = {unused(kSmall) + unused(kLarge), all_unused_peak_, stats.resident.total + gone};
+  stats.small.unused = {unused(kSmall), unused_peak_[kSmall], reserved_[kSmall].total + gone - gone_from_arena};
+  stats.large.unused = {unused(kLarge), unused_peak_[kLarge], stats.all.unused.total - stats.small.unused.total};
+  stats.small.gaps = slabs_.with_room();
+  stats.large.gaps = arena_.holes();
+  stats.all.gaps = stats.small.gaps + stats.large.gaps;
+  stats.bins = slabs_.stats();
+  stats.live_blocks = arena_.live_blocks();
+  Bytes bins_resident = 0;
+  for (const BinStats& bin : stats.bins) {
+    stats.live_blocks += bin.live_blocks;
+    bins_resident += bin.resident;
+  }
+  const Bytes small_resident = slabs_.resident_pages() * kPageBytes;
+  stats.uncut = small_resident - bins_resident;
+  stats.arena_rounded = static_cast<Bytes>(arena_bytes_.current);
+  stats.arena_resident = static_cast<Bytes>(stats.resident.current) - small_resident;
+  stats.address_space = slabs_.touched() * kPageBytes + (arena_.highest() - arena_.first_offset());
+  stats.mappings = pages_.mappings();
+  stats.metadata_bytes = sizeof(*this) + pages_.metadata_bytes() + slabs_.metadata_bytes() + arena_.metadata_bytes() +
+                         tracked_.size() * (sizeof(Bytes) + sizeof(Tracked)) + pending_.capacity() * sizeof(Pending);
+  return stats;
+}
+
+std::uint64_t Heap::live_blocks() const {
+  std::lock_guard guard(lock_);
+  return static_cast<std::uint64_t>(all_.blocks.current) + pending_.size();
+}
+
+void Heap::reset_peaks() {
+  std::lock_guard guard(lock_);
+  all_.reset_peaks();
+  pending_bytes_.reset_peak();
+  all_waiting_.peak_blocks = all_waiting_.peak_bytes = 0;
+  for (Waiting& waiting : waiting_) waiting.peak_blocks = waiting.peak_bytes = 0;
+  if (!pending_.empty()) note_held();
+  for (const Kind kind : {kSmall, kLarge}) {
+    kinds_[kind].reset_peaks();
+    reserved_[kind].reset_peak();
+    unused_peak_[kind] = unused(kind);
+  }
+  all_unused_peak_ = unused(kSmall) + unused(kLarge);
+  pages_.reset_peaks();
+}
+
+void Heap::validate() const {
+  std::lock_guard guard(lock_);
+  std::vector<std::uint32_t> blocks_of(pages_.pages());
+  slabs_.validate(blocks_of);
+  arena_.validate(blocks_of);
+  pages_.validate(blocks_of);
+
+  Bytes bins_rounded = 0;
+  std::uint64_t blocks = arena_.live_blocks();
+  for (const BinStats& bin : slabs_.stats()) {
+    POOLALLOC_ENSURE(bin.requested <= bin.rounded && bin.rounded <= bin.resident, "requested <= rounded <= resident");
+    bins_rounded += bin.rounded;
+    blocks += bin.live_blocks;
+  }
+  const Bytes rounded = bins_rounded + static_cast<Bytes>(arena_bytes_.current);
+  Bytes pending = 0;
+  for (const Pending& entry : pending_) pending += entry.size;
+  POOLALLOC_ENSURE(pending_bytes_.current == static_cast<std::int64_t>(pending), "pending frees are counted");
+  POOLALLOC_ENSURE(all_.live.current + pending_bytes_.current == static_cast<std::int64_t>(rounded),
+                   "rounded = live + pending");
+  POOLALLOC_ENSURE(all_.requested.current <= all_.live.current, "requested <= live");
+  POOLALLOC_ENSURE(static_cast<std::int64_t>(rounded) <= pages_.resident().current, "rounded <= resident");
+  POOLALLOC_ENSURE(blocks == static_cast<std::uint64_t>(all_.blocks.current) + pending_.size(),
+                   "blocks = live blocks + pending ones");
+  for (auto counter : {&Live::blocks, &Live::requested, &Live::live})
+    POOLALLOC_ENSURE((kinds_[kSmall].*counter).current + (kinds_[kLarge].*counter).current == (all_.*counter).current,
+                     "all = small + large");
+  POOLALLOC_ENSURE(all_waiting_.bytes == pending_bytes_.current &&
+                       waiting_[kSmall].bytes + waiting_[kLarge].bytes == all_waiting_.bytes &&
+                       waiting_[kSmall].blocks + waiting_[kLarge].blocks == all_waiting_.blocks,
+                   "pending blocks are counted by size");
+  POOLALLOC_ENSURE(unused(kSmall) >= 0 && unused(kLarge) >= 0, "slabs and arena fit into their pages");
+  POOLALLOC_ENSURE(pending_.empty() || !tracked_.empty(), "pending frees are tracked");
+}
+
+}  // namespace poolalloc
