@@ -11,7 +11,7 @@ namespace {
 PageIndex page_of(Bytes offset) { return static_cast<PageIndex>(offset / kPageBytes); }
 }  // namespace
 
-Arena::Arena(Residency& residency, PageIndex first, int candidates)
+Arena::Arena(PageTable& residency, PageIndex first, int candidates)
     : residency_(residency),
       first_offset_(first * kPageBytes),
       candidates_(candidates),
@@ -97,7 +97,7 @@ Bytes Arena::fresh_offset(Bytes size) const {
 // What a place costs, dearest first: pages that must be created because more become resident than are idle, pages to
 // map, pages that become resident. As long as enough is idle, resident pages cost nothing and driver calls do.
 std::uint64_t Arena::score(Bytes offset, Bytes size) const {
-  const Residency::Cost cost = residency_.cost(page_of(offset), page_of(offset + size - 1));
+  const PageTable::Cost cost = residency_.cost(page_of(offset), page_of(offset + size - 1));
   if (!cost.possible) return kImpossible;
   const std::uint32_t idle = residency_.idle_frames();
   const std::uint64_t growth = cost.resident > idle ? cost.resident - idle : 0;

@@ -1,7 +1,7 @@
 // The arena of a heap: blocks of any size, placed at 512 B granularity in holes of one large address range.
 //
 // Blocks and holes tile [first page, top) without gaps, neighbouring holes are merged, and everything from top on is
-// fresh. A hole owns no memory: residency.h knows which of its pages have a frame. Placement is planned without side
+// fresh. A hole owns no memory: page_table.h knows which of its pages have a frame. Placement is planned without side
 // effects (plan), then carried out: the choice is the cheapest of the few smallest holes that fit and of the fresh
 // addresses above the top, counted in pages to create, to map and to make resident, in this order. Holes are found by
 // size class and, inside a class, in a tree ordered by size and address: best fit in O(log n).
@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "core/ordered_tree.h"
-#include "core/residency.h"
+#include "core/page_table.h"
 #include "core/size_class.h"
 #include "core/types.h"
 
@@ -39,7 +39,7 @@ class Arena {
   };
 
   // The arena uses pages first .. residency.pages() - 1.
-  Arena(Residency& residency, PageIndex first, int candidates);
+  Arena(PageTable& residency, PageIndex first, int candidates);
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
@@ -95,7 +95,7 @@ class Arena {
   static constexpr int kWords = (kHoleClasses + 63) / 64;
   static constexpr std::size_t kChunk = 256;
 
-  Residency& residency_;
+  PageTable& residency_;
   const Bytes first_offset_;
   const int candidates_;
   Bytes top_;

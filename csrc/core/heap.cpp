@@ -150,7 +150,7 @@ void Heap::note_progress() {
 
 Bytes Heap::reclaim(std::uint32_t at_most_frames) {
   if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
-  Residency::Detached leaving;
+  PageTable::Detached leaving;
   EventHandle event = 0;
   {
     std::lock_guard guard(lock_);

@@ -8,59 +8,20 @@ namespace poolalloc {
 
 Residency::Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split,
                      PageIndex pages)
-    : driver_(driver),
+    : PageTable(split, pages),
+      driver_(driver),
       device_(device),
       supply_(supply),
       base_(base),
-      page_count_(pages),
-      state_(pages),
-      blocks_(pages),
-      idle_since_(pages),
       frame_(pages),
       next_alias_(pages),
-      owner_(pages),
-      touched_{{0, 0}, {split, split}},
       frames_(1) {}
-
-namespace {
-
-constexpr std::uint64_t kEach = 0x0101010101010101;  // one in each byte of a word
-
-// Most blocks lie on a page or two: not worth a call of memset.
-template <typename T>
-void fill(T* first, T* end, T value) {
-  if (end - first <= 2) {
-    for (; first < end; ++first) *first = value;
-  } else {
-    std::fill(first, end, value);
-  }
-}
-
-}  // namespace
 
 // --- judging -----------------------------------------------------------------------------------------------------
 
-Residency::Tally Residency::count(PageIndex first, PageIndex last) const {
-  const std::uint8_t* state = state_.data() + first;
-  std::size_t left = last - first + 1;
-  Tally tally;
-  std::uint64_t any = 0;
-  for (; left >= 8; left -= 8, state += 8) {
-    std::uint64_t eight;
-    std::memcpy(&eight, state, 8);
-    // One bit a byte: the product's top byte is their sum.
-    tally.resident += static_cast<std::uint32_t>(((eight & (kEach * kResident)) * kEach) >> 56);
-    tally.mapped += static_cast<std::uint32_t>(((eight >> 1 & kEach) * kEach) >> 56);
-    any |= eight;
-  }
-  for (; left > 0; --left, ++state) {
-    tally.resident += *state & kResident;
-    tally.mapped += (*state & kMapped) / kMapped;
-    any |= *state;
-  }
-  if ((any & (kEach * kBlocked)) != 0) tally.any |= kBlocked;
-  if ((any & (kEach * kAliased)) != 0) tally.any |= kAliased;
-  return tally;
+void Residency::judge(PageIndex first, PageIndex last, std::uint8_t any, Cost* cost) const {
+  if ((any & kBlocked) != 0) count_blocked(first, last, cost);
+  if ((any & kAliased) != 0 && cost->possible) cost->possible = !frames_repeat(first, last);
 }
 
 // Blocked pages cost a mapping each, if all of them can be had.
@@ -87,52 +48,13 @@ bool Residency::frames_repeat(PageIndex first, PageIndex last) const {
 
 // --- taking and giving -------------------------------------------------------------------------------------------
 
-void Residency::touch(PageIndex last) {
-  Span& part = touched_[last >= touched_[1].first];
-  if (last >= part.end) part.end = last + 1;
-}
-
-Status Residency::acquire_pages(PageIndex first, PageIndex last) {
-  touch(last);
-  const Tally before = count(first, last);
-  const std::uint32_t pages = last - first + 1;
-  const bool missing = before.mapped < pages || (before.any & kBlocked) != 0;
-  if (missing) {
-    const Status status = map_empty(first, last);
-    if (status != Status::ok) return status;
+void Residency::set_live(PageIndex first, PageIndex last, bool live) {
+  for (PageIndex page = first; page <= last; ++page) {
+    if (!live)
+      make_idle(page);
+    else if ((state_[page] & kResident) == 0)
+      make_live(page);
   }
-  // Only the outer pages can carry other blocks; every page between them is this block's alone.
-  std::uint32_t now_resident = pages - before.resident;
-  if ((before.any & kAliased) != 0 || missing) [[unlikely]] {
-    for (PageIndex page = first; page <= last; ++page)
-      if ((state_[page] & kResident) == 0) make_live(page);
-  } else {
-    fill(&state_[first], &state_[first] + pages, std::uint8_t{kMapped | kResident});
-  }
-  resident_.add(now_resident * kPageBytes);
-  ++blocks_[first];
-  if (last != first) {
-    ++blocks_[last];
-    fill(&blocks_[first] + 1, &blocks_[last], std::uint16_t{1});
-  }
-  return Status::ok;
-}
-
-void Residency::release_pages(PageIndex first, PageIndex last) {
-  ++tick_;
-  const bool several = first != last;
-  if (--blocks_[first] != 0) ++first;  // other blocks keep the outer pages resident
-  if (several && --blocks_[last] != 0) --last;
-  if (first > last) return;
-  const std::uint32_t pages = last - first + 1;
-  fill(&blocks_[first], &blocks_[last] + 1, std::uint16_t{0});
-  fill(&idle_since_[first], &idle_since_[last] + 1, tick_);
-  if ((count(first, last).any & kAliased) != 0) [[unlikely]] {
-    for (PageIndex page = first; page <= last; ++page) make_idle(page);
-  } else {
-    fill(&state_[first], &state_[first] + pages, kMapped);
-  }
-  resident_.subtract(pages * kPageBytes);
 }
 
 // Unmaps the blocked pages of the range, whose mappings nothing uses any more: they become empty.
@@ -148,7 +70,7 @@ Status Residency::clear_blocked(PageIndex first, PageIndex last) {
 
 // Gives every empty or blocked page of the range a frame, then grants access run by run. All or nothing, but that
 // blocked pages may be left empty.
-Status Residency::map_empty(PageIndex first, PageIndex last) {
+Status Residency::provide(PageIndex first, PageIndex last) {
   if (const Status status = clear_blocked(first, last); status != Status::ok) return status;
   // Frames that are ready in the range must not be taken for its empty pages.
   std::vector<PageIndex> empty;
@@ -409,31 +331,25 @@ void Residency::return_all() {
 }
 
 Bytes Residency::metadata_bytes() const {
-  constexpr Bytes kPerPage = sizeof(std::uint8_t) + sizeof(std::uint16_t) + sizeof(std::uint32_t) + sizeof(FrameIndex) +
-                             sizeof(PageIndex) + sizeof(void*);
   const Bytes touched = (touched_[0].end - touched_[0].first) + (touched_[1].end - touched_[1].first);
-  return touched * kPerPage + frames_.capacity() * sizeof(Frame) + unused_frames_.capacity() * sizeof(FrameIndex) +
+  return PageTable::metadata_bytes() + touched * (sizeof(FrameIndex) + sizeof(PageIndex)) +
+         frames_.capacity() * sizeof(Frame) + unused_frames_.capacity() * sizeof(FrameIndex) +
          victims_.capacity() * sizeof(Victim) + sizeof(*this);
 }
 
 void Residency::validate(const std::vector<std::uint32_t>& blocks_of) const {
-  std::uint32_t resident = 0, detached = 0;
+  PageTable::validate(blocks_of);
+  std::uint32_t detached = 0;
   std::vector<std::uint32_t> aliases_of(frames_.size()), live_of(frames_.size());
   const auto check_page = [&](PageIndex page) {
     const std::uint8_t state = state_[page];
-    POOLALLOC_ENSURE(blocks_[page] == blocks_of[page], "blocks counted on a page are the blocks that overlap it");
-    POOLALLOC_ENSURE(((state & kResident) != 0) == (blocks_[page] != 0), "a page is resident if blocks overlap it");
     POOLALLOC_ENSURE(((state & kMapped) != 0) == (frame_[page] != kNoFrame), "a page is mapped if it has a frame");
-    POOLALLOC_ENSURE((state & kResident) == 0 || (state & kBlocked) == 0, "a resident page is not blocked");
     if (frame_[page] == kDetached) {
       POOLALLOC_ENSURE(state == (kMapped | kBlocked), "a detached page is blocked");
       ++detached;
     } else if (frame_[page] != kNoFrame) {
       ++aliases_of[frame_[page]];
-      if ((state & kResident) != 0) {
-        ++live_of[frame_[page]];
-        ++resident;
-      }
+      if ((state & kResident) != 0) ++live_of[frame_[page]];
     }
   };
   for (const Span& part : touched_)
@@ -456,8 +372,6 @@ void Residency::validate(const std::vector<std::uint32_t>& blocks_of) const {
   }
   POOLALLOC_ENSURE(held_.current == static_cast<std::int64_t>((held + leaving_) * kPageBytes),
                    "frames held = frames mapped + detached frames");
-  POOLALLOC_ENSURE(resident_.current == static_cast<std::int64_t>(resident * kPageBytes),
-                   "resident frames are counted");
   POOLALLOC_ENSURE(mappings_ == aliases + detached, "mappings = aliases + detached pages");
 }
 

@@ -27,7 +27,7 @@ int find_run(std::uint64_t bits, unsigned run) {
 
 }  // namespace
 
-Slabs::Slabs(Residency& residency, PageIndex pages) : residency_(residency), pages_(pages) {
+Slabs::Slabs(PageTable& residency, PageIndex pages) : residency_(residency), pages_(pages) {
   for (int index = 0; index <= kMaxBin; ++index) {
     Bin& bin = bins_[index];
     bin.block_bytes = bin_bytes(index);
@@ -59,7 +59,7 @@ Status Slabs::wake(Bin& bin) {
 }
 
 bool Slabs::can_wake(const Slab& slab) const {
-  const Residency::Cost cost = residency_.cost(slab.page, slab.page);
+  const PageTable::Cost cost = residency_.cost(slab.page, slab.page);
   return cost.possible && cost.maps == 0;
 }
 

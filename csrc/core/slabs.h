@@ -7,7 +7,7 @@
 // room. A slab whose last block dies stops keeping its page resident at once: the current one keeps its slots and wakes
 // up with the next request if that needs no driver call, any other gives its chunks back.
 //
-//   used + free slots = capacity        blocks on a page, for residency.h = its slabs with used > 0
+//   used + free slots = capacity        blocks on a page, for page_table.h = its slabs with used > 0
 //
 // Guarded by the heap's lock. Not for large blocks: arena.h.
 #pragma once
@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "core/ordered_tree.h"
-#include "core/residency.h"
+#include "core/page_table.h"
 #include "core/size_class.h"
 #include "core/stats.h"
 #include "core/types.h"
@@ -71,7 +71,7 @@ class Slabs {
   };
 
   // Slabs use pages 0 .. pages - 1.
-  Slabs(Residency& residency, PageIndex pages);
+  Slabs(PageTable& residency, PageIndex pages);
   ~Slabs();
   Slabs(const Slabs&) = delete;
   Slabs& operator=(const Slabs&) = delete;
@@ -201,7 +201,7 @@ class Slabs {
   void retire(Slab* slab);
   Slab* take_record();
 
-  Residency& residency_;
+  PageTable& residency_;
   const PageIndex pages_;
   PageIndex fresh_ = 0;                          // pages from here on were never used
   std::vector<PageIndex> free_pages_;            // used before, cut into nothing now

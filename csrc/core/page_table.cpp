@@ -1,0 +1,118 @@
+#include "core/page_table.h"
+
+#include <algorithm>
+
+#include "core/check.h"
+
+namespace poolalloc {
+
+PageTable::PageTable(PageIndex split, PageIndex pages)
+    : page_count_(pages),
+      state_(pages),
+      blocks_(pages),
+      idle_since_(pages),
+      touched_{{0, 0}, {split, split}},
+      owner_(pages) {}
+
+namespace {
+
+// Most blocks lie on a page or two: not worth a call of memset.
+template <typename T>
+void fill(T* first, T* end, T value) {
+  if (end - first <= 2) {
+    for (; first < end; ++first) *first = value;
+  } else {
+    std::fill(first, end, value);
+  }
+}
+
+}  // namespace
+
+PageTable::Tally PageTable::count(PageIndex first, PageIndex last) const {
+  const std::uint8_t* state = state_.data() + first;
+  std::size_t left = last - first + 1;
+  Tally tally;
+  std::uint64_t any = 0;
+  for (; left >= 8; left -= 8, state += 8) {
+    std::uint64_t eight;
+    std::memcpy(&eight, state, 8);
+    // One bit a byte: the product's top byte is their sum.
+    tally.resident += static_cast<std::uint32_t>(((eight & (kEach * kResident)) * kEach) >> 56);
+    tally.mapped += static_cast<std::uint32_t>(((eight >> 1 & kEach) * kEach) >> 56);
+    any |= eight;
+  }
+  for (; left > 0; --left, ++state) {
+    tally.resident += *state & kResident;
+    tally.mapped += (*state & kMapped) / kMapped;
+    any |= *state;
+  }
+  if ((any & (kEach * kBlocked)) != 0) tally.any |= kBlocked;
+  if ((any & (kEach * kAliased)) != 0) tally.any |= kAliased;
+  return tally;
+}
+
+void PageTable::touch(PageIndex last) {
+  Span& part = touched_[last >= touched_[1].first];
+  if (last >= part.end) part.end = last + 1;
+}
+
+Status PageTable::acquire_pages(PageIndex first, PageIndex last) {
+  touch(last);
+  Tally tally = count(first, last);
+  const std::uint32_t pages = last - first + 1;
+  if (tally.mapped < pages || (tally.any & kBlocked) != 0) [[unlikely]] {
+    const Status status = provide(first, last);
+    if (status != Status::ok) return status;
+    tally = count(first, last);
+  }
+  // Only the outer pages can carry other blocks; every page between them is this block's alone.
+  if ((tally.any & kAliased) != 0) [[unlikely]]
+    set_live(first, last, true);
+  else
+    fill(&state_[first], &state_[first] + pages, std::uint8_t{kMapped | kResident});
+  resident_.add((pages - tally.resident) * kPageBytes);
+  ++blocks_[first];
+  if (last != first) {
+    ++blocks_[last];
+    fill(&blocks_[first] + 1, &blocks_[last], std::uint16_t{1});
+  }
+  return Status::ok;
+}
+
+void PageTable::release_pages(PageIndex first, PageIndex last) {
+  ++tick_;
+  const bool several = first != last;
+  if (--blocks_[first] != 0) ++first;  // other blocks keep the outer pages resident
+  if (several && --blocks_[last] != 0) --last;
+  if (first > last) return;
+  const std::uint32_t pages = last - first + 1;
+  fill(&blocks_[first], &blocks_[last] + 1, std::uint16_t{0});
+  fill(&idle_since_[first], &idle_since_[last] + 1, tick_);
+  if ((count(first, last).any & kAliased) != 0) [[unlikely]]
+    set_live(first, last, false);
+  else
+    fill(&state_[first], &state_[first] + pages, kMapped);
+  resident_.subtract(pages * kPageBytes);
+}
+
+Bytes PageTable::metadata_bytes() const {
+  constexpr Bytes kPerPage = sizeof(std::uint8_t) + sizeof(std::uint16_t) + sizeof(std::uint32_t) + sizeof(void*);
+  const Bytes touched = (touched_[0].end - touched_[0].first) + (touched_[1].end - touched_[1].first);
+  return touched * kPerPage;
+}
+
+void PageTable::validate(const std::vector<std::uint32_t>& blocks_of) const {
+  Bytes resident = 0;
+  for (const Span& part : touched_)
+    for (PageIndex page = part.first; page < part.end; ++page) {
+      const std::uint8_t state = state_[page];
+      POOLALLOC_ENSURE(blocks_[page] == blocks_of[page], "blocks counted on a page are the blocks that overlap it");
+      POOLALLOC_ENSURE(((state & kResident) != 0) == (blocks_[page] != 0), "a page is resident if blocks overlap it");
+      POOLALLOC_ENSURE((state & kResident) == 0 || (state & kMapped) != 0, "a resident page has memory");
+      POOLALLOC_ENSURE((state & kResident) == 0 || (state & kBlocked) == 0, "a resident page is not blocked");
+      if ((state & kResident) != 0) resident += kPageBytes;
+    }
+  POOLALLOC_ENSURE(resident_.current == static_cast<std::int64_t>(resident), "resident pages are counted");
+}
+
+}  // namespace poolalloc

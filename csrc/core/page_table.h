@@ -1,0 +1,199 @@
+// Which pages of a heap's range must be resident, whatever memory stands behind them.
+//
+// A *page* is 2 MiB of the heap's addresses. It is
+//   resident   blocks overlap it
+//   ready      no block overlaps it, and it has memory: a block may come with no driver call
+//   blocked    it cannot be had now: its memory is in use elsewhere, or on its way out
+//   empty      it has no memory
+// When the last block of a page dies its memory stays. Where memory comes from when a page has none, and how it leaves,
+// is for those who derive from this: residency.h maps physical pages, segments.h takes whole allocations.
+//
+//   held = resident + idle, and what is on its way out
+//
+// The tables are arrays over pages, one byte of state apart from the rest, so that a large block costs a few words to
+// judge and to take, not a visit to every page.
+//
+// Not for blocks or holes: arena.h and slabs.h place those and call acquire / release here. Guarded by the heap's lock.
+#pragma once
+
+#include <cstring>
+#include <vector>
+
+#include "core/lazy_array.h"
+#include "core/stats.h"
+#include "core/types.h"
+#include "driver/driver.h"
+
+namespace poolalloc {
+
+using PageIndex = std::uint32_t;
+inline constexpr PageIndex kNoPage = ~PageIndex{0};
+
+class PageTable {
+ public:
+  // What a placement over some pages would cost.
+  struct Cost {
+    bool possible = true;        // false: a page is blocked for now, or two of them are backed by the same memory
+    std::uint32_t resident = 0;  // pages that would become resident
+    std::uint32_t maps = 0;      // of them, pages that need a driver call
+  };
+
+  // The range has two parts, pages 0 .. split - 1 and split .. pages - 1, each used from its start on.
+  PageTable(PageIndex split, PageIndex pages);
+  virtual ~PageTable() = default;
+  PageTable(const PageTable&) = delete;
+  PageTable& operator=(const PageTable&) = delete;
+
+  PageIndex pages() const { return page_count_; }
+
+  // Pages first .. last, both included.
+  Cost cost(PageIndex first, PageIndex last) const {
+    const Tally tally = count(first, last);
+    const std::uint32_t pages = last - first + 1;
+    Cost cost{true, pages - tally.resident, pages - tally.mapped};
+    if ((tally.any & (kBlocked | kAliased)) != 0) [[unlikely]]
+      judge(first, last, tally.any, &cost);
+    return cost;
+  }
+  bool ready(PageIndex page) const { return (state_[page] & ~kAliased) == kMapped; }
+  bool blocked(PageIndex page) const { return (state_[page] & kBlocked) != 0; }
+  // The last blocked page of the range, or kNoPage.
+  PageIndex last_blocked(PageIndex first, PageIndex last) const {
+    for (PageIndex page = last + 1; page-- > first;)
+      if (blocked(page)) return page;
+    return kNoPage;
+  }
+
+  // Pages of the second part from here on were never used: they are empty.
+  PageIndex untouched() const { return touched_[1].end; }
+
+  // One more block overlaps pages first .. last; makes them resident. The cost must be possible. On any status but ok
+  // nothing has changed.
+  Status acquire(PageIndex first, PageIndex last) {
+    if (first == last && blocks_[first] != 0) {
+      ++blocks_[first];
+      return Status::ok;
+    }
+    return acquire_pages(first, last);
+  }
+  // One block less overlaps them.
+  void release(PageIndex first, PageIndex last) {
+    if (first == last && blocks_[first] > 1) {
+      --blocks_[first];
+      return;
+    }
+    release_pages(first, last);
+  }
+
+  // Whether acquire may take memory from the supply or only what is idle here, and whether it may unmap.
+  void permit(bool growth, bool unmapping) {
+    may_grow_ = growth;
+    may_unmap_ = unmapping;
+  }
+
+  // The heap's clock: every release is a tick. Whoever sees that the stream has completed all work enqueued before a
+  // tick says so; what no block has used since can then be replaced.
+  std::uint32_t tick() const { return tick_; }
+  void set_completed(std::uint32_t tick) { completed_ = tick; }
+  // Pages ever given memory; that it grew tells that a placement needed the driver.
+  std::uint64_t maps_made() const { return maps_made_; }
+
+  // A slot for whoever places blocks: the first block that starts in the page, or the page's slab.
+  template <typename Owner>
+  Owner* owner(PageIndex page) const {
+    return static_cast<Owner*>(owner_[page]);
+  }
+  void set_owner(PageIndex page, void* owner) { owner_[page] = owner; }
+
+  // Idle memory leaves in three steps, so that nobody waits under the heap's lock: detach_idle makes its pages
+  // unusable, the caller waits until earlier work of the stream has completed, return_detached hands the memory to the
+  // supply.
+  struct Leaving {
+    PageIndex page = kNoPage;
+    bool last = false;  // of the pages of a frame that goes too
+    PhysicalHandle handle = 0;
+  };
+  using Detached = std::vector<Leaving>;
+  // Appends the memory of at most so many pages, or a little more where it goes in larger pieces, and what was
+  // postponed.
+  virtual void detach_idle(std::uint32_t at_most, Detached* detached) = 0;
+  // Appends what only stands in the way of blocks, at blocked pages.
+  virtual void detach_blocked(Detached* detached) = 0;
+  // Returns how many pages of memory went. What the driver refuses to take leaves another time.
+  virtual std::uint32_t return_detached(const Detached& detached) = 0;
+  // There was no waiting: they leave with the next that are detached.
+  virtual void postpone(const Detached& detached) = 0;
+  // Lets go of what an acquire got in vain, and of what was refused before. Not during a capture.
+  virtual void return_left_behind() = 0;
+  // Access for another device to every page with memory.
+  virtual Status allow_access_to_mapped(DeviceIndex peer) = 0;
+  // Hands all memory to the supply, whatever lives there.
+  virtual void return_all() = 0;
+
+  Counter resident() const { return resident_; }
+  Counter held() const { return held_; }  // resident and idle
+  // Pages of memory under no block; detached ones not counted.
+  std::uint32_t idle_frames() const {
+    return static_cast<std::uint32_t>(static_cast<Bytes>(held_.current - resident_.current) / kPageBytes) - leaving_;
+  }
+  std::uint64_t mappings() const { return mappings_; }
+  std::uint64_t aliased() const { return aliased_; }
+  virtual Bytes metadata_bytes() const;
+  void reset_peaks() {
+    resident_.reset_peak();
+    held_.reset_peak();
+  }
+  // `blocks_of[page]` is how many blocks overlap a page.
+  virtual void validate(const std::vector<std::uint32_t>& blocks_of) const;
+
+ protected:
+  // Bits of a page's state; none set: empty.
+  static constexpr std::uint8_t kResident = 1;
+  static constexpr std::uint8_t kMapped = 2;
+  static constexpr std::uint8_t kBlocked = 4;
+  static constexpr std::uint8_t kAliased = 8;  // its memory is that of another page too
+
+  static constexpr std::uint64_t kEach = 0x0101010101010101;  // one in each byte of a word
+
+  struct Span {
+    PageIndex first, end;
+  };
+
+  // The rest of cost() where a page is blocked or aliased.
+  virtual void judge(PageIndex first, PageIndex last, std::uint8_t any, Cost* cost) const = 0;
+  // Memory for every page of the range that has none, or whose own is replaced. On any status but ok no page has less
+  // or more than before, except that blocked pages may be empty now.
+  virtual Status provide(PageIndex first, PageIndex last) = 0;
+  // State of a range with aliased pages: all of it becomes resident, or idle.
+  virtual void set_live(PageIndex first, PageIndex last, bool live) = 0;
+
+  const PageIndex page_count_;
+  LazyArray<std::uint8_t> state_;
+  LazyArray<std::uint16_t> blocks_;      // blocks that overlap the page
+  LazyArray<std::uint32_t> idle_since_;  // tick of the heap's clock
+  Span touched_[2];                      // of each part, the pages that may have been used
+  std::uint32_t tick_ = 0;               // counts releases
+  std::uint32_t completed_ = 0;          // the stream's work before this tick is done
+  Counter resident_, held_;
+  std::uint32_t leaving_ = 0;  // pages of memory that are detached; held, but of no use
+  bool may_grow_ = true;
+  bool may_unmap_ = false;
+  std::uint64_t maps_made_ = 0;
+  std::uint64_t mappings_ = 0;
+  std::uint64_t aliased_ = 0;
+
+ private:
+  struct Tally {
+    std::uint32_t resident = 0, mapped = 0;
+    std::uint8_t any = 0;  // bits set in any page
+  };
+
+  Tally count(PageIndex first, PageIndex last) const;
+  void touch(PageIndex last);
+  Status acquire_pages(PageIndex first, PageIndex last);
+  void release_pages(PageIndex first, PageIndex last);
+
+  LazyArray<void*> owner_;
+};
+
+}  // namespace poolalloc
