@@ -19,6 +19,9 @@ void bind_engine(pybind11::module_& module);
 // Replay: traces through core's allocator over such a device.
 void bind_replay(pybind11::module_& module);
 
+// Offline placement.
+void bind_placement(pybind11::module_& module);
+
 // Statistics as nested dicts, by the names of stats.h.
 pybind11::dict to_dict(const DeviceStats& stats);
 pybind11::dict to_dict(const Options& options);

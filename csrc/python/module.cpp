@@ -8,4 +8,5 @@ PYBIND11_MODULE(_core, module) {
   poolalloc::python::bind_plugin(module);
   poolalloc::python::bind_engine(module);
   poolalloc::python::bind_replay(module);
+  poolalloc::python::bind_placement(module);
 }
