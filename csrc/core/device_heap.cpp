@@ -69,18 +69,18 @@ Heap& DeviceHeap::make_heap(StreamId stream) {
   auto& bucket = buckets_[bucket_of(stream)];
   for (StreamEntry* entry = bucket.load(); entry != nullptr; entry = entry->next)
     if (entry->stream == stream) return *entry->heap;
+  if (entries_.size() + pools_.size() > 0) several_heaps_from_now();
   stream_heaps_.push_back(new_heap(stream, PoolId{}));
   Heap& heap = *stream_heaps_.back();
   entries_.push_back(std::make_unique<StreamEntry>(StreamEntry{stream, &heap, bucket.load()}));
-  if (entries_.size() + pools_.size() > 1) several_heaps_from_now();
   bucket.store(entries_.back().get(), std::memory_order_release);
   return heap;
 }
 
-// What the only heap counted so far was the device's.
+// Before another heap comes: what the only one counted so far was the device's.
 void DeviceHeap::several_heaps_from_now() {
   if (shared_.several_heaps.exchange(true)) return;
-  for (auto& heap : stream_heaps_) heap->publish_with_peaks();
+  for (auto& heap : stream_heaps_) heap->publish_from_now();
 }
 
 // A pool is being filled: its filter decides, the latest pool first. Filters are torch's code, so they run without a
@@ -102,8 +102,8 @@ Heap& DeviceHeap::heap_of_pool(PrivatePool& pool, StreamId stream) {
   std::lock_guard guard(mutex_);
   for (auto& heap : pool.heaps)
     if (heap->stream() == stream) return *heap;
-  pool.heaps.push_back(new_heap(stream, pool.id));
   several_heaps_from_now();
+  pool.heaps.push_back(new_heap(stream, pool.id));
   return *pool.heaps.back();
 }
 

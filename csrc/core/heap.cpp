@@ -1,29 +1,30 @@
 #include "core/heap.h"
 
-#include <mutex>
-
 namespace poolalloc {
 
 Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Bytes slab_bytes, Bytes arena_bytes,
            const Options& options)
-    : shared_(shared),
-      stream_(stream),
-      pool_(pool),
+    : base_(base),
       bin_limit_(options.bin_limit),
       pages_(shared.driver, shared.device, shared.supply, base, static_cast<PageIndex>(slab_bytes / kPageBytes),
              static_cast<PageIndex>((slab_bytes + arena_bytes) / kPageBytes)),
       slabs_(pages_, static_cast<PageIndex>(slab_bytes / kPageBytes)),
-      arena_(pages_, static_cast<PageIndex>(slab_bytes / kPageBytes), static_cast<int>(options.placement_candidates)) {}
+      arena_(pages_, static_cast<PageIndex>(slab_bytes / kPageBytes), static_cast<int>(options.placement_candidates)),
+      shared_(shared),
+      stream_(stream),
+      pool_(pool) {
+  set_attention();
+}
 
 Heap::~Heap() {
   if (progress_event_ != 0) unused_events_.push_back(progress_event_);
   for (EventHandle event : unused_events_) shared_.driver.destroy_event(shared_.device, event);
 }
 
-// --- the hot path ------------------------------------------------------------------------------------------------
+// --- placing -----------------------------------------------------------------------------------------------------
 
-Status Heap::allocate(Bytes bytes, Address* address) {
-  std::lock_guard guard(lock_);
+// Not from a slab at hand. Called with the lock held, as all that follows.
+Status Heap::allocate_elsewhere(Bytes bytes, Address* address) {
   Bytes offset = 0, rounded = 0;
   pages_.permit(pending_.empty(), may_unmap());
   const std::uint64_t maps = pages_.maps_made();
@@ -34,17 +35,18 @@ Status Heap::allocate(Bytes bytes, Address* address) {
   }
   if (pages_.maps_made() != maps) [[unlikely]]
     note_progress();
-  count_in(bytes, rounded);
+  counts_.add(kind_of(rounded), bytes, rounded);
+  note_pages_if_changed();
   if (bytes > bin_limit_) note_unused(kLarge);  // idle pages that became resident
-  publish_if_due();
-  *address = pages_.base() + offset;
+  if (attention_ != 0) attend();
+  *address = base_ + offset;
   return Status::ok;
 }
 
 Status Heap::place(Bytes bytes, Bytes* offset, Bytes* rounded) {
   if (bytes <= bin_limit_) {
     const int bin = bin_of(bytes);
-    *rounded = bin_bytes(bin);
+    *rounded = Slabs::block_bytes(bin);
     return slabs_.allocate(bin, bytes, offset);
   }
   Arena::Block* block = nullptr;
@@ -57,44 +59,21 @@ Status Heap::place(Bytes bytes, Bytes* offset, Bytes* rounded) {
   return status;
 }
 
-inline void Heap::count_in(Bytes requested, Bytes rounded) {
-  all_.add(requested, rounded);
-  kinds_[kind_of(rounded)].add(requested, rounded);
-  if (!pending_.empty()) [[unlikely]]
-    note_held();
-  note_pages_if_changed();
-}
-
-bool Heap::free(Address address) {
-  const Bytes offset = address - pages_.base();
-  const auto page = static_cast<PageIndex>(offset / kPageBytes);
-  std::lock_guard guard(lock_);
-  if (!tracked_.empty()) [[unlikely]]
-    return free_tracked(page, offset);
-  if (slabs_.serves(page)) {
-    const Slabs::Found found = slabs_.find(page, offset);
-    if (found.size == 0) return false;
-    slabs_.free(found);
-    count_out(found.requested, found.size);
-    note_unused(kSmall);
-  } else {
-    Arena::Block* block = arena_.at(offset);
-    if (block == nullptr || !block->live()) return false;
-    const Bytes size = block->size, requested = block->requested;
-    arena_bytes_.subtract(size);
-    arena_.free(block);
-    count_out(requested, size);
-    note_unused(kLarge);
-  }
-  note_pages_if_changed();
+// From the arena, or where blocks are used by other streams.
+bool Heap::free_elsewhere(Bytes offset) {
+  if ((attention_ & kTracks) != 0) return free_tracked(offset);
+  const Found found = find(offset);
+  if (found.size == 0) return false;
+  counts_.subtract(kind_of(found.size), found.requested, found.size);
+  give_back(found);
   publish_if_due();
   return true;
 }
 
-Heap::Found Heap::find(PageIndex page, Bytes offset) const {
+Heap::Found Heap::find(Bytes offset) const {
   Found found;
-  if (slabs_.serves(page)) {
-    found.slot = slabs_.find(page, offset);
+  if (slabs_.serves(static_cast<PageIndex>(offset / kPageBytes))) {
+    found.slot = slabs_.find(offset);
     found.size = found.slot.size;
     found.requested = found.slot.requested;
   } else if (Arena::Block* block = arena_.at(offset); block != nullptr && block->live()) {
@@ -153,7 +132,7 @@ Bytes Heap::reclaim(std::uint32_t at_most_frames) {
   PageTable::Detached leaving;
   EventHandle event = 0;
   {
-    std::lock_guard guard(lock_);
+    const Guard guard(lock_);
     pages_.return_left_behind();
     event = take_event();
     if (event == 0) return 0;
@@ -172,7 +151,7 @@ Bytes Heap::reclaim(std::uint32_t at_most_frames) {
   waits_.fetch_add(1, std::memory_order_relaxed);
   const bool done = shared_.driver.synchronize_event(shared_.device, event) == Status::ok ||
                     shared_.driver.synchronize_device(shared_.device) == Status::ok;
-  std::lock_guard guard(lock_);
+  const Guard guard(lock_);
   unused_events_.push_back(event);
   if (!done || shared_.captures.load(std::memory_order_relaxed) != 0) {
     pages_.postpone(leaving);
@@ -182,44 +161,44 @@ Bytes Heap::reclaim(std::uint32_t at_most_frames) {
 }
 
 Status Heap::allow_access_to_mapped(DeviceIndex peer) {
-  std::lock_guard guard(lock_);
+  const Guard guard(lock_);
   return pages_.allow_access_to_mapped(peer);
 }
 
 void Heap::retire() {
-  std::lock_guard guard(lock_);
+  const Guard guard(lock_);
   pages_.return_all();
 }
 
 std::optional<std::pair<Address, Bytes>> Heap::containing(Address address) const {
-  const Bytes offset = address - pages_.base();
-  std::lock_guard guard(lock_);
-  if (const auto page = static_cast<PageIndex>(offset / kPageBytes); slabs_.serves(page)) {
-    const Slabs::Found found = slabs_.containing(page, offset);
+  const Bytes offset = address - base_;
+  const Guard guard(lock_);
+  if (slabs_.serves(static_cast<PageIndex>(offset / kPageBytes))) {
+    const Slabs::Found found = slabs_.containing(offset);
     if (found.size == 0) return std::nullopt;
-    return std::pair{pages_.base() + found.slab->offset + found.slot * found.size, found.size};
+    return std::pair{base_ + found.slab->offset + found.slot * found.size, found.size};
   }
   const Arena::Block* block = arena_.containing(offset);
   if (block == nullptr) return std::nullopt;
-  return std::pair{pages_.base() + block->offset, block->size};
+  return std::pair{base_ + block->offset, block->size};
 }
 
 bool Heap::mapped() const {
-  std::lock_guard guard(lock_);
+  const Guard guard(lock_);
   return pages_.mappings() != 0;
 }
 
 BlockInfo Heap::describe(Bytes offset, Bytes size, Bytes requested) const {
   const auto entry = tracked_.find(offset);
   const bool pending = entry != tracked_.end() && entry->second.pending;
-  return {pages_.base() + offset, size, requested, pending, shared_.device, stream_, pool_};
+  return {base_ + offset, size, requested, pending, shared_.device, stream_, pool_};
 }
 
 std::optional<BlockInfo> Heap::block(Address address) const {
-  const Bytes offset = address - pages_.base();
-  std::lock_guard guard(lock_);
-  if (const auto page = static_cast<PageIndex>(offset / kPageBytes); slabs_.serves(page)) {
-    const Slabs::Found found = slabs_.containing(page, offset);
+  const Bytes offset = address - base_;
+  const Guard guard(lock_);
+  if (slabs_.serves(static_cast<PageIndex>(offset / kPageBytes))) {
+    const Slabs::Found found = slabs_.containing(offset);
     if (found.size == 0) return std::nullopt;
     return describe(found.slab->offset + found.slot * found.size, found.size, found.requested);
   }
@@ -229,7 +208,7 @@ std::optional<BlockInfo> Heap::block(Address address) const {
 }
 
 void Heap::append_blocks(std::vector<BlockInfo>& blocks) const {
-  std::lock_guard guard(lock_);
+  const Guard guard(lock_);
   slabs_.visit([&](Bytes offset, Bytes size, Bytes requested) { blocks.push_back(describe(offset, size, requested)); });
   for (const Arena::Block* block = arena_.first_block(); block != nullptr; block = block->next)
     if (block->live()) blocks.push_back(describe(block->offset, block->size, block->requested));

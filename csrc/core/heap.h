@@ -15,7 +15,8 @@
 #include <vector>
 
 #include "core/arena.h"
-#include "core/lock.h"
+#include "core/biased_lock.h"
+#include "core/block_counts.h"
 #include "core/options.h"
 #include "core/residency.h"
 #include "core/slabs.h"
@@ -62,9 +63,36 @@ class Heap {
   Heap& operator=(const Heap&) = delete;
 
   // ok: *address. out_of_memory: pages are missing. not_supported: addresses are. failed: the driver refused.
-  Status allocate(Bytes bytes, Address* address);
+  Status allocate(Bytes bytes, Address* address) {
+    const Guard guard(lock_);
+    if (Bytes offset; bytes <= bin_limit_) {
+      const int bin = bin_of(bytes);
+      if (slabs_.pop(bin, bytes, &offset)) [[likely]] {
+        counts_.add(kSmall, bytes, slabs_.block_bytes(bin));
+        if (attention_ != 0) [[unlikely]]
+          attend();
+        *address = base_ + offset;
+        return Status::ok;
+      }
+    }
+    return allocate_elsewhere(bytes, address);
+  }
   // False if no live block starts there.
-  bool free(Address address);
+  bool free(Address address) {
+    const Bytes offset = address - base_;
+    const Guard guard(lock_);
+    if ((attention_ & kTracks) != 0 || !slabs_.serves(static_cast<PageIndex>(offset / kPageBytes))) [[unlikely]]
+      return free_elsewhere(offset);
+    const Slabs::Found found = slabs_.find(offset);
+    if (found.size == 0) [[unlikely]]
+      return false;
+    counts_.subtract(kSmall, found.requested, found.size);
+    if (slabs_.free(found)) note_pages_if_changed();
+    note_unused(kSmall);
+    if (attention_ != 0) [[unlikely]]
+      publish_if_due();
+    return true;
+  }
   bool record_stream(Address address, StreamId stream);
   std::optional<std::pair<Address, Bytes>> containing(Address address) const;
   // The same with all that is known of the block.
@@ -86,17 +114,18 @@ class Heap {
   // Unmaps everything and hands every frame to the supply, live or not. The end of the heap: no work may touch it.
   void retire();
 
+  // From now on what changes here is published: the device has several heaps.
+  void publish_from_now();
+
   StreamId stream() const { return stream_; }
   PoolId pool() const { return pool_; }
-  Address base() const { return pages_.base(); }
+  Address base() const { return base_; }
   Bytes range_bytes() const { return pages_.pages() * kPageBytes; }
   HeapStats stats() const;
   std::uint64_t live_blocks() const;
   void reset_peaks();
   // Adds what changed since the last time to the device totals.
   void publish();
-  // The same, and the peaks so far become the device's.
-  void publish_with_peaks();
   void validate() const;
 
  private:
@@ -111,32 +140,18 @@ class Heap {
     std::vector<EventHandle> events;  // not known to have completed
     std::uint64_t refused = 0;        // not 0: when the driver gave no event, counted by refusals_
   };
-  // What the hot path counts, for all blocks and apart for small and large ones.
-  struct Live {
-    Counter blocks, requested, live;
-    void add(Bytes asked, Bytes rounded) {
-      blocks.add(1);
-      requested.add(asked);
-      live.add(rounded);
-    }
-    void subtract(Bytes asked, Bytes rounded) {
-      blocks.subtract(1);
-      requested.subtract(asked);
-      live.subtract(rounded);
-    }
-    void reset_peaks() {
-      blocks.reset_peak();
-      requested.reset_peak();
-      live.reset_peak();
-    }
-  };
   // Pending blocks of one kind; peaks are of live and pending ones together, noted while there are pending ones.
   struct Waiting {
     std::int64_t blocks = 0, bytes = 0;
     std::int64_t peak_blocks = 0, peak_bytes = 0;
   };
-  enum Kind { kSmall, kLarge, kKinds };
-  static Kind kind_of(Bytes rounded) { return rounded > kSmallBytes ? kLarge : kSmall; }
+  // What a call must look to besides its block; nearly always nothing.
+  enum Attention : std::uint8_t {
+    kTracks = 1,     // blocks that other streams use; always there with the next
+    kWaits = 2,      // pending frees
+    kPublishes = 4,  // there are several heaps
+  };
+  using Guard = BiasedLock::Guard;
   struct Found {
     Arena::Block* block = nullptr;  // null: in a slab
     Slabs::Found slot;
@@ -144,17 +159,14 @@ class Heap {
     Bytes requested = 0;
   };
 
-  Found find(PageIndex page, Bytes offset) const;
+  Found find(Bytes offset) const;
   BlockInfo describe(Bytes offset, Bytes size, Bytes requested) const;
+  [[gnu::noinline]] Status allocate_elsewhere(Bytes bytes, Address* address);
+  [[gnu::noinline]] bool free_elsewhere(Bytes offset);
   void give_back(const Found& found);
-  [[gnu::noinline]] bool free_tracked(PageIndex page, Bytes offset);
+  bool free_tracked(Bytes offset);
   [[gnu::noinline]] Status allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Status status);
   Status place(Bytes bytes, Bytes* offset, Bytes* rounded);
-  void count_in(Bytes requested, Bytes rounded);
-  void count_out(Bytes requested, Bytes rounded) {
-    all_.subtract(requested, rounded);
-    kinds_[kind_of(rounded)].subtract(requested, rounded);
-  }
   void note_pages_if_changed() {
     if (slabs_.resident_pages() != noted_slab_pages_ || pages_.held().current != noted_held_) [[unlikely]]
       note_pages();
@@ -164,51 +176,62 @@ class Heap {
   void record_events(Pending& pending);
   std::size_t poll_pending_locked();
   void finish(const Pending& pending);
-  void publish_if_due() {
-    if (shared_.several_heaps.load(std::memory_order_relaxed)) [[unlikely]]
-      publish_several();
+  void set_attention();
+  // After an allocation, where there is something to look to.
+  void attend() {
+    if ((attention_ & kWaits) != 0) note_held();
+    publish_if_due();
   }
-  [[gnu::noinline]] void publish_several();
-  void publish_all();
+  void publish_if_due() {
+    const auto far = [](std::int64_t now, std::int64_t before) {
+      return now - before >= kPublishBytes || before - now >= kPublishBytes;
+    };
+    if ((attention_ & kPublishes) != 0 && (far(counts_.requested.current(), published_.requested) ||
+                                           far(pages_.resident().current, published_.resident))) [[unlikely]]
+      publish_all();
+  }
+  [[gnu::noinline]] void publish_all();
   EventHandle take_event();
   // Of resident pages, what is in no block. Slabs and arena share no page.
-  std::int64_t unused(Kind kind) const {
+  std::int64_t unused(BlockKind kind) const {
     const std::int64_t slab_pages = static_cast<std::int64_t>(slabs_.resident_pages() * kPageBytes);
     const std::int64_t in_arena = arena_bytes_.current;
     if (kind == kLarge) return pages_.resident().current - slab_pages - in_arena;
-    return slab_pages - (all_.live.current + pending_bytes_.current - in_arena);
+    return slab_pages - (counts_.live.current() + pending_bytes_.current - in_arena);
   }
   // `kind` is here where a block lies, slab or arena, whatever its size.
-  void note_unused(Kind kind) {
+  void note_unused(BlockKind kind) {
     const std::int64_t here = unused(kind);
     if (here > unused_peak_[kind]) unused_peak_[kind] = here;
-    const std::int64_t all = pages_.resident().current - all_.live.current - pending_bytes_.current;
+    const std::int64_t all = pages_.resident().current - counts_.live.current() - pending_bytes_.current;
     if (all > all_unused_peak_) all_unused_peak_ = all;
   }
-  BlockStats block_stats(const Live& live, const Waiting& waiting) const;
+  void complete(BlockStats& stats, const Waiting& waiting) const;
   void note_progress();
   // A graph's replays may touch any address of its pool, and nothing may be unmapped while one is being captured.
   bool may_unmap() const { return pool_ == PoolId{} && shared_.captures.load(std::memory_order_relaxed) == 0; }
 
-  DeviceShared& shared_;
-  const StreamId stream_;
-  const PoolId pool_;
+  mutable BiasedLock lock_;
+  const Address base_;
   const Bytes bin_limit_;
-  mutable Lock lock_;
+  std::uint8_t attention_ = 0;
+  BlockCounts counts_;
+  Counter pending_bytes_;
+  std::int64_t unused_peak_[kBlockKinds] = {}, all_unused_peak_ = 0;
+  Counter arena_bytes_;  // rounded, live and pending
   Residency pages_;
   Slabs slabs_;
   Arena arena_;
-  Live all_, kinds_[kKinds];
-  Counter pending_bytes_;
-  Waiting waiting_[kKinds], all_waiting_;
-  Counter reserved_[kKinds];  // of pages: cut into slabs, others
-  std::int64_t unused_peak_[kKinds] = {}, all_unused_peak_ = 0;
+  DeviceShared& shared_;
+  const StreamId stream_;
+  const PoolId pool_;
+  Waiting waiting_[kBlockKinds], all_waiting_;
+  Counter reserved_[kBlockKinds];  // of pages: cut into slabs, others
   std::uint32_t noted_slab_pages_ = 0;
   std::int64_t noted_held_ = 0;
   std::atomic<std::uint64_t> waits_{0};
   std::uint64_t refusals_ = 0;
   std::uint64_t pending_completed_ = 0;
-  Counter arena_bytes_;  // rounded, live and pending
   std::unordered_map<Bytes, Tracked> tracked_;
   std::vector<Pending> pending_;
   std::vector<EventHandle> unused_events_;

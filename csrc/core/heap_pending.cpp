@@ -1,17 +1,17 @@
 // Blocks that other streams use: record_stream, and frees that wait for events behind those uses.
 #include <algorithm>
-#include <mutex>
 
 #include "core/heap.h"
 
 namespace poolalloc {
 
 bool Heap::record_stream(Address address, StreamId stream) {
-  const Bytes offset = address - pages_.base();
-  std::lock_guard guard(lock_);
-  if (find(static_cast<PageIndex>(offset / kPageBytes), offset).size == 0) return false;
+  const Bytes offset = address - base_;
+  const Guard guard(lock_);
+  if (find(offset).size == 0) return false;
   if (stream == stream_) return true;
   Tracked& tracked = tracked_[offset];
+  set_attention();
   if (tracked.pending) return false;
   if (std::find(tracked.streams.begin(), tracked.streams.end(), stream) == tracked.streams.end())
     tracked.streams.push_back(stream);
@@ -19,12 +19,12 @@ bool Heap::record_stream(Address address, StreamId stream) {
 }
 
 // Some block of the heap is used by another stream, or was when it was freed: perhaps this one.
-bool Heap::free_tracked(PageIndex page, Bytes offset) {
-  const Found found = find(page, offset);
+bool Heap::free_tracked(Bytes offset) {
+  const Found found = find(offset);
   if (found.size == 0) return false;
   const auto entry = tracked_.find(offset);
   if (entry != tracked_.end() && entry->second.pending) return false;  // freed before
-  count_out(found.requested, found.size);
+  counts_.subtract(kind_of(found.size), found.requested, found.size);
   if (entry == tracked_.end()) {
     give_back(found);
   } else {
@@ -42,6 +42,7 @@ bool Heap::free_tracked(PageIndex page, Bytes offset) {
     // An event recorded now would become part of the graph being captured: the free waits for the capture's end.
     if (shared_.captures.load(std::memory_order_relaxed) == 0) record_events(pending);
     pending_.push_back(std::move(pending));
+    set_attention();
   }
   publish_if_due();
   return true;
@@ -74,8 +75,13 @@ EventHandle Heap::take_event() {
   return event;
 }
 
+void Heap::set_attention() {
+  attention_ = static_cast<std::uint8_t>((tracked_.empty() ? 0 : kTracks) | (pending_.empty() ? 0 : kWaits) |
+                                         (shared_.several_heaps.load(std::memory_order_relaxed) ? kPublishes : 0));
+}
+
 std::size_t Heap::poll_pending() {
-  std::lock_guard guard(lock_);
+  const Guard guard(lock_);
   return poll_pending_locked();
 }
 
@@ -98,11 +104,11 @@ std::size_t Heap::poll_pending_locked() {
   }
   pending_.resize(kept);
   pending_completed_ += finished;
+  set_attention();
   return finished;
 }
 
 void Heap::finish(const Pending& pending) {
-  const auto page = static_cast<PageIndex>(pending.offset / kPageBytes);
   pending_bytes_.subtract(pending.size);
   Waiting& waiting = waiting_[kind_of(pending.size)];
   --waiting.blocks;
@@ -110,7 +116,7 @@ void Heap::finish(const Pending& pending) {
   --all_waiting_.blocks;
   all_waiting_.bytes -= static_cast<std::int64_t>(pending.size);
   tracked_.erase(pending.offset);
-  give_back(find(page, pending.offset));
+  give_back(find(pending.offset));
 }
 
 std::size_t Heap::wait_pending() {
@@ -118,7 +124,7 @@ std::size_t Heap::wait_pending() {
   std::vector<EventHandle> events;
   std::uint64_t refused = 0;
   {
-    std::lock_guard guard(lock_);
+    const Guard guard(lock_);
     if (pending_.empty()) return 0;
     for (Pending& pending : pending_) {
       record_events(pending);
@@ -130,7 +136,7 @@ std::size_t Heap::wait_pending() {
   // Another thread may finish these frees meanwhile and reuse an event: then this waits longer, never shorter.
   for (EventHandle event : events) shared_.driver.synchronize_event(shared_.device, event);
   const bool all_done = refused != 0 && shared_.driver.synchronize_device(shared_.device) == Status::ok;
-  std::lock_guard guard(lock_);
+  const Guard guard(lock_);
   for (Pending& pending : pending_)
     if (all_done && pending.refused != 0 && pending.refused <= refused) pending.streams.clear();
   return poll_pending_locked();

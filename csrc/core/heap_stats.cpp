@@ -1,7 +1,5 @@
 // What a heap counts and checks: statistics, device totals, validate(). The counting itself is in heap.h and heap.cpp.
 #include <algorithm>
-#include <cstdlib>
-#include <mutex>
 
 #include "core/check.h"
 #include "core/heap.h"
@@ -14,47 +12,32 @@ void Heap::note_pages() {
   const std::int64_t slab_bytes = static_cast<std::int64_t>(noted_slab_pages_ * kPageBytes);
   reserved_[kSmall].move_to(slab_bytes);
   reserved_[kLarge].move_to(noted_held_ - slab_bytes);
-  for (const Kind kind : {kSmall, kLarge}) note_unused(kind);
+  for (const BlockKind kind : {kSmall, kLarge}) note_unused(kind);
 }
 
 void Heap::note_held() {
-  const auto note = [](const Live& live, Waiting& waiting) {
-    waiting.peak_blocks = std::max(waiting.peak_blocks, live.blocks.current + waiting.blocks);
-    waiting.peak_bytes = std::max(waiting.peak_bytes, live.live.current + waiting.bytes);
+  const auto note = [](Waiting& waiting, std::int64_t blocks, std::int64_t bytes) {
+    waiting.peak_blocks = std::max(waiting.peak_blocks, blocks + waiting.blocks);
+    waiting.peak_bytes = std::max(waiting.peak_bytes, bytes + waiting.bytes);
   };
-  note(all_, all_waiting_);
-  for (const Kind kind : {kSmall, kLarge}) note(kinds_[kind], waiting_[kind]);
+  note(all_waiting_, counts_.blocks.current(), counts_.live.current());
+  for (const BlockKind kind : {kSmall, kLarge})
+    note(waiting_[kind], counts_.blocks.current(kind), counts_.live.current(kind));
 }
 
-BlockStats Heap::block_stats(const Live& live, const Waiting& waiting) const {
-  BlockStats stats;
-  stats.blocks = live.blocks;
-  stats.requested = live.requested;
-  stats.live = live.live;
-  stats.held_blocks = {live.blocks.current + waiting.blocks, std::max(live.blocks.peak, waiting.peak_blocks),
-                       live.blocks.total};
-  stats.held = {live.live.current + waiting.bytes, std::max(live.live.peak, waiting.peak_bytes), live.live.total};
-  return stats;
-}
-
-void Heap::publish_several() {
-  if (std::abs(all_.requested.current - published_.requested) >= kPublishBytes ||
-      std::abs(pages_.resident().current - published_.resident) >= kPublishBytes)
-    publish_all();
+void Heap::publish_from_now() {
+  const Guard guard(lock_);
+  publish_all();
+  shared_.requested.raise_peak(counts_.requested.counter().peak);
+  shared_.live.raise_peak(counts_.live.counter().peak);
+  shared_.pending.raise_peak(pending_bytes_.peak);
+  shared_.resident.raise_peak(pages_.resident().peak);
+  set_attention();
 }
 
 void Heap::publish() {
-  std::lock_guard guard(lock_);
+  const Guard guard(lock_);
   publish_all();
-}
-
-void Heap::publish_with_peaks() {
-  std::lock_guard guard(lock_);
-  publish_all();
-  shared_.requested.raise_peak(all_.requested.peak);
-  shared_.live.raise_peak(all_.live.peak);
-  shared_.pending.raise_peak(pending_bytes_.peak);
-  shared_.resident.raise_peak(pages_.resident().peak);
 }
 
 void Heap::publish_all() {
@@ -62,32 +45,47 @@ void Heap::publish_all() {
     if (now != before) total.add(now - before);
     before = now;
   };
-  send(shared_.requested, all_.requested.current, published_.requested);
-  send(shared_.live, all_.live.current, published_.live);
+  send(shared_.requested, counts_.requested.current(), published_.requested);
+  send(shared_.live, counts_.live.current(), published_.live);
   send(shared_.pending, pending_bytes_.current, published_.pending);
   send(shared_.resident, pages_.resident().current, published_.resident);
 }
 
+// What live blocks and pending ones have in common: blocks that cannot be handed out.
+void Heap::complete(BlockStats& stats, const Waiting& waiting) const {
+  stats.held_blocks = {stats.blocks.current + waiting.blocks, std::max(stats.blocks.peak, waiting.peak_blocks),
+                       stats.blocks.total};
+  stats.held = {stats.live.current + waiting.bytes, std::max(stats.live.peak, waiting.peak_bytes), stats.live.total};
+}
+
 HeapStats Heap::stats() const {
-  std::lock_guard guard(lock_);
+  const Guard guard(lock_);
   HeapStats stats;
   stats.stream = stream_;
   stats.pool = pool_;
-  stats.requested = all_.requested;
-  stats.live = all_.live;
+  stats.requested = counts_.requested.counter();
+  stats.live = counts_.live.counter();
   stats.pending = pending_bytes_;
   stats.resident = pages_.resident();
   stats.reserved = pages_.held();
   stats.idle.current = stats.reserved.current - stats.resident.current;
-  stats.allocations = all_.blocks.total;
-  stats.frees = all_.blocks.total - static_cast<std::uint64_t>(all_.blocks.current);
+  stats.allocations = counts_.blocks.counter().total;
+  stats.frees = stats.allocations - static_cast<std::uint64_t>(counts_.blocks.current());
   stats.waits = waits_.load(std::memory_order_relaxed);
   stats.pages_aliased = pages_.aliased();
   stats.pending_completed = pending_completed_;
-  stats.all = block_stats(all_, all_waiting_);
+  stats.all.blocks = counts_.blocks.counter();
+  stats.all.requested = stats.requested;
+  stats.all.live = stats.live;
   stats.all.reserved = stats.reserved;
-  stats.small = block_stats(kinds_[kSmall], waiting_[kSmall]);
-  stats.large = block_stats(kinds_[kLarge], waiting_[kLarge]);
+  complete(stats.all, all_waiting_);
+  for (const BlockKind kind : {kSmall, kLarge}) {
+    BlockStats& part = kind == kSmall ? stats.small : stats.large;
+    part.blocks = counts_.blocks.counter(kind);
+    part.requested = counts_.requested.counter(kind);
+    part.live = counts_.live.counter(kind);
+    complete(part, waiting_[kind]);
+  }
   stats.small.reserved = reserved_[kSmall];
   stats.large.reserved = reserved_[kLarge];
   stats.large.reserved.move_to(stats.reserved.current - reserved_[kSmall].current);
@@ -119,19 +117,18 @@ HeapStats Heap::stats() const {
 }
 
 std::uint64_t Heap::live_blocks() const {
-  std::lock_guard guard(lock_);
-  return static_cast<std::uint64_t>(all_.blocks.current) + pending_.size();
+  const Guard guard(lock_);
+  return static_cast<std::uint64_t>(counts_.blocks.current()) + pending_.size();
 }
 
 void Heap::reset_peaks() {
-  std::lock_guard guard(lock_);
-  all_.reset_peaks();
+  const Guard guard(lock_);
+  counts_.reset_peaks();
   pending_bytes_.reset_peak();
   all_waiting_.peak_blocks = all_waiting_.peak_bytes = 0;
   for (Waiting& waiting : waiting_) waiting.peak_blocks = waiting.peak_bytes = 0;
   if (!pending_.empty()) note_held();
-  for (const Kind kind : {kSmall, kLarge}) {
-    kinds_[kind].reset_peaks();
+  for (const BlockKind kind : {kSmall, kLarge}) {
     reserved_[kind].reset_peak();
     unused_peak_[kind] = unused(kind);
   }
@@ -140,7 +137,7 @@ void Heap::reset_peaks() {
 }
 
 void Heap::validate() const {
-  std::lock_guard guard(lock_);
+  const Guard guard(lock_);
   std::vector<std::uint32_t> blocks_of(pages_.pages());
   slabs_.validate(blocks_of);
   arena_.validate(blocks_of);
@@ -157,21 +154,25 @@ void Heap::validate() const {
   Bytes pending = 0;
   for (const Pending& entry : pending_) pending += entry.size;
   POOLALLOC_ENSURE(pending_bytes_.current == static_cast<std::int64_t>(pending), "pending frees are counted");
-  POOLALLOC_ENSURE(all_.live.current + pending_bytes_.current == static_cast<std::int64_t>(rounded),
+  POOLALLOC_ENSURE(counts_.live.current() + pending_bytes_.current == static_cast<std::int64_t>(rounded),
                    "rounded = live + pending");
-  POOLALLOC_ENSURE(all_.requested.current <= all_.live.current, "requested <= live");
+  POOLALLOC_ENSURE(counts_.requested.current() <= counts_.live.current(), "requested <= live");
   POOLALLOC_ENSURE(static_cast<std::int64_t>(rounded) <= pages_.resident().current, "rounded <= resident");
-  POOLALLOC_ENSURE(blocks == static_cast<std::uint64_t>(all_.blocks.current) + pending_.size(),
+  POOLALLOC_ENSURE(blocks == static_cast<std::uint64_t>(counts_.blocks.current()) + pending_.size(),
                    "blocks = live blocks + pending ones");
-  for (auto counter : {&Live::blocks, &Live::requested, &Live::live})
-    POOLALLOC_ENSURE((kinds_[kSmall].*counter).current + (kinds_[kLarge].*counter).current == (all_.*counter).current,
-                     "all = small + large");
+  for (auto quantity : {&BlockCounts::blocks, &BlockCounts::requested, &BlockCounts::live})
+    POOLALLOC_ENSURE(
+        (counts_.*quantity).current(kSmall) + (counts_.*quantity).current(kLarge) == (counts_.*quantity).current(),
+        "all = small + large");
   POOLALLOC_ENSURE(all_waiting_.bytes == pending_bytes_.current &&
                        waiting_[kSmall].bytes + waiting_[kLarge].bytes == all_waiting_.bytes &&
                        waiting_[kSmall].blocks + waiting_[kLarge].blocks == all_waiting_.blocks,
                    "pending blocks are counted by size");
   POOLALLOC_ENSURE(unused(kSmall) >= 0 && unused(kLarge) >= 0, "slabs and arena fit into their pages");
   POOLALLOC_ENSURE(pending_.empty() || !tracked_.empty(), "pending frees are tracked");
+  POOLALLOC_ENSURE(
+      ((attention_ & kTracks) != 0) == !tracked_.empty() && ((attention_ & kWaits) != 0) == !pending_.empty(),
+      "calls know what to look to");
 }
 
 }  // namespace poolalloc

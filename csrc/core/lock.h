@@ -9,6 +9,19 @@
 
 namespace poolalloc {
 
+// For conditions that are true soon.
+template <typename Condition>
+void wait_until(Condition condition) {
+  for (int round = 0;; ++round) {
+    for (int spin = 0; spin < 64; ++spin)
+      if (condition()) return;
+    if (round < 16)
+      std::this_thread::yield();
+    else
+      std::this_thread::sleep_for(std::chrono::microseconds(round < 100 ? round : 100));
+  }
+}
+
 class Lock {
  public:
   void lock() {
@@ -20,16 +33,7 @@ class Lock {
 
  private:
   [[gnu::noinline]] void wait() {
-    for (int round = 0;; ++round) {
-      for (int spin = 0; spin < 64; ++spin) {
-        if (!held_.load(std::memory_order_relaxed) && try_lock()) return;
-      }
-      if (round < 16) {
-        std::this_thread::yield();
-      } else {
-        std::this_thread::sleep_for(std::chrono::microseconds(round < 100 ? round : 100));
-      }
-    }
+    wait_until([this] { return !held_.load(std::memory_order_relaxed) && try_lock(); });
   }
 
   std::atomic<bool> held_{false};

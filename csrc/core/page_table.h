@@ -56,6 +56,8 @@ class PageTable {
     return cost;
   }
   bool ready(PageIndex page) const { return (state_[page] & ~kAliased) == kMapped; }
+  // Resident or ready: one more block needs no driver call.
+  bool usable(PageIndex page) const { return (state_[page] & (kMapped | kBlocked)) == kMapped; }
   bool blocked(PageIndex page) const { return (state_[page] & kBlocked) != 0; }
   // The last blocked page of the range, or kNoPage.
   PageIndex last_blocked(PageIndex first, PageIndex last) const {
@@ -70,17 +72,34 @@ class PageTable {
   // One more block overlaps pages first .. last; makes them resident. The cost must be possible. On any status but ok
   // nothing has changed.
   Status acquire(PageIndex first, PageIndex last) {
-    if (first == last && blocks_[first] != 0) {
-      ++blocks_[first];
-      return Status::ok;
+    if (first == last) {
+      if (blocks_[first] != 0) {
+        ++blocks_[first];
+        return Status::ok;
+      }
+      if (state_[first] == kMapped) {
+        state_[first] = kMapped | kResident;
+        blocks_[first] = 1;
+        resident_.add(kPageBytes);
+        return Status::ok;
+      }
     }
     return acquire_pages(first, last);
   }
   // One block less overlaps them.
   void release(PageIndex first, PageIndex last) {
-    if (first == last && blocks_[first] > 1) {
-      --blocks_[first];
-      return;
+    if (first == last) {
+      if (blocks_[first] > 1) {
+        --blocks_[first];
+        return;
+      }
+      if (state_[first] == (kMapped | kResident)) {
+        state_[first] = kMapped;
+        blocks_[first] = 0;
+        idle_since_[first] = ++tick_;
+        resident_.subtract(kPageBytes);
+        return;
+      }
     }
     release_pages(first, last);
   }
@@ -130,8 +149,8 @@ class PageTable {
   // Hands all memory to the supply, whatever lives there.
   virtual void return_all() = 0;
 
-  Counter resident() const { return resident_; }
-  Counter held() const { return held_; }  // resident and idle
+  const Counter& resident() const { return resident_; }
+  const Counter& held() const { return held_; }  // resident and idle
   // Pages of memory under no block; detached ones not counted.
   std::uint32_t idle_frames() const {
     return static_cast<std::uint32_t>(static_cast<Bytes>(held_.current - resident_.current) / kPageBytes) - leaving_;

@@ -27,12 +27,14 @@ int find_run(std::uint64_t bits, unsigned run) {
 
 }  // namespace
 
-Slabs::Slabs(PageTable& residency, PageIndex pages) : residency_(residency), pages_(pages) {
+Slabs::Slabs(PageTable& residency, PageIndex pages)
+    : residency_(residency), pages_(pages), slab_of_(pages * kPageChunks) {
   for (int index = 0; index <= kMaxBin; ++index) {
     Bin& bin = bins_[index];
     bin.block_bytes = bin_bytes(index);
     bin.reciprocal = ((std::uint64_t{1} << kReciprocalBits) + bin.block_bytes - 1) / bin.block_bytes;
     bin.shape = slab_shape(bin.block_bytes);
+    bin.all_free = low_bits(bin.shape.slots);
   }
 }
 
@@ -44,7 +46,7 @@ Slabs::~Slabs() = default;
 Status Slabs::wake(Bin& bin) {
   if (Slab* asleep = bin.current) {
     // A slab that is resident anyway comes first; then the sleeper, if its page needs no driver call.
-    if (bin.partial.empty() && can_wake(*asleep)) return keep_resident(asleep);
+    if (bin.partial.empty() && residency_.usable(asleep->page)) return keep_resident(asleep);
     bin.current = nullptr;
     retire(asleep);
   }
@@ -58,26 +60,20 @@ Status Slabs::wake(Bin& bin) {
   return new_slab(bin);
 }
 
-bool Slabs::can_wake(const Slab& slab) const {
-  const PageTable::Cost cost = residency_.cost(slab.page, slab.page);
-  return cost.possible && cost.maps == 0;
-}
-
 Status Slabs::new_slab(Bin& bin) {
   int first_chunk = 0;
   SmallPage* small = page_with_room(bin.shape.chunks, &first_chunk);
   if (small == nullptr) return Status::not_supported;
   Slab* slab = take_record();
-  slab->free = low_bits(bin.shape.slots);
+  slab->free = bin.all_free;
   slab->page = small->page;
   slab->offset = small->page * kPageBytes + static_cast<Bytes>(first_chunk) * kChunkBytes;
   slab->priority = tree_priority(slab->offset);
-  slab->bin = static_cast<std::uint16_t>(&bin - bins_.data());
+  slab->bin = static_cast<std::uint8_t>(&bin - bins_.data());
   slab->first_chunk = static_cast<std::uint8_t>(first_chunk);
-  slab->used = 0;
   slab->partial = false;
   small->free_chunks &= ~(low_bits(bin.shape.chunks) << first_chunk);
-  std::fill_n(small->slab_of + first_chunk, bin.shape.chunks, slab);
+  std::fill_n(&slab_of_[slab->offset / kChunkBytes], bin.shape.chunks, slab);
   ++bin.slabs;
   const Status status = keep_resident(slab);
   if (status == Status::ok)
@@ -106,7 +102,7 @@ void Slabs::let_go(Slab* slab) {
 
 // After a free: the slab has its first free slot, or no block any more.
 void Slabs::relist(Bin& bin, Slab* slab, bool was_full) {
-  if (slab->used == 0) {
+  if (slab->free == bin.all_free) {
     let_go(slab);
     if (slab == bin.current) return;
     if (slab->partial) {
@@ -129,7 +125,7 @@ void Slabs::relist(Bin& bin, Slab* slab, bool was_full) {
 void Slabs::retire(Slab* slab) {
   SmallPage* small = residency_.owner<SmallPage>(slab->page);
   Bin& bin = bins_[slab->bin];
-  std::fill_n(small->slab_of + slab->first_chunk, bin.shape.chunks, nullptr);
+  std::fill_n(&slab_of_[slab->offset / kChunkBytes], bin.shape.chunks, nullptr);
   small->free_chunks |= low_bits(bin.shape.chunks) << slab->first_chunk;
   --bin.slabs;
   slab->left = unused_;
@@ -228,10 +224,10 @@ std::vector<BinStats> Slabs::stats() const {
     if (bin.allocations == 0) continue;
     BinStats stats;
     stats.block_bytes = bin.block_bytes;
-    stats.live_blocks = bin.live_blocks;
+    stats.live_blocks = bin.allocations - bin.frees;
     stats.allocations = bin.allocations;
     stats.requested = bin.requested;
-    stats.rounded = bin.live_blocks * bin.block_bytes;
+    stats.rounded = stats.live_blocks * bin.block_bytes;
     stats.resident = Bytes{bin.awake} * bin.shape.chunks * kChunkBytes;
     result.push_back(stats);
   }
@@ -240,13 +236,13 @@ std::vector<BinStats> Slabs::stats() const {
 
 std::uint32_t Slabs::with_room() const {
   std::uint32_t slabs = partial_slabs_;
-  for (const Bin& bin : bins_) slabs += bin.current != nullptr && bin.current->used != 0;
+  for (const Bin& bin : bins_) slabs += bin.current != nullptr && bin.current->free != bin.all_free;
   return slabs;
 }
 
 Bytes Slabs::metadata_bytes() const {
   return records_.size() * kRecords * sizeof(Slab) + (cut_.size() + spare_pages_.size()) * sizeof(SmallPage) +
-         free_pages_.capacity() * sizeof(PageIndex) + sizeof(*this);
+         free_pages_.capacity() * sizeof(PageIndex) + fresh_ * kPageChunks * sizeof(Slab*) + sizeof(*this);
 }
 
 void Slabs::validate(std::vector<std::uint32_t>& blocks_of) const {
@@ -257,20 +253,20 @@ void Slabs::validate(std::vector<std::uint32_t>& blocks_of) const {
     POOLALLOC_ENSURE(slab->page == small.page, "a slab knows its page");
     POOLALLOC_ENSURE(slab->offset == small.page * kPageBytes + slab->first_chunk * kChunkBytes,
                      "a slab starts at its first chunk");
-    POOLALLOC_ENSURE((slab->free & ~low_bits(bin.shape.slots)) == 0, "no slot lies beyond the capacity");
-    POOLALLOC_ENSURE(slab->used + std::popcount(slab->free) == bin.shape.slots, "used + free slots = capacity");
+    POOLALLOC_ENSURE((slab->free & ~bin.all_free) == 0, "no slot lies beyond the capacity");
+    const bool in_use = slab->free != bin.all_free;
     for (unsigned slot = 0; slot < bin.shape.slots; ++slot) {
       if ((slab->free >> slot) & 1) continue;
       POOLALLOC_ENSURE(slab->slack[slot] < bin.block_bytes, "requested <= rounded");
       requested[slab->bin] += bin.block_bytes - slab->slack[slot];
     }
-    POOLALLOC_ENSURE(slab->used != 0 || slab == bin.current, "only the current slab sleeps");
+    POOLALLOC_ENSURE(in_use || slab == bin.current, "only the current slab sleeps");
     POOLALLOC_ENSURE(slab->partial == (slab != bin.current && slab->free != 0),
                      "a slab with free slots is current or partial");
-    live[slab->bin] += slab->used;
+    live[slab->bin] += static_cast<std::uint64_t>(bin.shape.slots - std::popcount(slab->free));
     ++slabs[slab->bin];
     partial[slab->bin] += slab->partial;
-    awake[slab->bin] += slab->used != 0;
+    awake[slab->bin] += in_use;
   };
   PageIndex previous = kNoPage;
   for (const auto& small : cut_) {
@@ -278,12 +274,12 @@ void Slabs::validate(std::vector<std::uint32_t>& blocks_of) const {
     previous = small->page;
     POOLALLOC_ENSURE(residency_.owner<SmallPage>(small->page) == small.get(), "a page knows its slabs");
     std::uint32_t awake_here = 0;
-    for (int chunk = 0; chunk < 64; ++chunk) {
-      const Slab* slab = small->slab_of[chunk];
+    for (Bytes chunk = 0; chunk < kPageChunks; ++chunk) {
+      const Slab* slab = slab_of_[small->page * kPageChunks + chunk];
       POOLALLOC_ENSURE(((small->free_chunks >> chunk) & 1) == (slab == nullptr), "a free chunk has no slab");
       if (slab == nullptr || slab->first_chunk != chunk) continue;
       check_slab(*small, slab);
-      awake_here += slab->used != 0;
+      awake_here += slab->free != bins_[slab->bin].all_free;
     }
     POOLALLOC_ENSURE(awake_here == small->awake, "a page counts its live slabs");
     blocks_of[small->page] += awake_here;
@@ -296,7 +292,8 @@ void Slabs::validate(std::vector<std::uint32_t>& blocks_of) const {
     const Bin& bin = bins_[index];
     std::uint64_t in_tree = 0;
     POOLALLOC_ENSURE(bin.partial.valid(&in_tree) && in_tree == partial[index], "partial slabs are in the tree");
-    POOLALLOC_ENSURE(bin.live_blocks == live[index] && bin.requested == requested[index], "blocks are counted");
+    POOLALLOC_ENSURE(bin.allocations - bin.frees == live[index] && bin.requested == requested[index],
+                     "blocks are counted");
     partial_slabs += partial[index];
     POOLALLOC_ENSURE(bin.slabs == slabs[index] && bin.awake == awake[index], "slabs are counted");
   }

@@ -7,7 +7,7 @@
 // room. A slab whose last block dies stops keeping its page resident at once: the current one keeps its slots and wakes
 // up with the next request if that needs no driver call, any other gives its chunks back.
 //
-//   used + free slots = capacity        blocks on a page, for page_table.h = its slabs with used > 0
+//   used + free slots = capacity        blocks on a page, for the page table = its slabs in use
 //
 // Guarded by the heap's lock. Not for large blocks: arena.h.
 #pragma once
@@ -18,6 +18,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/lazy_array.h"
 #include "core/ordered_tree.h"
 #include "core/page_table.h"
 #include "core/size_class.h"
@@ -26,7 +27,8 @@
 
 namespace poolalloc {
 
-inline constexpr Bytes kChunkBytes = kPageBytes / 64;
+inline constexpr Bytes kPageChunks = 64;
+inline constexpr Bytes kChunkBytes = kPageBytes / kPageChunks;
 
 // How the slabs of a class are cut. The fewest chunks that waste at most 1/64 and give eight slots (or take eight
 // chunks); where nothing does, the least wasteful number of chunks.
@@ -63,9 +65,8 @@ class Slabs {
     std::uint32_t priority = 0;
     PageIndex page = 0;
     Bytes offset = 0;  // of slot 0, in the heap's range
-    std::uint16_t bin = 0;
+    std::uint8_t bin = 0;
     std::uint8_t first_chunk = 0;
-    std::uint8_t used = 0;
     bool partial = false;     // in the tree
     std::uint32_t slack[64];  // per slot: block size - requested
   };
@@ -76,25 +77,23 @@ class Slabs {
   Slabs(const Slabs&) = delete;
   Slabs& operator=(const Slabs&) = delete;
 
-  // A block of bin_bytes(bin) at *offset. On any status but ok nothing has changed.
-  Status allocate(int bin, Bytes requested, Bytes* offset) {
+  // A block of bin_bytes(bin) at *offset, if the class has a slab at hand.
+  bool pop(int bin, Bytes requested, Bytes* offset) {
+    if (bin > kMaxBin) __builtin_unreachable();  // else the compiler warns of requests that bin_limit excludes
     Bin& own = bins_[bin];
     Slab* slab = own.current;
-    if (slab == nullptr || slab->used == 0) [[unlikely]] {
-      const Status status = wake(own);
-      if (status != Status::ok) return status;
-      slab = own.current;
-    }
-    const int slot = std::countr_zero(slab->free);
-    slab->free &= slab->free - 1;
-    if (slab->free == 0) own.current = nullptr;
-    ++slab->used;
-    slab->slack[slot] = static_cast<std::uint32_t>(own.block_bytes - requested);
-    ++own.live_blocks;
-    ++own.allocations;
-    own.requested += requested;
-    *offset = slab->offset + static_cast<Bytes>(slot) * own.block_bytes;
-    return Status::ok;
+    if (slab == nullptr || slab->free == own.all_free) [[unlikely]]
+      return false;
+    *offset = take_slot(own, slab, requested);
+    return true;
+  }
+  // The same, and where there is none at hand one is found or made. On any status but ok nothing has changed.
+  Status allocate(int bin, Bytes requested, Bytes* offset) {
+    if (pop(bin, requested, offset)) return Status::ok;
+    Bin& own = bins_[bin];
+    const Status status = wake(own);
+    if (status == Status::ok) *offset = take_slot(own, own.current, requested);
+    return status;
   }
 
   // What lives at an offset.
@@ -104,15 +103,13 @@ class Slabs {
     Bytes size = 0;  // 0: no live block starts there
     Bytes requested = 0;
   };
-  Found find(PageIndex page, Bytes offset) const {
-    const Found found = containing(page, offset);
+  Found find(Bytes offset) const {
+    const Found found = containing(offset);
     return found.size != 0 && found.slab->offset + found.slot * found.size == offset ? found : Found{};
   }
   // The live block that contains `offset`.
-  Found containing(PageIndex page, Bytes offset) const {
-    const SmallPage* small = residency_.owner<SmallPage>(page);
-    if (small == nullptr) return {};
-    Slab* slab = small->slab_of[offset % kPageBytes / kChunkBytes];
+  Found containing(Bytes offset) const {
+    Slab* slab = slab_of_[offset / kChunkBytes];
     if (slab == nullptr) return {};
     const Bin& bin = bins_[slab->bin];
     // Exact for every offset inside a slab: rounding up the reciprocal adds less than 2^(21 - 42), which is less than
@@ -121,17 +118,18 @@ class Slabs {
     if (slot >= bin.shape.slots || ((slab->free >> slot) & 1) != 0) return {};
     return {slab, slot, bin.block_bytes, bin.block_bytes - slab->slack[slot]};
   }
-  // Frees what find() found.
-  void free(const Found& found) {
+  // Frees what find() found. True if fewer pages may be resident now.
+  bool free(const Found& found) {
     Slab* slab = found.slab;
     Bin& bin = bins_[slab->bin];
     const bool was_full = slab->free == 0;
     slab->free |= std::uint64_t{1} << found.slot;
-    --slab->used;
-    --bin.live_blocks;
+    ++bin.frees;
     bin.requested -= found.requested;
-    if (slab->used == 0 || was_full) [[unlikely]]
+    const bool unused = slab->free == bin.all_free;
+    if (unused || was_full) [[unlikely]]
       relist(bin, slab, was_full);
+    return unused;
   }
 
   // visit(offset, size, requested) for every live block, by address.
@@ -139,7 +137,8 @@ class Slabs {
   void visit(Visit visit) const {
     for (const auto& small : cut_) {
       const Slab* last = nullptr;
-      for (const Slab* slab : small->slab_of) {
+      for (Bytes chunk = small->page * kPageChunks; chunk < (small->page + 1) * kPageChunks; ++chunk) {
+        const Slab* slab = slab_of_[chunk];
         if (slab == nullptr || slab == last) continue;
         last = slab;
         const Bin& bin = bins_[slab->bin];
@@ -150,6 +149,7 @@ class Slabs {
     }
   }
 
+  static constexpr Bytes block_bytes(int bin) { return bin_bytes(bin); }
   bool serves(PageIndex page) const { return page < pages_; }
   // Only bins ever used.
   std::vector<BinStats> stats() const;
@@ -170,8 +170,7 @@ class Slabs {
   struct SmallPage {
     PageIndex page = 0;
     std::uint64_t free_chunks = ~std::uint64_t{0};
-    std::uint32_t awake = 0;  // slabs with used > 0
-    Slab* slab_of[64] = {};   // per chunk
+    std::uint32_t awake = 0;  // slabs in use
   };
   struct Order {
     static bool less(const Slab& a, const Slab& b) { return a.offset < b.offset; }
@@ -179,19 +178,28 @@ class Slabs {
   struct Bin {
     Slab* current = nullptr;
     Bytes block_bytes = 0;
+    std::uint64_t all_free = 0;    // Slab::free of one with no block: not in use
     std::uint64_t reciprocal = 0;  // 2^kReciprocalBits / block_bytes, rounded up
-    SlabShape shape;
-    std::uint64_t live_blocks = 0;
-    std::uint64_t allocations = 0;
+    std::uint64_t allocations = 0, frees = 0;
     Bytes requested = 0;
+    SlabShape shape;
     std::uint32_t slabs = 0;
-    std::uint32_t awake = 0;  // of them, with used > 0
+    std::uint32_t awake = 0;  // of them, in use
     OrderedTree<Slab, Order> partial;
   };
 
+  // The lowest free slot of the current slab, which has one.
+  Bytes take_slot(Bin& bin, Slab* slab, Bytes requested) {
+    const int slot = std::countr_zero(slab->free);
+    slab->free &= slab->free - 1;
+    if (slab->free == 0) bin.current = nullptr;
+    slab->slack[slot] = static_cast<std::uint32_t>(bin.block_bytes - requested);
+    ++bin.allocations;
+    bin.requested += requested;
+    return slab->offset + static_cast<Bytes>(slot) * bin.block_bytes;
+  }
   Status wake(Bin& bin);
   Status new_slab(Bin& bin);
-  bool can_wake(const Slab& slab) const;
   Status keep_resident(Slab* slab);
   void let_go(Slab* slab);
   SmallPage* page_with_room(std::uint8_t chunks, int* first_chunk);
@@ -203,6 +211,7 @@ class Slabs {
 
   PageTable& residency_;
   const PageIndex pages_;
+  LazyArray<Slab*> slab_of_;                     // per chunk of the range
   PageIndex fresh_ = 0;                          // pages from here on were never used
   std::vector<PageIndex> free_pages_;            // used before, cut into nothing now
   std::vector<std::unique_ptr<SmallPage>> cut_;  // pages with slabs, by address

@@ -326,6 +326,7 @@ TEST(a_full_device_is_out_of_memory_and_leaves_nothing_changed) {
 TEST(totals_of_the_device_follow_within_the_published_step) {
   HeapRig rig;
   rig.shared.several_heaps = true;
+  rig.heap.publish_from_now();
   Bytes requested = 0;
   for (Bytes bytes : kSizes) {
     rig.take(bytes);

@@ -13,6 +13,10 @@ foreach(source ${native_tests})
   add_test(NAME ${name} COMMAND native_${name})
 endforeach()
 
+# What tools/check_instructions.py counts: the engine as it is shipped.
+add_executable(native_instructions ${CMAKE_SOURCE_DIR}/benchmarks/instructions.cpp)
+target_link_libraries(native_instructions PRIVATE poolalloc)
+
 # CudaDriver once more, on the simulated GPU: two devices whose events lag. A sanitizer's runtime must come first in a
 # process, which a preloaded library does not allow.
 if(TARGET simgpu AND NOT POOLALLOC_ASAN AND NOT POOLALLOC_UBSAN AND NOT POOLALLOC_TSAN)

@@ -25,10 +25,10 @@ struct Small : Range {
   }
   Bytes take(Bytes bytes) { return take(bin_of(bytes), bytes); }
   static PageIndex page_of(Bytes offset) { return static_cast<PageIndex>(offset / kPage); }
-  Slabs::Found find(Bytes offset) const { return slabs.find(page_of(offset), offset); }
+  Slabs::Found find(Bytes offset) const { return slabs.find(offset); }
   // The start of the live block that contains the offset, or ~0.
   Bytes start_of(Bytes offset) const {
-    const Slabs::Found found = slabs.containing(page_of(offset), offset);
+    const Slabs::Found found = slabs.containing(offset);
     return found.size != 0 ? found.slab->offset + found.slot * found.size : ~Bytes{0};
   }
   void give(Bytes offset) {

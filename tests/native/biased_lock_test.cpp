@@ -1,0 +1,91 @@
+// BiasedLock: mutual exclusion while ownership comes, is taken away and goes from thread to thread.
+#include "core/biased_lock.h"
+
+#include <atomic>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+
+using namespace poolalloc;
+
+namespace {
+
+// What the lock guards: two words that differ only while a thread is between them.
+struct Guarded {
+  BiasedLock lock;
+  std::uint64_t first = 0, second = 0;
+  std::atomic<std::uint64_t> torn{0};
+
+  void turn() {
+    const BiasedLock::Guard guard(lock);
+    if (first != second) ++torn;
+    ++first;
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    ++second;
+  }
+};
+
+}  // namespace
+
+TEST(one_thread_takes_it_any_number_of_times) {
+  Guarded guarded;
+  constexpr std::uint64_t kTurns = 10 * BiasedLock::kFirstNeeded;
+  for (std::uint64_t i = 0; i < kTurns; ++i) guarded.turn();
+  CHECK(guarded.first == kTurns && guarded.second == kTurns && guarded.torn == 0);
+}
+
+// More threads than may ever be owners, each in runs long enough to become one.
+TEST(threads_exclude_each_other_whoever_owns_it) {
+  constexpr int kThreads = 6, kRuns = 60;
+  Guarded guarded;
+  std::atomic<std::uint64_t> expected{0};
+  std::vector<std::thread> threads;
+  for (int index = 0; index < kThreads; ++index)
+    threads.emplace_back([&guarded, &expected, index] {
+      std::mt19937 random(static_cast<unsigned>(index));
+      for (int run = 0; run < kRuns; ++run) {
+        const std::uint32_t turns = 1 + random() % (8 * BiasedLock::kFirstNeeded);
+        for (std::uint32_t i = 0; i < turns; ++i) guarded.turn();
+        expected += turns;
+        if (random() % 4 == 0) std::this_thread::yield();
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(guarded.torn == 0);
+  CHECK(guarded.first == expected && guarded.second == expected);
+}
+
+// Many locks, each with its first owner inside again and again when the other one comes: the one moment at which both
+// could think that they are alone.
+TEST(who_comes_while_the_owner_is_inside_waits) {
+  constexpr std::uint64_t kLocks = 200;
+  std::vector<Guarded> locks(kLocks);
+  std::atomic<std::uint64_t> owned{0}, done{0};
+  std::vector<std::uint64_t> turns(kLocks);
+  std::thread owner([&] {
+    for (std::uint64_t i = 0; i < kLocks; ++i)
+      for (; done.load(std::memory_order_relaxed) <= i; ++turns[i]) {
+        locks[i].turn();
+        if (turns[i] == 2 * BiasedLock::kFirstNeeded) owned.store(i + 1, std::memory_order_relaxed);
+      }
+  });
+  for (std::uint64_t i = 0; i < kLocks; ++i) {
+    while (owned.load(std::memory_order_relaxed) <= i) std::this_thread::yield();
+    locks[i].turn();
+    done.store(i + 1, std::memory_order_relaxed);
+  }
+  owner.join();
+  for (std::uint64_t i = 0; i < kLocks; ++i)
+    CHECK(locks[i].torn == 0 && locks[i].first == turns[i] + 1 && locks[i].second == turns[i] + 1);
+}
+
+TEST(a_thread_that_comes_after_a_dead_owner_may_use_it) {
+  Guarded guarded;
+  for (int i = 0; i < 20; ++i)
+    std::thread([&guarded] {
+      for (std::uint32_t turn = 0; turn < 3 * BiasedLock::kFirstNeeded; ++turn) guarded.turn();
+    }).join();
+  CHECK(guarded.torn == 0 && guarded.first == 20 * 3 * BiasedLock::kFirstNeeded);
+}
