@@ -46,17 +46,35 @@ bool TorchAllocator::checkPoolLiveAllocations(DeviceIndex device, MempoolId_t po
   return live == expected.size();
 }
 
-// torch.compile(mode="reduce-overhead") saves the layout of a pool and puts it back before it records the next graph.
-std::shared_ptr<c10::cuda::CUDACachingAllocator::AllocatorState> TorchAllocator::getCheckpointState(DeviceIndex,
-                                                                                                    MempoolId_t) {
-  TORCH_CHECK(false,
-              "poolalloc: the checkpoint of a pool, which torch.compile's CUDA graph trees need, is not supported yet. "
-              "Use torch.compile without mode=\"reduce-overhead\".");
+// torch.compile(mode="reduce-overhead") keeps which blocks of a pool are live when a graph has been recorded, and brings
+// the pool back to them before it records another on top of that graph.
+namespace {
+struct PoolState : c10::cuda::CUDACachingAllocator::AllocatorState {
+  explicit PoolState(PoolCheckpoint checkpoint) : checkpoint(std::move(checkpoint)) {}
+  PoolCheckpoint checkpoint;
+};
+}  // namespace
+
+std::shared_ptr<c10::cuda::CUDACachingAllocator::AllocatorState> TorchAllocator::getCheckpointState(DeviceIndex device,
+                                                                                                    MempoolId_t pool) {
+  return std::make_shared<PoolState>(plugin_allocator().checkpoint(device, id_of(pool)));
 }
 
+// Whoever holds a tensor of a block that was freed must not free it again, and a block that is live again needs an
+// owner: torch sees to both with what is returned.
 c10::cuda::CUDACachingAllocator::CheckpointDelta TorchAllocator::setCheckpointPoolState(
-    DeviceIndex, std::shared_ptr<c10::cuda::CUDACachingAllocator::AllocatorState>) {
-  TORCH_CHECK(false, "poolalloc: no checkpoint of a pool was made, so none can be put back.");
+    DeviceIndex device, std::shared_ptr<c10::cuda::CUDACachingAllocator::AllocatorState> state) {
+  const auto* pool = dynamic_cast<const PoolState*>(state.get());
+  TORCH_CHECK(pool != nullptr && pool->checkpoint.device == device,
+              "poolalloc: this is no state of a pool that poolalloc made on device ", static_cast<int>(device), ".");
+  const CheckpointDelta restored = plugin_allocator().restore(pool->checkpoint);
+  c10::cuda::CUDACachingAllocator::CheckpointDelta delta;
+  for (const Address block : restored.freed) delta.ptrs_freed.push_back(reinterpret_cast<void*>(block));
+  for (const Address block : restored.allocated) {
+    auto* memory = reinterpret_cast<void*>(block);
+    delta.dataptrs_allocd.emplace_back(memory, memory, &release, c10::Device(c10::kCUDA, device));
+  }
+  return delta;
 }
 
 }  // namespace poolalloc::bridge

@@ -138,6 +138,12 @@ void Allocator::set_pool_use_on_oom(DeviceIndex device, PoolId pool, bool use) {
   device_heap(device).set_pool_use_on_oom(pool, use);
 }
 
+PoolCheckpoint Allocator::checkpoint(DeviceIndex device, PoolId pool) { return device_heap(device).checkpoint(pool); }
+
+CheckpointDelta Allocator::restore(const PoolCheckpoint& checkpoint) {
+  return device_heap(checkpoint.device).restore(checkpoint);
+}
+
 void Allocator::release_pool(DeviceIndex device, PoolId pool) { device_heap(device).release_pool(pool); }
 
 std::vector<DeviceIndex> Allocator::devices() const {

@@ -11,6 +11,7 @@
 #include <optional>
 #include <vector>
 
+#include "core/checkpoint.h"
 #include "core/errors.h"
 #include "core/options.h"
 #include "core/stats.h"
@@ -70,6 +71,11 @@ class POOLALLOC_API Allocator {
   int pool_users(DeviceIndex device, PoolId pool) const;
   // Whether other pools may take this one's idle memory, in use or not, before they run out.
   void set_pool_use_on_oom(DeviceIndex device, PoolId pool, bool use);
+  // The pool's live blocks, and back to them: blocks live since are freed, those freed since are live again at their
+  // addresses, and what lives in both does not change. Throws UsageError if nobody uses the pool, or a capture forbids
+  // to wait for its pending frees; DriverError if a block cannot be put back.
+  PoolCheckpoint checkpoint(DeviceIndex device, PoolId pool);
+  CheckpointDelta restore(const PoolCheckpoint& checkpoint);
   // One user less; at none, its idle memory serves everyone again, and that of blocks still live follows when they
   // are freed and empty_cache is called, or memory runs out.
   void release_pool(DeviceIndex device, PoolId pool);

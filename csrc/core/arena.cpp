@@ -112,17 +112,17 @@ Arena::Block* Arena::carve(const Plan& plan, Bytes size) {
     return insert_between(last_, nullptr, plan.offset, size);
   }
   Block* hole = plan.hole;
+  const Bytes rest = hole->end() - (plan.offset + size);
   unindex_hole(hole);
-  if (plan.offset > hole->offset) {  // placed at the high end: the hole keeps its low part
-    hole->size -= size;
+  Block* block = hole;
+  if (plan.offset > hole->offset) {  // the hole keeps its low part
+    hole->size = plan.offset - hole->offset;
     index_hole(hole);
-    return insert_between(hole, hole->next, plan.offset, size);
+    block = insert_between(hole, hole->next, plan.offset, size);
   }
-  if (const Bytes rest = hole->size - size; rest != 0) {
-    hole->size = size;
-    index_hole(insert_between(hole, hole->next, hole->end(), rest));
-  }
-  return hole;
+  block->size = size;
+  if (rest != 0) index_hole(insert_between(block, block->next, block->end(), rest));
+  return block;
 }
 
 Arena::Block* Arena::hole_at_least(Bytes size) const {
@@ -212,12 +212,18 @@ Arena::Block* Arena::at(Bytes offset) const {
 
 Arena::Block* Arena::containing(Bytes offset) const {
   if (offset < first_offset_ || offset >= top_) return nullptr;
+  Block* block = covering(offset);
+  return block->live() ? block : nullptr;
+}
+
+// The block or hole at an offset below the top.
+Arena::Block* Arena::covering(Bytes offset) const {
   // The nearest page at or before the offset in which a block starts at or before it.
   for (PageIndex page = page_of(offset);; --page) {
     Block* block = residency_.owner<Block>(page);
     if (block != nullptr && block->offset <= offset) {
       while (block->end() <= offset) block = block->next;
-      return block->live() ? block : nullptr;
+      return block;
     }
   }
 }

@@ -46,6 +46,8 @@ class Arena {
   // Places a block of round_up(bytes, 512). ok: *block is live and resident. Else nothing has changed: out_of_memory,
   // or not_supported if no addresses are left.
   Status allocate(Bytes bytes, Block** block);
+  // A block just there. failed: something lives there, or its pages cannot be had (checkpoint.cpp).
+  Status allocate_at(Bytes offset, Bytes size, Bytes requested);
   void free(Block* block);
 
   // The block that starts at `offset`, or null.
@@ -83,6 +85,7 @@ class Arena {
   std::uint64_t score(Bytes offset, Bytes size) const;
   Bytes fresh_offset(Bytes size) const;
   Block* carve(const Plan& plan, Bytes size);
+  Block* covering(Bytes offset) const;
   Block* hole_at_least(Bytes size) const;
   Block* hole_after(const Block& hole) const;
   Block* smallest_above(int own_class) const;

@@ -135,6 +135,15 @@ DeviceHeap::Visit DeviceHeap::reclaimable_heaps() const {
   return {*this, true, [](const PrivatePool& pool) { return pool.users == 0; }};
 }
 
+DeviceHeap::Visit DeviceHeap::heaps_of_pool_in_use(PoolId id) const {
+  {
+    std::lock_guard guard(mutex_);
+    if (const PrivatePool* pool = find_pool(id); pool == nullptr || pool->users == 0)
+      throw UsageError("there is no such private pool, or nobody uses it any more, so it has no checkpoint");
+  }
+  return {*this, false, [&](const PrivatePool& pool) { return pool.id == id; }};
+}
+
 void DeviceHeap::destroy_heap(std::unique_ptr<Heap> heap) {
   heap->retire();
   addresses_.set(heap->base(), heap->range_bytes(), nullptr);

@@ -50,6 +50,8 @@ class DeviceHeap {
   void set_pool_use_on_oom(PoolId pool, bool use);
   void release_pool(PoolId pool);
   std::vector<BlockInfo> blocks(PoolId pool) const;
+  PoolCheckpoint checkpoint(PoolId pool) const;
+  CheckpointDelta restore(const PoolCheckpoint& checkpoint);
 
   // Everything mapped now. Throws DriverError.
   void allow_access_to_mapped(DeviceIndex peer);
@@ -109,6 +111,7 @@ class DeviceHeap {
   [[noreturn]] void raise(Bytes bytes, Status status);
   Visit all_heaps() const;
   Visit reclaimable_heaps() const;
+  Visit heaps_of_pool_in_use(PoolId pool) const;
   PrivatePool* find_pool(PoolId pool) const;
   PrivatePool& add_user(PoolId pool);
   void collect_released();

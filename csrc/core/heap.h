@@ -17,6 +17,7 @@
 #include "core/arena.h"
 #include "core/biased_lock.h"
 #include "core/block_counts.h"
+#include "core/checkpoint.h"
 #include "core/options.h"
 #include "core/residency.h"
 #include "core/slabs.h"
@@ -107,6 +108,12 @@ class Heap {
   // Takes idle frames out of the heap, and mappings that block pages, once the stream's earlier work has completed.
   // The frames go to the page supply. Returns the bytes.
   Bytes reclaim(std::uint32_t at_most_frames);
+  // The live blocks and where they are, by address (checkpoint.h).
+  std::vector<PlacedBlock> placed() const;
+  // Finishes pending frees, and waits for them if need be. False if some are left: a capture forbids the waiting.
+  bool settle();
+  // Blocks just there. failed: something lives there, or a page cannot be had; some may have been placed by then.
+  Status place_again(const std::vector<PlacedBlock>& blocks);
   // Whether any page is mapped, be it idle or on its way out.
   bool mapped() const;
   // Access for another device to every page mapped now.
@@ -175,6 +182,7 @@ class Heap {
   [[gnu::noinline]] void note_held();
   void record_events(Pending& pending);
   std::size_t poll_pending_locked();
+  bool has_pending() const;
   void finish(const Pending& pending);
   void set_attention();
   // After an allocation, where there is something to look to.

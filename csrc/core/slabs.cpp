@@ -64,6 +64,17 @@ Status Slabs::new_slab(Bin& bin) {
   int first_chunk = 0;
   SmallPage* small = page_with_room(bin.shape.chunks, &first_chunk);
   if (small == nullptr) return Status::not_supported;
+  Slab* slab = make_slab(bin, small, first_chunk);
+  const Status status = keep_resident(slab);
+  if (status == Status::ok)
+    bin.current = slab;
+  else
+    retire(slab);
+  return status;
+}
+
+// Cuts free chunks of a page into a slab without blocks.
+Slabs::Slab* Slabs::make_slab(Bin& bin, SmallPage* small, int first_chunk) {
   Slab* slab = take_record();
   slab->free = bin.all_free;
   slab->page = small->page;
@@ -75,12 +86,7 @@ Status Slabs::new_slab(Bin& bin) {
   small->free_chunks &= ~(low_bits(bin.shape.chunks) << first_chunk);
   std::fill_n(&slab_of_[slab->offset / kChunkBytes], bin.shape.chunks, slab);
   ++bin.slabs;
-  const Status status = keep_resident(slab);
-  if (status == Status::ok)
-    bin.current = slab;
-  else
-    retire(slab);
-  return status;
+  return slab;
 }
 
 // One more slab with live blocks on its page.
@@ -178,7 +184,10 @@ Slabs::SmallPage* Slabs::page_with_room(std::uint8_t chunks, int* first_chunk) {
 
 Slabs::SmallPage* Slabs::new_page() {
   const PageIndex page = take_page_index();
-  if (page == kNoPage) return nullptr;
+  return page != kNoPage ? cut(page) : nullptr;
+}
+
+Slabs::SmallPage* Slabs::cut(PageIndex page) {
   std::unique_ptr<SmallPage> small;
   if (spare_pages_.empty()) {
     small = std::make_unique<SmallPage>();

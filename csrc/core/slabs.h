@@ -18,6 +18,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/checkpoint.h"
 #include "core/lazy_array.h"
 #include "core/ordered_tree.h"
 #include "core/page_table.h"
@@ -95,6 +96,10 @@ class Slabs {
     if (status == Status::ok) *offset = take_slot(own, own.current, requested);
     return status;
   }
+
+  // A block just there, in a slab that starts just there. failed: something lives there, or its page cannot be had
+  // (checkpoint.cpp).
+  Status allocate_at(const PlacedBlock& block);
 
   // What lives at an offset.
   struct Found {
@@ -200,10 +205,13 @@ class Slabs {
   }
   Status wake(Bin& bin);
   Status new_slab(Bin& bin);
+  Slab* make_slab(Bin& bin, SmallPage* small, int first_chunk);
+  Slab* slab_at(Bin& bin, Bytes offset);
   Status keep_resident(Slab* slab);
   void let_go(Slab* slab);
   SmallPage* page_with_room(std::uint8_t chunks, int* first_chunk);
   SmallPage* new_page();
+  SmallPage* cut(PageIndex page);
   PageIndex take_page_index();
   void relist(Bin& bin, Slab* slab, bool was_full);
   void retire(Slab* slab);
