@@ -42,7 +42,6 @@ BRIDGE_MISSING = {
     "torch.cuda.memory_snapshot, memory._snapshot, memory._record_memory_history": (
         "raise RuntimeError; poolalloc.fragmentation says where every reserved byte is"
     ),
-    'torch.compile(mode="reduce-overhead")': "raises RuntimeError: its CUDA graphs ask the allocator for more",
     "torch.cuda.MemPool(allocator=...)": "raises RuntimeError; a MemPool without an allocator of its own works",
     "sharing CUDA tensors between processes (IPC)": "raises RuntimeError",
 }

