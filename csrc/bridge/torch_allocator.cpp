@@ -5,16 +5,23 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 
 #include "plugin/plugin.h"
 
 namespace poolalloc::bridge {
 namespace {
 
-DeviceIndex current_device() {
-  DeviceIndex device = -1;
-  C10_CUDA_CHECK(c10::cuda::GetDevice(&device));
-  return device;
+// Whether a profiler is at work on this thread at all; whether it wants to know of memory is asked afterwards. (This is
+// the first half of c10::memoryProfilingEnabled, which every call would pay for.)
+inline bool profiled() {
+  return c10::ThreadLocalDebugInfo::get(c10::DebugInfoKind::PROFILER_STATE) != nullptr && c10::memoryProfilingEnabled();
+}
+
+// The stream of a device that is current on this thread. Only the default stream has the id 0, and it is null.
+inline cudaStream_t current_stream(DeviceIndex device) {
+  const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(device);
+  return stream.id() == 0 ? nullptr : stream.stream();
 }
 
 // What torch's memory profiler is told: the change in rounded bytes, and the sums after it.
@@ -62,20 +69,28 @@ inline void* TorchAllocator::get(std::size_t bytes, DeviceIndex device, cudaStre
   }
   if (const c10::impl::PyInterpreter* tracer = c10::impl::GPUTrace::get_trace()) [[unlikely]]
     (*tracer)->trace_gpu_memory_allocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(memory));
-  if (c10::memoryProfilingEnabled()) [[unlikely]]
+  if (profiled()) [[unlikely]]
     tell_profiler_of_new(memory, device);
   return memory;
 }
 
+// Where there is one device there is no other to be current.
+inline DeviceIndex TorchAllocator::current_device() const {
+  if (devices_ == 1) return 0;
+  DeviceIndex device = -1;
+  C10_CUDA_CHECK(c10::cuda::GetDevice(&device));
+  return device;
+}
+
 c10::DataPtr TorchAllocator::allocate(std::size_t bytes) {
   const DeviceIndex device = current_device();
-  void* memory = get(bytes, device, c10::cuda::getCurrentCUDAStream(device).stream());
+  void* memory = get(bytes, device, current_stream(device));
   return {memory, memory, &release, c10::Device(c10::kCUDA, device)};
 }
 
 void* TorchAllocator::raw_alloc(std::size_t bytes) {
   const DeviceIndex device = current_device();
-  return get(bytes, device, c10::cuda::getCurrentCUDAStream(device).stream());
+  return get(bytes, device, current_stream(device));
 }
 
 void* TorchAllocator::raw_alloc_with_stream(std::size_t bytes, cudaStream_t stream) {
@@ -87,7 +102,7 @@ void TorchAllocator::release(void* memory) {
   if (memory == nullptr) return;
   if (const c10::impl::PyInterpreter* tracer = c10::impl::GPUTrace::get_trace()) [[unlikely]]
     (*tracer)->trace_gpu_memory_deallocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(memory));
-  if (c10::memoryProfilingEnabled()) [[unlikely]]
+  if (profiled()) [[unlikely]]
     return free_under_profiler(memory, [memory] { poolalloc_free(memory, 0, 0, nullptr); });
   poolalloc_free(memory, 0, 0, nullptr);
 }
@@ -97,7 +112,7 @@ void TorchAllocator::raw_delete(void* memory) {
   if (const c10::impl::PyInterpreter* tracer = c10::impl::GPUTrace::get_trace()) [[unlikely]]
     (*tracer)->trace_gpu_memory_deallocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(memory));
   const auto free = [memory] { plugin_allocator().free(address_of(memory)); };
-  if (c10::memoryProfilingEnabled()) [[unlikely]]
+  if (profiled()) [[unlikely]]
     return free_under_profiler(memory, free);
   free();
 }
@@ -149,6 +164,7 @@ void* TorchAllocator::getBaseAllocation(void* memory, std::size_t* bytes) {
 
 void TorchAllocator::init(int device_count) {
   poolalloc_init(device_count);
+  devices_ = device_count;
   initialized_ = true;
 }
 

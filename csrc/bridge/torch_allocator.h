@@ -94,10 +94,12 @@ class TorchAllocator final : public torch::cuda::CUDAPluggableAllocator::CUDAPlu
   using TorchStats = c10::CachingDeviceAllocator::DeviceStats;
 
   static void release(void* memory);
+  DeviceIndex current_device() const;
   void* get(std::size_t bytes, DeviceIndex device, cudaStream_t stream);
   void* after_out_of_memory(std::size_t bytes, DeviceIndex device, cudaStream_t stream, const std::string& text);
   [[noreturn]] void raise_out_of_memory(std::size_t bytes, DeviceIndex device, const std::string& text);
 
+  int devices_ = 0;   // visible ones; 0: not known yet
   std::mutex mutex_;  // guards what follows; never held while a callback runs
   std::vector<OutOfMemoryObserver> out_of_memory_observers_;
   std::unordered_map<DeviceIndex, TorchStats> accumulated_since_;

@@ -37,7 +37,7 @@ Status Heap::allocate_elsewhere(Bytes bytes, Address* address) {
     note_progress();
   counts_.add(kind_of(rounded), bytes, rounded);
   note_pages_if_changed();
-  if (bytes > bin_limit_) note_unused(kLarge);  // idle pages that became resident
+  note_unused(bytes > bin_limit_ ? kLarge : kSmall);  // of pages that became resident
   if (attention_ != 0) attend();
   *address = base_ + offset;
   return Status::ok;
@@ -47,7 +47,7 @@ Status Heap::place(Bytes bytes, Bytes* offset, Bytes* rounded) {
   if (bytes <= bin_limit_) {
     const int bin = bin_of(bytes);
     *rounded = Slabs::block_bytes(bin);
-    return slabs_.allocate(bin, bytes, offset);
+    return slabs_.pop_from_another(bin, bytes, offset);
   }
   Arena::Block* block = nullptr;
   const Status status = arena_.allocate(bytes, &block);

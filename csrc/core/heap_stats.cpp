@@ -12,7 +12,6 @@ void Heap::note_pages() {
   const std::int64_t slab_bytes = static_cast<std::int64_t>(noted_slab_pages_ * kPageBytes);
   reserved_[kSmall].move_to(slab_bytes);
   reserved_[kLarge].move_to(noted_held_ - slab_bytes);
-  for (const BlockKind kind : {kSmall, kLarge}) note_unused(kind);
 }
 
 void Heap::note_held() {

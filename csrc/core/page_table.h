@@ -55,6 +55,8 @@ class PageTable {
       judge(first, last, tally.any, &cost);
     return cost;
   }
+  // How many blocks overlap a page.
+  std::uint32_t blocks(PageIndex page) const { return blocks_[page]; }
   bool ready(PageIndex page) const { return (state_[page] & ~kAliased) == kMapped; }
   // Resident or ready: one more block needs no driver call.
   bool usable(PageIndex page) const { return (state_[page] & (kMapped | kBlocked)) == kMapped; }

@@ -42,8 +42,15 @@ Slabs::~Slabs() = default;
 
 // --- slabs -------------------------------------------------------------------------------------------------------
 
+Status Slabs::pop_from_another(int index, Bytes requested, Bytes* offset) {
+  Bin& bin = bins_[index];
+  const Status status = wake(bin);
+  if (status == Status::ok) *offset = take_slot(bin, bin.current, requested);
+  return status;
+}
+
 // Makes bin.current a resident slab with a free slot.
-Status Slabs::wake(Bin& bin) {
+inline Status Slabs::wake(Bin& bin) {
   if (Slab* asleep = bin.current) {
     // A slab that is resident anyway comes first; then the sleeper, if its page needs no driver call.
     if (bin.partial.empty() && residency_.usable(asleep->page)) return keep_resident(asleep);
@@ -93,15 +100,13 @@ Slabs::Slab* Slabs::make_slab(Bin& bin, SmallPage* small, int first_chunk) {
 Status Slabs::keep_resident(Slab* slab) {
   const Status status = residency_.acquire(slab->page, slab->page);
   if (status != Status::ok) return status;
-  SmallPage* small = residency_.owner<SmallPage>(slab->page);
-  if (small->awake++ == 0) ++resident_pages_;
+  if (residency_.blocks(slab->page) == 1) ++resident_pages_;
   ++bins_[slab->bin].awake;
   return status;
 }
 
 void Slabs::let_go(Slab* slab) {
-  SmallPage* small = residency_.owner<SmallPage>(slab->page);
-  if (--small->awake == 0) --resident_pages_;
+  if (residency_.blocks(slab->page) == 1) --resident_pages_;
   --bins_[slab->bin].awake;
   residency_.release(slab->page, slab->page);
 }
@@ -169,7 +174,7 @@ Slabs::SmallPage* Slabs::page_with_room(std::uint8_t chunks, int* first_chunk) {
     if (static_cast<unsigned>(std::popcount(small->free_chunks)) < chunks) continue;
     const int chunk = find_run(small->free_chunks, chunks);
     if (chunk < 0) continue;
-    if (small->awake != 0) {
+    if (residency_.blocks(small->page) != 0) {
       *first_chunk = chunk;
       return small.get();
     }
@@ -290,7 +295,6 @@ void Slabs::validate(std::vector<std::uint32_t>& blocks_of) const {
       check_slab(*small, slab);
       awake_here += slab->free != bins_[slab->bin].all_free;
     }
-    POOLALLOC_ENSURE(awake_here == small->awake, "a page counts its live slabs");
     blocks_of[small->page] += awake_here;
     resident += awake_here != 0;
   }

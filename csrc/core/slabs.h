@@ -88,13 +88,10 @@ class Slabs {
     *offset = take_slot(own, slab, requested);
     return true;
   }
-  // The same, and where there is none at hand one is found or made. On any status but ok nothing has changed.
+  // The same where pop found none: a slab is found or made. On any status but ok nothing has changed.
+  Status pop_from_another(int bin, Bytes requested, Bytes* offset);
   Status allocate(int bin, Bytes requested, Bytes* offset) {
-    if (pop(bin, requested, offset)) return Status::ok;
-    Bin& own = bins_[bin];
-    const Status status = wake(own);
-    if (status == Status::ok) *offset = take_slot(own, own.current, requested);
-    return status;
+    return pop(bin, requested, offset) ? Status::ok : pop_from_another(bin, requested, offset);
   }
 
   // A block just there, in a slab that starts just there. failed: something lives there, or its page cannot be had
@@ -109,19 +106,23 @@ class Slabs {
     Bytes requested = 0;
   };
   Found find(Bytes offset) const {
-    const Found found = containing(offset);
-    return found.size != 0 && found.slab->offset + found.slot * found.size == offset ? found : Found{};
+    Found found = containing(offset);
+    if (found.size != 0 && found.slab->offset + found.slot * found.size != offset) found.size = 0;
+    return found;
   }
   // The live block that contains `offset`.
   Found containing(Bytes offset) const {
-    Slab* slab = slab_of_[offset / kChunkBytes];
-    if (slab == nullptr) return {};
-    const Bin& bin = bins_[slab->bin];
+    Found found;
+    found.slab = slab_of_[offset / kChunkBytes];
+    if (found.slab == nullptr) return found;
+    const Bin& bin = bins_[found.slab->bin];
     // Exact for every offset inside a slab: rounding up the reciprocal adds less than 2^(21 - 42), which is less than
     // what the last byte of a block lacks to the next, 1 / 2^20 at least.
-    const auto slot = static_cast<std::uint32_t>(((offset - slab->offset) * bin.reciprocal) >> kReciprocalBits);
-    if (slot >= bin.shape.slots || ((slab->free >> slot) & 1) != 0) return {};
-    return {slab, slot, bin.block_bytes, bin.block_bytes - slab->slack[slot]};
+    found.slot = static_cast<std::uint32_t>(((offset - found.slab->offset) * bin.reciprocal) >> kReciprocalBits);
+    if (found.slot >= bin.shape.slots || ((found.slab->free >> found.slot) & 1) != 0) return found;
+    found.size = bin.block_bytes;
+    found.requested = found.size - found.slab->slack[found.slot];
+    return found;
   }
   // Frees what find() found. True if fewer pages may be resident now.
   bool free(const Found& found) {
@@ -175,7 +176,6 @@ class Slabs {
   struct SmallPage {
     PageIndex page = 0;
     std::uint64_t free_chunks = ~std::uint64_t{0};
-    std::uint32_t awake = 0;  // slabs in use
   };
   struct Order {
     static bool less(const Slab& a, const Slab& b) { return a.offset < b.offset; }
