@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from poolalloc._install import Installation, install, installation, is_installed
     from poolalloc.config import Config
     from poolalloc.errors import AlreadyInitializedError, ConfigError, NotInstalledError, OutOfMemoryError, UsageError
+    from poolalloc.limits import (
+        OomCallback,
+        memory_fraction,
+        memory_limit,
+        on_oom,
+        set_memory_fraction,
+        set_memory_limit,
+        trim,
+    )
     from poolalloc.memory import (
         BinShare,
         Fragmentation,
@@ -40,6 +49,7 @@ __all__ = [
     "Fragmentation",
     "Installation",
     "NotInstalledError",
+    "OomCallback",
     "OutOfMemoryError",
     "Share",
     "UsageError",
@@ -51,9 +61,15 @@ __all__ = [
     "install",
     "installation",
     "is_installed",
+    "memory_fraction",
+    "memory_limit",
     "memory_stats",
     "memory_summary",
+    "on_oom",
     "reset_peak_stats",
+    "set_memory_fraction",
+    "set_memory_limit",
+    "trim",
 ]
 
 # Where each name lives; it is imported when it is first used.
@@ -66,6 +82,15 @@ _HOME = {
         "NotInstalledError",
         "OutOfMemoryError",
         "UsageError",
+    ),
+    "poolalloc.limits": (
+        "OomCallback",
+        "memory_fraction",
+        "memory_limit",
+        "on_oom",
+        "set_memory_fraction",
+        "set_memory_limit",
+        "trim",
     ),
     "poolalloc.memory": (
         "BinShare",

@@ -5,12 +5,12 @@ Figures of memory are bytes. The words are the manual's: requested, rounded, liv
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from poolalloc import _core
+from poolalloc._device import device_index
 from poolalloc._install import require_installed
 
 _QUANTITIES = ("requested", "live", "pending", "resident", "idle", "reserved")
@@ -24,25 +24,15 @@ _EVENTS = {
     "pending_completed": "frees that had waited for another stream",
     "waits": "times the allocator waited for a stream",
     "retries": "allocations that had to make room first",
+    "after_unmapping": "of them, served once their own mappings were out of the way",
+    "after_stealing": "of them, served from other streams' idle pages, without a wait",
+    "after_callbacks": "of them, served once callbacks had freed memory",
+    "after_waiting": "of them, served once streams or other threads had been waited for",
+    "after_trimming": "of them, served once all that was idle had gone to the device",
+    "after_lending": "of them, served from pools in use that lend",
+    "callbacks": "times a callback was asked for memory",
     "out_of_memory": "allocations that failed",
 }
-
-
-def _index(device: Any) -> int:
-    """A device as torch writes it (None, 0, "cuda:1", torch.device) to its index. None is the current device."""
-    if isinstance(device, str):
-        name, _, index = device.partition(":")
-        if name != "cuda" or (index and not index.isdigit()):
-            raise ValueError(f'poolalloc: no CUDA device is named "{device}"; write "cuda", "cuda:0" or 0')
-        device = int(index) if index else None
-    elif hasattr(device, "index") and hasattr(device, "type"):  # torch.device
-        if device.type != "cuda":
-            raise ValueError(f"poolalloc: {device} is not a CUDA device")
-        device = device.index
-    if device is None:
-        torch = sys.modules.get("torch")
-        return int(torch.cuda.current_device()) if torch is not None and torch.cuda.is_initialized() else 0
-    return int(device)
 
 
 def memory_stats(device: Any = None) -> dict[str, Any]:
@@ -56,7 +46,7 @@ def memory_stats(device: Any = None) -> dict[str, Any]:
     Raises NotInstalledError before install(), UsageError for a device that does not exist.
     """
     require_installed()
-    stats = _core.stats(_index(device))
+    stats = _core.stats(device_index(device))
     return {**stats, "overhead": overhead_of(stats)}
 
 
@@ -69,7 +59,7 @@ def overhead_of(stats: Mapping[str, Any]) -> float | None:
 def reset_peak_stats(device: Any = None) -> None:
     """Let the peaks of one device (None: the current one) start again from what is current."""
     require_installed()
-    _core.reset_peak_stats(_index(device))
+    _core.reset_peak_stats(device_index(device))
 
 
 def empty_cache() -> int:

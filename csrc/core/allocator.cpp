@@ -32,7 +32,7 @@ DeviceHeap& Allocator::make_device_heap(DeviceIndex device) {
   check_device(device);
   std::lock_guard guard(mutex_);
   if (DeviceHeap* heap = existing(device)) return *heap;
-  auto* heap = new DeviceHeap(*driver_, device, *addresses_, options_);
+  auto* heap = new DeviceHeap(*driver_, device, *addresses_, oom_callbacks_, options_);
   heaps_[device].store(heap, std::memory_order_release);
   return *heap;
 }
@@ -90,7 +90,7 @@ bool Allocator::owns(Address address) const { return addresses_->find(address) !
 
 Bytes Allocator::empty_cache() {
   Bytes bytes = 0;
-  for (DeviceIndex device : devices()) bytes += existing(device)->empty_cache();
+  for (DeviceIndex device : devices()) bytes += existing(device)->trim(0, Wait::yes);
   return bytes;
 }
 
@@ -109,6 +109,24 @@ void Allocator::set_memory_fraction(double fraction, DeviceIndex device) {
 double Allocator::memory_fraction(DeviceIndex device) const {
   const DeviceHeap* heap = existing(device);
   return heap != nullptr ? heap->fraction() : options_.memory_fraction;
+}
+
+Bytes Allocator::trim(Bytes target, DeviceIndex device, bool wait) {
+  if (DeviceHeap* heap = existing(device)) return heap->trim(target, wait ? Wait::yes : Wait::no);
+  check_device(device);
+  return 0;
+}
+
+void Allocator::set_memory_limit(Bytes bytes, DeviceIndex device) {
+  if (bytes != 0 && bytes < kPageBytes)
+    throw UsageError("a memory limit of " + format_bytes(bytes) + " is less than one page of " +
+                     format_bytes(kPageBytes) + ", so nothing could be allocated");
+  device_heap(device).set_limit(bytes);
+}
+
+Bytes Allocator::memory_limit(DeviceIndex device) const {
+  const DeviceHeap* heap = existing(device);
+  return heap != nullptr ? heap->limit() : options_.memory_limit;
 }
 
 void Allocator::allow_peer(DeviceIndex device, DeviceIndex peer) {

@@ -1,7 +1,7 @@
 // The face of core: memory for (bytes, device, stream), on every device. plugin, python and replay call only this.
 //
-// All calls may come from any thread. Nothing here waits for the device except empty_cache, release_pool and the
-// out-of-memory ladder of allocate, and those hold no lock while they wait.
+// All calls may come from any thread. Nothing here waits for the device except empty_cache, trim with `wait`,
+// release_pool and the out-of-memory ladder of allocate, and those hold no lock that a request takes that finds memory.
 #pragma once
 
 #include <atomic>
@@ -13,6 +13,7 @@
 
 #include "core/checkpoint.h"
 #include "core/errors.h"
+#include "core/oom_callbacks.h"
 #include "core/options.h"
 #include "core/stats.h"
 #include "core/types.h"
@@ -55,9 +56,20 @@ class POOLALLOC_API Allocator {
   Bytes empty_cache();
   // The same for one private pool; one in use keeps its memory, since a graph may replay into it.
   Bytes empty_cache(PoolId pool);
+  // Gives idle pages of one device back to the driver until at most `target` bytes are held. Without `wait` only those
+  // that completed work has left. Returns the bytes given back.
+  Bytes trim(Bytes target, DeviceIndex device, bool wait = false);
+
   // At most this fraction of the device. Throws UsageError outside (0, 1].
   void set_memory_fraction(double fraction, DeviceIndex device);
   double memory_fraction(DeviceIndex device) const;
+  // At most so many bytes; 0: no limit but the fraction. Throws UsageError below one page.
+  // Lowering either gives idle pages back where that takes no wait; what is beyond it and live stays, and nothing
+  // grows.
+  void set_memory_limit(Bytes bytes, DeviceIndex device);
+  Bytes memory_limit(DeviceIndex device) const;
+  // Asked for memory when a request finds none, on any device.
+  OomCallbacks& oom_callbacks() { return oom_callbacks_; }
 
   // Memory of `device` may be used by work on `peer`, from now on and what is mapped already. Throws DriverError.
   void allow_peer(DeviceIndex device, DeviceIndex peer);
@@ -98,6 +110,7 @@ class POOLALLOC_API Allocator {
   [[noreturn]] void unknown(Address address) const;
 
   Options options_;
+  OomCallbacks oom_callbacks_;
   std::unique_ptr<CountingDriver> driver_;
   std::unique_ptr<AddressTable> addresses_;
   mutable std::mutex mutex_;

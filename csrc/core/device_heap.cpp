@@ -1,14 +1,20 @@
 #include "core/device_heap.h"
 
 #include <algorithm>
-#include <sstream>
 
 #include "core/check.h"
+#include "core/ladder.h"
 
 namespace poolalloc {
 
-DeviceHeap::DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& addresses, const Options& options)
-    : options_(options), addresses_(addresses), shared_(driver, device), fraction_(options.memory_fraction) {
+DeviceHeap::DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& addresses, const OomCallbacks& callbacks,
+                       const Options& options)
+    : options_(options),
+      addresses_(addresses),
+      callbacks_(callbacks),
+      shared_(driver, device),
+      fraction_(options.memory_fraction),
+      limit_(options.memory_limit) {
   if (driver.device_info(device, &info_) != Status::ok)
     throw DriverError("cannot use device " + std::to_string(device) + ": " + driver.last_error());
   if (!info_.virtual_memory)
@@ -30,14 +36,22 @@ DeviceHeap::~DeviceHeap() {
 
 void DeviceHeap::apply_limit() {
   Bytes limit = static_cast<Bytes>(fraction_ * static_cast<double>(info_.total_bytes));
-  if (options_.memory_limit != 0) limit = std::min(limit, options_.memory_limit);
+  if (limit_ != 0) limit = std::min<Bytes>(limit, limit_);
   shared_.supply.set_limit(limit);
 }
 
 void DeviceHeap::set_fraction(double fraction) {
-  std::lock_guard guard(mutex_);
+  const std::lock_guard<Lock> turn(gathering_);
   fraction_ = fraction;
   apply_limit();
+  trim_to(shared_.supply.limit(), Wait::no);
+}
+
+void DeviceHeap::set_limit(Bytes bytes) {
+  const std::lock_guard<Lock> turn(gathering_);
+  limit_ = bytes;
+  apply_limit();
+  trim_to(shared_.supply.limit(), Wait::no);
 }
 
 // --- heaps -------------------------------------------------------------------------------------------------------
@@ -95,7 +109,7 @@ Address DeviceHeap::allocate_while_routing(Bytes bytes, StreamId stream) {
   Heap& heap = route != routes.rend() ? heap_of_pool(*route->first, stream) : heap_of(stream);
   Address address = 0;
   const Status status = heap.allocate(bytes, &address);
-  return status == Status::ok ? address : allocate_slow(heap, bytes, status);
+  return status == Status::ok ? address : climb_ladder(heap, bytes, status);
 }
 
 Heap& DeviceHeap::heap_of_pool(PrivatePool& pool, StreamId stream) {
@@ -144,6 +158,10 @@ DeviceHeap::Visit DeviceHeap::heaps_of_pool_in_use(PoolId id) const {
   return {*this, false, [&](const PrivatePool& pool) { return pool.id == id; }};
 }
 
+DeviceHeap::Visit DeviceHeap::lending_heaps() const {
+  return {*this, false, [](const PrivatePool& pool) { return pool.use_on_oom && pool.users != 0; }};
+}
+
 void DeviceHeap::destroy_heap(std::unique_ptr<Heap> heap) {
   heap->retire();
   addresses_.set(heap->base(), heap->range_bytes(), nullptr);
@@ -169,18 +187,27 @@ DeviceHeap::PrivatePool& DeviceHeap::add_user(PoolId id) {
   return *pool;
 }
 
+// When this returns, no thread is in the middle of a call that a capture forbids: all of them look at `captures` after
+// they have taken their turn or their heap's lock.
 void DeviceHeap::begin_allocate_to_pool(PoolId id, std::function<bool(StreamId)> filter) {
-  std::lock_guard guard(mutex_);
-  if (const PrivatePool* pool = find_pool(id); pool != nullptr && pool->routing)
-    throw UsageError("requests already go to this pool; end_allocate_to_pool first");
-  PrivatePool& pool = add_user(id);
-  pool.filter = std::move(filter);
-  pool.routing = true;
-  // The latest pool decides first: it stands at the end.
-  std::rotate(std::find_if(pools_.begin(), pools_.end(), [&](auto& entry) { return entry.get() == &pool; }),
-              std::find_if(pools_.begin(), pools_.end(), [&](auto& entry) { return entry.get() == &pool; }) + 1,
-              pools_.end());
-  shared_.captures.fetch_add(1, std::memory_order_release);
+  {
+    std::lock_guard guard(mutex_);
+    if (const PrivatePool* pool = find_pool(id); pool != nullptr && pool->routing)
+      throw UsageError("requests already go to this pool; end_allocate_to_pool first");
+    PrivatePool& pool = add_user(id);
+    pool.filter = std::move(filter);
+    pool.routing = true;
+    // The latest pool decides first: it stands at the end.
+    std::rotate(std::find_if(pools_.begin(), pools_.end(), [&](auto& entry) { return entry.get() == &pool; }),
+                std::find_if(pools_.begin(), pools_.end(), [&](auto& entry) { return entry.get() == &pool; }) + 1,
+                pools_.end());
+    shared_.captures.fetch_add(1);
+  }
+  {
+    const std::lock_guard<Lock> turn(gathering_);
+  }
+  const Visit visit = all_heaps();
+  for (Heap* heap : visit.heaps) heap->let_calls_finish();
 }
 
 void DeviceHeap::retain_pool(PoolId id) {
@@ -233,15 +260,20 @@ std::vector<BlockInfo> DeviceHeap::blocks(PoolId id) const {
   return found;
 }
 
-// Pools nobody uses give their idle frames back; one without live blocks goes altogether.
+// Pools nobody uses give their idle frames back.
 void DeviceHeap::collect_released() {
   {
     const Visit released(*this, false, [](const PrivatePool& pool) { return pool.users == 0; });
     for (Heap* heap : released.heaps) {
       heap->wait_pending();
-      heap->reclaim(~0u);
+      heap->reclaim_waiting(~0u);
     }
   }
+  drop_empty_pools();
+}
+
+// Of the pools nobody uses, those without live blocks go altogether.
+void DeviceHeap::drop_empty_pools() {
   std::lock_guard guard(mutex_);
   std::erase_if(pools_, [&](auto& pool) {
     if (pool->users != 0 || pool->routing || pool->visitors != 0) return false;
@@ -270,140 +302,52 @@ void DeviceHeap::allow_access_to_mapped(DeviceIndex peer) {
     for (auto& heap : pool->heaps) allow(*heap);
 }
 
-// --- when memory runs out ----------------------------------------------------------------------------------------
+// --- room --------------------------------------------------------------------------------------------------------
 
-// The heap has already tried its own idle pages, its completed pending frees, and new pages from the driver.
-Address DeviceHeap::allocate_slow(Heap& heap, Bytes bytes, Status status) {
-  if (status == Status::failed) raise(bytes, status);
-  if (bytes > shared_.supply.limit()) raise(bytes, Status::out_of_memory);  // nothing to gain
-  retries_.fetch_add(1, std::memory_order_relaxed);
-  Address address = 0;
-  std::unique_lock<Lock> turn(gathering_, std::try_to_lock);
-  if (!turn.owns_lock()) {
-    turn.lock();
-    if (heap.allocate(bytes, &address) == Status::ok) return address;
-  }
-  // Addresses were missing, not memory: mappings that are in the way go, and nobody else's memory. Not those of a pool,
-  // where a graph's replays may come through them.
-  if (status == Status::not_supported && heap.pool() == PoolId{}) {
-    for (const std::uint32_t idle_frames_too : {0u, ~0u}) {
-      heap.reclaim(idle_frames_too);
-      if (heap.allocate(bytes, &address) == Status::ok) return address;
-    }
-  }
-  bool gained = true;
-  // What was gained may have gone to another thread, whose own idle memory is then still there: so again, until there
-  // is nothing left to gain.
-  while (gained) {
-    gained = false;
-    status = gather(heap, bytes, &address, &gained);
-    if (status == Status::ok) return address;
-  }
-  shared_.supply.destroy_spare();  // made in vain
-  raise(bytes, status);
+Address DeviceHeap::climb_ladder(Heap& heap, Bytes bytes, Status status) {
+  return Ladder(*this, heap, bytes).climb(status);
 }
 
-// Step by step; each tries again only if it gained something.
-Status DeviceHeap::gather(Heap& heap, Bytes bytes, Address* address, bool* gained_any) {
-  Status status = Status::out_of_memory;
-  const auto try_again = [&] {
-    status = heap.allocate(bytes, address);
-    return status == Status::ok;
-  };
-  const Visit visit = reclaimable_heaps();
-  std::vector<Heap*> all = visit.heaps;
-
-  // Idle pages of other streams, once those streams' work so far has completed.
-  const auto steal = [&](Heap* from, std::uint32_t at_most_frames) {
-    const Bytes gained = from->reclaim(at_most_frames);
-    stolen_.fetch_add(gained / kPageBytes, std::memory_order_relaxed);
-    *gained_any |= gained != 0;
-    return gained != 0;
-  };
-  for (Heap* other : all) {
-    if (other == &heap) continue;
-    other->poll_pending();
-    if (steal(other, static_cast<std::uint32_t>(bytes / kPageBytes + 2)) && try_again()) return status;
-  }
-  // Pending frees, waited for; then the pool is searched again.
-  if (std::find(all.begin(), all.end(), &heap) == all.end()) all.push_back(&heap);
-  for (Heap* each : all) {
-    if (each->wait_pending() == 0) continue;
-    *gained_any = true;
-    if (each != &heap) steal(each, ~0u);
-    if (try_again()) return status;
-  }
-  // Everything idle goes, mappings that block addresses too; spare pages go back to the device, which may then have
-  // room in one piece where another process took it meanwhile.
-  trim();
-  if (try_again()) return status;
-  // Idle memory of pools in use whose owners lend it.
-  const Visit lenders(*this, false, [](const PrivatePool& pool) { return pool.use_on_oom && pool.users != 0; });
-  bool lent = false;
-  for (Heap* lender : lenders.heaps)
-    if (lender != &heap) lent |= steal(lender, ~0u);
-  if (lent) try_again();
-  return status;
-}
-
-void DeviceHeap::raise(Bytes bytes, Status status) {
-  if (status == Status::failed)
-    throw DriverError("the driver refused memory for " + format_bytes(bytes) + " on device " +
-                      std::to_string(shared_.device) + ": " + shared_.driver.last_error());
-  out_of_memory_.fetch_add(1, std::memory_order_relaxed);
-  const DeviceStats now = stats();
-  Bytes free_bytes = 0, total_bytes = 0;
-  shared_.driver.memory_info(shared_.device, &free_bytes, &total_bytes);
-  const Bytes reserved = static_cast<Bytes>(now.reserved.current);
-  const Bytes room = std::min(free_bytes, now.limit_bytes > reserved ? now.limit_bytes - reserved : 0);
-  const Bytes idle = static_cast<Bytes>(now.idle.current);
-
-  std::ostringstream text;
-  text << "poolalloc: out of memory on device " << shared_.device << " (" << info_.name << "): asked for "
-       << format_bytes(bytes) << ". The device has " << format_bytes(free_bytes) << " free of "
-       << format_bytes(total_bytes) << "; poolalloc may hold " << format_bytes(now.limit_bytes) << " and holds "
-       << format_bytes(reserved) << ": " << format_bytes(static_cast<Bytes>(now.live.current)) << " live ("
-       << format_bytes(static_cast<Bytes>(now.requested.current)) << " requested), "
-       << format_bytes(static_cast<Bytes>(now.pending.current)) << " pending, " << format_bytes(idle)
-       << " idle. The largest block that would have fitted: about "
-       << format_bytes((room + idle) / kPageBytes * kPageBytes) << ".";
-  if (status == Status::not_supported)
-    text << " No addresses are left on this stream: raise the option address_space (now " << options_.address_space
-         << ").";
-
-  std::vector<std::pair<Bytes, std::string>> holders;
-  for (const HeapStats& heap : now.heaps) {
-    const std::string where = " on stream " + std::to_string(heap.stream);
-    for (const BinStats& bin : heap.bins)
-      holders.emplace_back(bin.rounded, "bin " + format_bytes(bin.block_bytes) + where);
-    holders.emplace_back(heap.arena_rounded, "arena" + where);
-  }
-  std::sort(holders.rbegin(), holders.rend());
-  text << " Held by:";
-  for (std::size_t i = 0; i < holders.size() && i < 4 && holders[i].first != 0; ++i)
-    text << (i == 0 ? " " : ", ") << holders[i].second << " " << format_bytes(holders[i].first);
-  text << ". Try a smaller batch";
-  if (now.limit_bytes < now.total_bytes) text << ", a higher memory_fraction or memory_limit";
-  if (free_bytes + reserved < total_bytes / 10 * 9)
-    text << ", or ending other processes, which hold " << format_bytes(total_bytes - free_bytes - reserved);
-  text << ".";
-  throw OutOfMemory(text.str());
-}
-
-Bytes DeviceHeap::empty_cache() {
+Bytes DeviceHeap::trim(Bytes target, Wait wait) {
   const std::lock_guard<Lock> turn(gathering_);
-  return trim();
+  return trim_to(target, wait);
 }
 
-Bytes DeviceHeap::trim() {
-  {
+// Spare pages first, then what completed work has left, then what has to be waited for.
+Bytes DeviceHeap::trim_to(Bytes target, Wait wait) {
+  PageSupply& supply = shared_.supply;
+  const auto excess = [&] {
+    const Bytes reserved = static_cast<Bytes>(supply.reserved().current);
+    return reserved > target ? round_up(reserved - target, kPageBytes) : 0;
+  };
+  Bytes given = supply.destroy_spare(excess());
+  if (excess() != 0) {
     const Visit all = all_heaps();
     for (Heap* heap : all.heaps) heap->poll_pending();
     const Visit visit = reclaimable_heaps();
-    for (Heap* heap : visit.heaps) heap->reclaim(~0u);
+    for (const Wait how : {Wait::no, Wait::yes}) {
+      if (how == Wait::yes && wait == Wait::no) break;
+      for (Heap* heap : visit.heaps) {
+        const auto frames = static_cast<std::uint32_t>(excess() / kPageBytes);
+        if (frames == 0) break;
+        how == Wait::yes ? heap->reclaim_waiting(frames) : heap->reclaim_completed(frames);
+        given += supply.destroy_spare(excess());
+      }
+    }
+  }
+  if (excess() == 0 || wait == Wait::no) {
+    drop_empty_pools();
+    return given;
   }
   collect_released();
-  return shared_.supply.destroy_spare();
+  return given + supply.destroy_spare(excess());
+}
+
+Bytes DeviceHeap::live_bytes() const {
+  const Visit visit = all_heaps();
+  Bytes live = 0;
+  for (Heap* heap : visit.heaps) live += heap->live_bytes();
+  return live;
 }
 
 Bytes DeviceHeap::empty_cache(PoolId id) {
@@ -457,6 +401,10 @@ DeviceStats DeviceHeap::stats() const {
   stats.pages_destroyed = shared_.supply.destroyed();
   stats.pages_stolen = stolen_.load(std::memory_order_relaxed);
   stats.retries = retries_.load(std::memory_order_relaxed);
+  stats.callbacks = called_back_.load(std::memory_order_relaxed);
+#define X(name) stats.after_##name = served_after_[static_cast<int>(LadderRung::name)].load(std::memory_order_relaxed);
+  POOLALLOC_RUNGS(X)
+#undef X
   stats.out_of_memory = out_of_memory_.load(std::memory_order_relaxed);
   const auto visit = [&](const Heap& heap) {
     stats.heaps.push_back(heap.stats());

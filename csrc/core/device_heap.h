@@ -1,5 +1,5 @@
-// Everything poolalloc holds on one device: a heap for every stream, more for every private pool, the page supply they
-// share, and what happens when memory runs out.
+// Everything poolalloc holds on one device: a heap for every stream, more for every private pool, and the page supply
+// they share. What happens when memory runs out is in ladder.h.
 //
 //   reserved = sum over heaps of (resident + idle) + spare pages of the supply
 #pragma once
@@ -12,6 +12,7 @@
 #include "core/address_table.h"
 #include "core/heap.h"
 #include "core/lock.h"
+#include "core/oom_callbacks.h"
 #include "core/options.h"
 #include "core/stats.h"
 #include "driver/driver.h"
@@ -21,7 +22,8 @@ namespace poolalloc {
 class DeviceHeap {
  public:
   // Throws DriverError if the device cannot be used.
-  DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& addresses, const Options& options);
+  DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& addresses, const OomCallbacks& callbacks,
+             const Options& options);
   ~DeviceHeap();
   DeviceHeap(const DeviceHeap&) = delete;
   DeviceHeap& operator=(const DeviceHeap&) = delete;
@@ -35,13 +37,18 @@ class DeviceHeap {
     const Status status = heap.allocate(bytes, &address);
     if (status == Status::ok) [[likely]]
       return address;
-    return allocate_slow(heap, bytes, status);
+    return climb_ladder(heap, bytes, status);
   }
 
-  Bytes empty_cache();
+  // Gives pages back to the device that nobody uses, until at most `target` bytes are held. Only what completed work
+  // has left; with Wait::yes the rest of the work is waited for. Returns the bytes.
+  Bytes trim(Bytes target, Wait wait);
   Bytes empty_cache(PoolId pool);
+  // What may be held is the smaller of the two. Idle pages beyond it go at once, as far as that takes no wait.
   void set_fraction(double fraction);
   double fraction() const { return fraction_; }
+  void set_limit(Bytes bytes);
+  Bytes limit() const { return limit_; }
 
   void begin_allocate_to_pool(PoolId pool, std::function<bool(StreamId)> filter);
   void end_allocate_to_pool(PoolId pool);
@@ -61,6 +68,8 @@ class DeviceHeap {
   void validate() const;
 
  private:
+  friend class Ladder;
+
   // Streams are never forgotten, so looking one up is a walk along an append-only list.
   struct StreamEntry {
     StreamId stream;
@@ -105,27 +114,31 @@ class DeviceHeap {
   Heap& heap_of_pool(PrivatePool& pool, StreamId stream);
   void several_heaps_from_now();
   std::unique_ptr<Heap> new_heap(StreamId stream, PoolId pool);
-  [[gnu::noinline]] Address allocate_slow(Heap& heap, Bytes bytes, Status status);
-  Status gather(Heap& heap, Bytes bytes, Address* address, bool* gained_any);
-  Bytes trim();
-  [[noreturn]] void raise(Bytes bytes, Status status);
+  [[gnu::noinline]] Address climb_ladder(Heap& heap, Bytes bytes, Status status);
+  Bytes trim_to(Bytes target, Wait wait);
+  Bytes live_bytes() const;
   Visit all_heaps() const;
   Visit reclaimable_heaps() const;
   Visit heaps_of_pool_in_use(PoolId pool) const;
+  Visit lending_heaps() const;
   PrivatePool* find_pool(PoolId pool) const;
   PrivatePool& add_user(PoolId pool);
   void collect_released();
+  void drop_empty_pools();
   void destroy_heap(std::unique_ptr<Heap> heap);
   static void add_up(DeviceStats& stats, const HeapStats& heap);
   void apply_limit();
 
   const Options options_;
   AddressTable& addresses_;
+  const OomCallbacks& callbacks_;
   DeviceInfo info_;
   DeviceShared shared_;
   std::atomic<double> fraction_;
+  std::atomic<Bytes> limit_;  // 0: none
   std::atomic<StreamEntry*> buckets_[kBuckets] = {};
-  std::atomic<std::uint64_t> retries_{0}, out_of_memory_{0}, stolen_{0};
+  std::atomic<std::uint64_t> retries_{0}, out_of_memory_{0}, stolen_{0}, called_back_{0};
+  std::atomic<std::uint64_t> served_after_[kLadderRungs] = {};
   // The turn of those that take memory out of heaps: what another thread has on its way out would be missing, and a
   // request refused that fits. They wait for the device anyway, so they may wait for each other, before all other
   // locks; a request that finds memory never does.

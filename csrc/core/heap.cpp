@@ -17,7 +17,7 @@ Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Byt
 }
 
 Heap::~Heap() {
-  if (progress_event_ != 0) unused_events_.push_back(progress_event_);
+  for (const Mark& mark : marks_) unused_events_.push_back(mark.event);
   for (EventHandle event : unused_events_) shared_.driver.destroy_event(shared_.device, event);
 }
 
@@ -113,51 +113,16 @@ Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Status
 // more can be replaced. One event is under way at a time.
 void Heap::note_progress() {
   if (!may_unmap()) return;
-  if (progress_event_ != 0) {
-    if (shared_.driver.query_event(shared_.device, progress_event_) != Status::ok) return;
-    pages_.set_completed(progress_tick_);
-  } else {
-    progress_event_ = take_event();
-    if (progress_event_ == 0) return;
+  while (!marks_.empty()) {
+    if (shared_.driver.query_event(shared_.device, marks_.front().event) != Status::ok) return;
+    reached(marks_.front());
   }
-  progress_tick_ = pages_.tick();
-  if (shared_.driver.record_event(shared_.device, progress_event_, stream_) != Status::ok) {
-    unused_events_.push_back(progress_event_);
-    progress_event_ = 0;
-  }
-}
-
-Bytes Heap::reclaim(std::uint32_t at_most_frames) {
-  if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
-  PageTable::Detached leaving;
-  EventHandle event = 0;
-  {
-    const Guard guard(lock_);
-    pages_.return_left_behind();
-    event = take_event();
-    if (event == 0) return 0;
-    pages_.detach_idle(at_most_frames, &leaving);
-    pages_.detach_blocked(&leaving);
-    if (leaving.empty()) {
-      unused_events_.push_back(event);
-      return 0;
-    }
-    if (shared_.driver.record_event(shared_.device, event, stream_) != Status::ok) {
-      unused_events_.push_back(event);
-      pages_.postpone(leaving);
-      return 0;
-    }
-  }
-  waits_.fetch_add(1, std::memory_order_relaxed);
-  const bool done = shared_.driver.synchronize_event(shared_.device, event) == Status::ok ||
-                    shared_.driver.synchronize_device(shared_.device) == Status::ok;
-  const Guard guard(lock_);
-  unused_events_.push_back(event);
-  if (!done || shared_.captures.load(std::memory_order_relaxed) != 0) {
-    pages_.postpone(leaving);
-    return 0;
-  }
-  return pages_.return_detached(leaving) * kPageBytes;
+  const Mark mark{take_event(), pages_.tick()};
+  if (mark.event == 0) return;
+  if (shared_.driver.record_event(shared_.device, mark.event, stream_) == Status::ok)
+    marks_.push_back(mark);
+  else
+    unused_events_.push_back(mark.event);
 }
 
 Status Heap::allow_access_to_mapped(DeviceIndex peer) {

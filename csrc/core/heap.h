@@ -3,8 +3,9 @@
 //
 // Everything here runs under the heap's own lock, which only requests of this stream and frees of its blocks take. The
 // hot path is a bin lookup and a pop, or a hole and its split. Driver calls happen when a page has no frame; nothing
-// here waits for the device except wait_pending and reclaim, which let go of the lock first.
-// heap.cpp: placing and pages; heap_pending.cpp: other streams' uses; heap_stats.cpp: figures and checks.
+// here waits for the device except wait_pending and reclaim_waiting, which let go of the lock first.
+// heap.cpp: placing and pages; heap_pending.cpp: other streams' uses; heap_reclaim.cpp: idle pages that leave;
+// heap_stats.cpp: figures and checks.
 //
 //   requested <= live      rounded = live + pending <= resident      reserved = resident + idle
 #pragma once
@@ -39,6 +40,8 @@ struct DeviceTotals {
     }
   }
 };
+
+enum class Wait { no, yes };  // for work on the device
 
 // What the heaps of a device share.
 struct DeviceShared {
@@ -105,15 +108,18 @@ class Heap {
   std::size_t poll_pending();
   // Waits for every event a pending free waits for now, then finishes them. Returns how many.
   std::size_t wait_pending();
-  // Takes idle frames out of the heap, and mappings that block pages, once the stream's earlier work has completed.
-  // The frames go to the page supply. Returns the bytes.
-  Bytes reclaim(std::uint32_t at_most_frames);
   // The live blocks and where they are, by address (checkpoint.h).
   std::vector<PlacedBlock> placed() const;
   // Finishes pending frees, and waits for them if need be. False if some are left: a capture forbids the waiting.
   bool settle();
   // Blocks just there. failed: something lives there, or a page cannot be had; some may have been placed by then.
   Status place_again(const std::vector<PlacedBlock>& blocks);
+  // Idle frames go to the page supply, at most so many. Returns the bytes.
+  // Those that the stream is done with, as far as it says so when it is asked: nothing waits. With `idle_since` only
+  // the ones that were idle at that tick of the heap's clock.
+  Bytes reclaim_completed(std::uint32_t at_most_frames, std::optional<std::uint32_t> idle_since = {});
+  // Any, and mappings that block pages too, after a wait for the stream's work until now.
+  Bytes reclaim_waiting(std::uint32_t at_most_frames);
   // Whether any page is mapped, be it idle or on its way out.
   bool mapped() const;
   // Access for another device to every page mapped now.
@@ -130,6 +136,9 @@ class Heap {
   Bytes range_bytes() const { return pages_.pages() * kPageBytes; }
   HeapStats stats() const;
   std::uint64_t live_blocks() const;
+  Bytes live_bytes() const;
+  // Returns when a driver call under the heap's lock, if there is one, is over.
+  void let_calls_finish() const;
   void reset_peaks();
   // Adds what changed since the last time to the device totals.
   void publish();
@@ -147,6 +156,13 @@ class Heap {
     std::vector<EventHandle> events;  // not known to have completed
     std::uint64_t refused = 0;        // not 0: when the driver gave no event, counted by refusals_
   };
+  // An event behind all work that was enqueued before a tick of the heap's clock.
+  struct Mark {
+    EventHandle event = 0;
+    std::uint32_t tick = 0;
+    friend bool operator==(const Mark&, const Mark&) = default;
+  };
+  static constexpr std::size_t kMarks = 2;
   // Pending blocks of one kind; peaks are of live and pending ones together, noted while there are pending ones.
   struct Waiting {
     std::int64_t blocks = 0, bytes = 0;
@@ -200,6 +216,11 @@ class Heap {
   }
   [[gnu::noinline]] void publish_all();
   EventHandle take_event();
+  EventHandle unused_event();
+  void reached(const Mark& mark);
+  bool has_completed(EventHandle event) const;
+  void learn_progress();
+  Bytes hand_over(PageTable::Detached& leaving);
   // Of resident pages, what is in no block. Slabs and arena share no page.
   std::int64_t unused(BlockKind kind) const {
     const std::int64_t slab_pages = static_cast<std::int64_t>(slabs_.resident_pages() * kPageBytes);
@@ -243,8 +264,7 @@ class Heap {
   std::unordered_map<Bytes, Tracked> tracked_;
   std::vector<Pending> pending_;
   std::vector<EventHandle> unused_events_;
-  EventHandle progress_event_ = 0;  // recorded at progress_tick_ of the heap's clock; 0: none
-  std::uint32_t progress_tick_ = 0;
+  std::vector<Mark> marks_;  // that the stream has not reached yet, oldest first; at most kMarks
   struct {
     std::int64_t requested = 0, live = 0, pending = 0, resident = 0;
   } published_;

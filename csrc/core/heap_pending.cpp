@@ -65,13 +65,16 @@ void Heap::record_events(Pending& pending) {
 
 // 0 if the driver gives none.
 EventHandle Heap::take_event() {
-  EventHandle event = 0;
-  if (!unused_events_.empty()) {
-    event = unused_events_.back();
-    unused_events_.pop_back();
-  } else if (shared_.driver.create_event(shared_.device, &event) != Status::ok) {
-    return 0;
-  }
+  EventHandle event = unused_event();
+  if (event == 0 && shared_.driver.create_event(shared_.device, &event) != Status::ok) return 0;
+  return event;
+}
+
+// 0 if there is none, and one has to be created.
+EventHandle Heap::unused_event() {
+  if (unused_events_.empty()) return 0;
+  const EventHandle event = unused_events_.back();
+  unused_events_.pop_back();
   return event;
 }
 

@@ -45,11 +45,13 @@ void PageSupply::give(PhysicalHandle page) {
   spare_.push_back(page);
 }
 
-Bytes PageSupply::destroy_spare() {
+Bytes PageSupply::destroy_spare(Bytes at_most) {
   std::vector<PhysicalHandle> pages;
   {
     std::lock_guard guard(lock_);
-    pages.swap(spare_);
+    const std::size_t count = std::min<std::size_t>(at_most / kPageBytes, spare_.size());
+    pages.assign(spare_.end() - static_cast<std::ptrdiff_t>(count), spare_.end());
+    spare_.resize(spare_.size() - count);
   }
   const std::size_t all = pages.size();
   std::erase_if(pages, [this](PhysicalHandle page) { return driver_.destroy(device_, page) == Status::ok; });

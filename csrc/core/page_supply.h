@@ -25,8 +25,9 @@ class PageSupply {
   Status take(std::size_t count, std::vector<PhysicalHandle>* pages);
   // The page is mapped nowhere and no work touches it any more.
   void give(PhysicalHandle page);
-  // Destroys every spare page, but for those that the driver refuses to destroy. Returns the bytes.
-  Bytes destroy_spare();
+  // Destroys spare pages, so many bytes of them at most, but for those that the driver refuses to destroy. Returns the
+  // bytes.
+  Bytes destroy_spare(Bytes at_most = ~Bytes{0});
 
   void set_limit(Bytes bytes);
   Bytes limit() const;

@@ -115,7 +115,14 @@ class PageTable {
   // The heap's clock: every release is a tick. Whoever sees that the stream has completed all work enqueued before a
   // tick says so; what no block has used since can then be replaced.
   std::uint32_t tick() const { return tick_; }
-  void set_completed(std::uint32_t tick) { completed_ = tick; }
+  std::uint32_t completed() const { return completed_; }
+  void set_completed(std::uint32_t tick) {
+    if (not_after(completed_, tick)) completed_ = tick;
+  }
+  // Of two ticks: the clock may have come round.
+  static bool not_after(std::uint32_t tick, std::uint32_t other) {
+    return static_cast<std::int32_t>(other - tick) >= 0;
+  }
   // Pages ever given memory; that it grew tells that a placement needed the driver.
   std::uint64_t maps_made() const { return maps_made_; }
 
@@ -126,21 +133,28 @@ class PageTable {
   }
   void set_owner(PageIndex page, void* owner) { owner_[page] = owner; }
 
-  // Idle memory leaves in three steps, so that nobody waits under the heap's lock: detach_idle makes its pages
-  // unusable, the caller waits until earlier work of the stream has completed, return_detached hands the memory to the
-  // supply.
+  // Idle memory leaves in steps, so that nobody waits for the device or the driver under the heap's lock: detach_idle
+  // makes its pages unusable, the caller waits until earlier work of the stream has completed, unmap_detached asks the
+  // driver, return_detached hands the memory to the supply.
   struct Leaving {
     PageIndex page = kNoPage;
     bool last = false;  // of the pages of a frame that goes too
     PhysicalHandle handle = 0;
+    bool unmapped = false;
   };
   using Detached = std::vector<Leaving>;
   // Appends the memory of at most so many pages, or a little more where it goes in larger pieces, and what was
   // postponed.
   virtual void detach_idle(std::uint32_t at_most, Detached* detached) = 0;
+  // The same of memory that nothing has used since `tick`. There is nothing to wait for if that is a completed one.
+  virtual void detach_idle_since(std::uint32_t tick, std::uint32_t at_most, Detached* detached) = 0;
+  // Appends what the driver refused to take before: that was waited for.
+  virtual void detach_left_behind(Detached* detached) = 0;
   // Appends what only stands in the way of blocks, at blocked pages.
   virtual void detach_blocked(Detached* detached) = 0;
-  // Returns how many pages of memory went. What the driver refuses to take leaves another time.
+  // Driver calls only: the one step without the heap's lock.
+  virtual void unmap_detached(Detached* detached) const = 0;
+  // Returns how many pages of memory went. What the driver refused to take leaves another time.
   virtual std::uint32_t return_detached(const Detached& detached) = 0;
   // There was no waiting: they leave with the next that are detached.
   virtual void postpone(const Detached& detached) = 0;

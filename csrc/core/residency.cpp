@@ -244,20 +244,42 @@ void Residency::mark_detached(PageIndex page) {
   state_[page] = kMapped | kBlocked;
 }
 
+void Residency::detach_frame(PageIndex victim, Detached* detached) {
+  const FrameIndex frame = frame_[victim];
+  for (PageIndex page = frames_[frame].first_alias; page != kNoPage; page = next_alias_[page]) {
+    mark_detached(page);
+    detached->push_back({page, next_alias_[page] == kNoPage, frames_[frame].handle});
+  }
+  drop_frame(frame);
+  ++leaving_;
+}
+
 void Residency::detach_idle(std::uint32_t at_most, Detached* detached) {
   detached->insert(detached->end(), postponed_.begin(), postponed_.end());
   postponed_.clear();
   for (std::uint32_t frames = 0; frames < at_most; ++frames) {
     const PageIndex victim = oldest_idle();
     if (victim == kNoPage) break;
-    const FrameIndex frame = frame_[victim];
-    for (PageIndex page = frames_[frame].first_alias; page != kNoPage; page = next_alias_[page]) {
-      mark_detached(page);
-      detached->push_back({page, next_alias_[page] == kNoPage, frames_[frame].handle});
-    }
-    drop_frame(frame);
-    ++leaving_;
+    detach_frame(victim, detached);
   }
+}
+
+// Every page that maps an idle frame has been idle since the same tick or before.
+void Residency::detach_idle_since(std::uint32_t tick, std::uint32_t at_most, Detached* detached) {
+  for (std::uint32_t frames = 0; frames < at_most; ++frames) {
+    const PageIndex victim = oldest_idle();
+    if (victim == kNoPage) break;
+    if (!not_after(idle_since_[victim], tick)) {
+      victims_.push_back({idle_since_[victim], victim});
+      break;
+    }
+    detach_frame(victim, detached);
+  }
+}
+
+void Residency::detach_left_behind(Detached* detached) {
+  detached->insert(detached->end(), left_behind_.begin(), left_behind_.end());
+  left_behind_.clear();
 }
 
 void Residency::detach_blocked(Detached* detached) {
@@ -271,10 +293,15 @@ void Residency::detach_blocked(Detached* detached) {
   }
 }
 
+void Residency::unmap_detached(Detached* detached) const {
+  for (Leaving& leaving : *detached)
+    leaving.unmapped = driver_.unmap(device_, address_of(leaving.page), kPageBytes) == Status::ok;
+}
+
 std::uint32_t Residency::return_detached(const Detached& detached) {
   std::uint32_t frames = 0;
   for (const Leaving& leaving : detached) {
-    if (driver_.unmap(device_, address_of(leaving.page), kPageBytes) == Status::ok) {
+    if (leaving.unmapped) {
       frame_[leaving.page] = kNoFrame;
       state_[leaving.page] = 0;
       --mappings_;
@@ -304,6 +331,7 @@ void Residency::postpone(const Detached& detached) {
 void Residency::return_left_behind() {
   Detached again;
   again.swap(left_behind_);
+  unmap_detached(&again);
   return_detached(again);
 }
 

@@ -34,7 +34,10 @@ class Residency final : public PageTable {
   Address address_of(PageIndex page) const { return base_ + page * kPageBytes; }
 
   void detach_idle(std::uint32_t at_most, Detached* detached) override;
+  void detach_idle_since(std::uint32_t tick, std::uint32_t at_most, Detached* detached) override;
+  void detach_left_behind(Detached* detached) override;
   void detach_blocked(Detached* detached) override;
+  void unmap_detached(Detached* detached) const override;
   std::uint32_t return_detached(const Detached& detached) override;
   void postpone(const Detached& detached) override;
   void return_left_behind() override;
@@ -63,7 +66,7 @@ class Residency final : public PageTable {
 
   void count_blocked(PageIndex first, PageIndex last, Cost* cost) const;
   bool replaceable(PageIndex page) const {
-    return may_unmap_ && frame_[page] != kDetached && static_cast<std::int32_t>(completed_ - idle_since_[page]) >= 0;
+    return may_unmap_ && frame_[page] != kDetached && not_after(idle_since_[page], completed_);
   }
   Status clear_blocked(PageIndex first, PageIndex last);
   bool frames_repeat(PageIndex first, PageIndex last) const;
@@ -78,6 +81,7 @@ class Residency final : public PageTable {
   void add_alias(PageIndex page, FrameIndex frame);
   void remove_alias(PageIndex page);
   void mark_detached(PageIndex page);
+  void detach_frame(PageIndex victim, Detached* detached);
 
   Driver& driver_;
   const DeviceIndex device_;

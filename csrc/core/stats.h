@@ -50,17 +50,35 @@ struct BlockStats {
 
 // The byte quantities; POOLALLOC_QUANTITIES lists them once for everyone who prints or exports them.
 #define POOLALLOC_QUANTITIES(X) X(requested) X(live) X(pending) X(resident) X(idle) X(reserved)
-#define POOLALLOC_EVENTS(X)                                                   \
-  X(allocations)       /* blocks handed out */                                \
-  X(frees)             /* blocks given back */                                \
-  X(pages_created)     /* physical pages taken from the driver */             \
-  X(pages_destroyed)   /* physical pages given back to the driver */          \
-  X(pages_aliased)     /* idle pages mapped at one more address */            \
-  X(pages_stolen)      /* idle pages taken from another stream */             \
-  X(pending_completed) /* pending frees whose events completed */             \
-  X(waits)             /* times allocation or trimming waited for a stream */ \
-  X(retries)           /* allocations that needed the out-of-memory ladder */ \
+#define POOLALLOC_EVENTS(X)                                                                    \
+  X(allocations)       /* blocks handed out */                                                 \
+  X(frees)             /* blocks given back */                                                 \
+  X(pages_created)     /* physical pages taken from the driver */                              \
+  X(pages_destroyed)   /* physical pages given back to the driver */                           \
+  X(pages_aliased)     /* idle pages mapped at one more address */                             \
+  X(pages_stolen)      /* idle pages taken from another stream */                              \
+  X(pending_completed) /* pending frees whose events completed */                              \
+  X(waits)             /* times allocation or trimming waited for a stream */                  \
+  X(retries)           /* allocations that needed the out-of-memory ladder */                  \
+  X(after_unmapping)   /* of them, served once their own mappings were out of the way */       \
+  X(after_stealing)    /* of them, served from other streams' idle pages, without a wait */    \
+  X(after_callbacks)   /* of them, served once callbacks had freed memory */                   \
+  X(after_waiting)     /* of them, served once streams or other threads had been waited for */ \
+  X(after_trimming)    /* of them, served once all that was idle had gone to the device */     \
+  X(after_lending)     /* of them, served from pools in use whose owners lend */               \
+  X(callbacks)         /* times the ladder called a callback */                                \
   X(out_of_memory)     /* allocations that failed after it */
+
+// The rungs of the ladder, in its order: `after_x` counts what was served at rung x.
+#define POOLALLOC_RUNGS(X) X(unmapping) X(stealing) X(callbacks) X(waiting) X(trimming) X(lending)
+enum class LadderRung {
+#define X(name) name,
+  POOLALLOC_RUNGS(X)
+#undef X
+};
+#define X(name) +1
+inline constexpr std::size_t kLadderRungs = 0 POOLALLOC_RUNGS(X);
+#undef X
 
 struct BinStats {
   Bytes block_bytes = 0;

@@ -115,6 +115,11 @@ void configure_plugin(const Options& options) {
 
 Allocator& plugin_allocator() { return allocator(); }
 
+OomCallbacks& plugin_oom_callbacks() {
+  const std::lock_guard guard(plugin.mutex);
+  return make_allocator().oom_callbacks();
+}
+
 PluginState plugin_state() {
   PluginState state;
   {

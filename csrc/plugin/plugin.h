@@ -54,6 +54,8 @@ struct PluginState {
 POOLALLOC_API void configure_plugin(const Options& options);
 // The process-wide allocator, made if need be. Throws ConfigError (POOLALLOC_CONF), UsageError (in a child of fork()).
 POOLALLOC_API Allocator& plugin_allocator();
+// Its callbacks, which may be added before the first use: this touches no device. Throws ConfigError.
+POOLALLOC_API OomCallbacks& plugin_oom_callbacks();
 POOLALLOC_API PluginState plugin_state();
 
 }  // namespace poolalloc

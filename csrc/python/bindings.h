@@ -18,9 +18,12 @@ void bind_plugin(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 // Replay: traces through core's allocator over such a device.
 void bind_replay(pybind11::module_& module);
-
 // Offline placement.
 void bind_placement(pybind11::module_& module);
+
+// A Python callable of (device, bytes) as a callback of the out-of-memory ladder: it takes the interpreter's lock, and
+// what it raises is reported as unraisable.
+OomCallbacks::Callback oom_callback_of(pybind11::function callable);
 
 // Statistics as nested dicts, by the names of stats.h.
 pybind11::dict to_dict(const DeviceStats& stats);

@@ -111,6 +111,33 @@ void bind_allocator(py::class_<Engine>& engine) {
           "empty_cache", [](Engine& self) { return self.allocator.empty_cache(); }, Unlocked(),
           "Gives idle pages back to the model. Returns the bytes given back.")
       .def(
+          "trim",
+          [](Engine& self, Bytes target, DeviceIndex device, bool wait) {
+            return self.allocator.trim(target, device, wait);
+          },
+          py::arg("target") = 0, py::arg("device") = 0, py::arg("wait") = false, Unlocked(),
+          "Gives idle pages back until at most `target` bytes are held. Returns the bytes given back.")
+      .def(
+          "set_memory_limit",
+          [](Engine& self, Bytes bytes, DeviceIndex device) { self.allocator.set_memory_limit(bytes, device); },
+          py::arg("bytes"), py::arg("device") = 0, Unlocked())
+      .def(
+          "memory_limit", [](const Engine& self, DeviceIndex device) { return self.allocator.memory_limit(device); },
+          py::arg("device") = 0)
+      .def(
+          "on_oom",
+          [](Engine& self, py::function callback) {
+            return self.allocator.oom_callbacks().add(oom_callback_of(std::move(callback)));
+          },
+          py::arg("callback"), "callback(device, bytes) is asked for memory. Returns what remove_on_oom takes.")
+      .def(
+          "remove_on_oom",
+          [](Engine& self, OomCallbacks::Id id) {
+            py::gil_scoped_release unlocked;
+            return self.allocator.oom_callbacks().remove(id);
+          },
+          py::arg("id"))
+      .def(
           "set_memory_fraction",
           [](Engine& self, double fraction, DeviceIndex device) {
             self.allocator.set_memory_fraction(fraction, device);
@@ -130,6 +157,13 @@ void bind_allocator(py::class_<Engine>& engine) {
           "release_pool",
           [](Engine& self, DeviceIndex device, Pool pool) { self.allocator.release_pool(device, id_of(pool)); },
           py::arg("device"), py::arg("pool"), Unlocked())
+      .def(
+          "set_pool_use_on_oom",
+          [](Engine& self, DeviceIndex device, Pool pool, bool use) {
+            self.allocator.set_pool_use_on_oom(device, id_of(pool), use);
+          },
+          py::arg("device"), py::arg("pool"), py::arg("use"), Unlocked(),
+          "Whether the idle pages of a pool in use may be taken before memory runs out.")
       .def("devices", [](const Engine& self) { return self.allocator.devices(); })
       .def(
           "stats",

@@ -111,6 +111,23 @@ void bind_plugin(py::module_& module) {
       "empty_cache", [] { return plugin_allocator().empty_cache(); }, Unlocked(),
       "Gives idle pages back to the driver. Returns the bytes given back.");
   module.def(
+      "trim", [](Bytes target, DeviceIndex device, bool wait) { return plugin_allocator().trim(target, device, wait); },
+      py::arg("target"), py::arg("device"), py::arg("wait"), Unlocked(),
+      "Gives idle pages of a device back until at most `target` bytes are held. Returns the bytes given back.");
+  module.def(
+      "set_memory_limit", [](Bytes bytes, DeviceIndex device) { plugin_allocator().set_memory_limit(bytes, device); },
+      py::arg("bytes"), py::arg("device"), Unlocked(),
+      "At most so many bytes of the device's memory; 0: no such limit.");
+  module.def(
+      "memory_limit", [](DeviceIndex device) { return plugin_allocator().memory_limit(device); }, py::arg("device"),
+      "The bytes of the device's memory that may be held; 0: no such limit.");
+  module.def(
+      "on_oom", [](py::function callback) { return plugin_oom_callbacks().add(oom_callback_of(std::move(callback))); },
+      py::arg("callback"), "callback(device, bytes) is asked for memory. Returns what remove_on_oom takes.");
+  module.def(
+      "remove_on_oom", [](OomCallbacks::Id id) { return plugin_oom_callbacks().remove(id); }, py::arg("id"), Unlocked(),
+      "False if there is no such callback.");
+  module.def(
       "set_memory_fraction",
       [](double fraction, DeviceIndex device) { plugin_allocator().set_memory_fraction(fraction, device); },
       py::arg("fraction"), py::arg("device"), Unlocked(), "At most this fraction of the device's memory.");

@@ -7,7 +7,16 @@ from engines import GIB, KIB, MIB, PAGE, engine_of, sound
 
 from poolalloc import _core, errors
 
-EVENTS = ("retries", "pages_stolen", "pending_completed", "pages_created", "out_of_memory")
+RUNGS = ("unmapping", "stealing", "callbacks", "waiting", "trimming", "lending")
+EVENTS = (
+    "retries",
+    *(f"after_{rung}" for rung in RUNGS),
+    "callbacks",
+    "pages_stolen",
+    "pending_completed",
+    "pages_created",
+    "out_of_memory",
+)
 
 
 def refused(engine: _core.Engine, size: int, **where: int) -> str:
@@ -33,48 +42,118 @@ class Steps:
         return {event: count for event, count in counts.items() if count}
 
 
-# --- the ladder, step by step ----------------------------------------------------------------------------------------
+# --- the ladder, rung by rung -----------------------------------------------------------------------------------------
+
+STREAM, OTHER, SLOW, QUICK, FILLER, POOL = 1, 2, 3, 4, 5, 6
+SIZE = 4 * PAGE
+FOREVER = 10**9
 
 
-def test_first_come_idle_pages_of_the_same_stream() -> None:
+class Sources:
+    """A full device on which each of these has SIZE bytes for a request on STREAM, and nothing else has any."""
+
+    def __init__(self, *names: str) -> None:
+        self.engine = engine = engine_of(4 * len(names) + 1, event_lag=10)
+        engine.set_stream_lag(OTHER, 0)
+        engine.set_stream_lag(SLOW, 500)
+        streams = {"stealing": OTHER, "lending": POOL}
+        self.pool = "lending" in names
+        if self.pool:
+            engine.begin_allocate_to_pool(0, (1, 0), [POOL])
+        blocks = {name: engine.allocate(SIZE, stream=streams.get(name, STREAM)) for name in names if name != "trimming"}
+        if self.pool:
+            engine.end_allocate_to_pool(0, (1, 0))
+            engine.set_pool_use_on_oom(0, (1, 0), True)
+        engine.allocate(PAGE, stream=FILLER)
+        self.cache = [blocks["callbacks"]] if "callbacks" in names else []
+        if "callbacks" in names:
+            engine.on_oom(self.drop)
+        for name, stream in (("completed", QUICK), ("waiting", SLOW)):
+            if name in names:
+                engine.record_stream(blocks[name], stream)
+        for name, block in blocks.items():
+            if name != "callbacks":
+                engine.free(block)
+        engine.advance(100)  # the quick stream is done, the slow one is not
+        if "trimming" in names:  # another process holds that memory for a moment
+            engine.fail("create", 1, "out_of_memory")
+        self.steps = Steps(engine)
+
+    def drop(self, device: int, size: int) -> None:
+        assert (device, size) == (0, SIZE)
+        while self.cache:
+            self.engine.free(self.cache.pop())
+
+    def taken(self) -> dict[str, int]:
+        """What one request made the ladder do."""
+        self.engine.allocate(SIZE, stream=STREAM)
+        sound(self.engine)
+        return self.steps.taken()
+
+
+IN_ORDER = {
+    "own": {},
+    "completed": {"pending_completed": 1},
+    "stealing": {"retries": 1, "after_stealing": 1, "pages_stolen": 4},
+    "callbacks": {"retries": 1, "after_callbacks": 1, "callbacks": 1},
+    "waiting": {"retries": 1, "after_waiting": 1, "pending_completed": 1, "waited": 400},
+    "trimming": {"retries": 1, "after_trimming": 1, "pages_created": 4},
+    "lending": {"retries": 1, "after_lending": 1, "pages_stolen": 4, "waited": 10},
+}
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_each_rung_alone(name: str) -> None:
+    assert Sources(name).taken() == IN_ORDER[name]
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_the_first_rung_that_has_memory_serves(name: str) -> None:
+    names = list(IN_ORDER)
+    assert Sources(*names[names.index(name) :]).taken() == IN_ORDER[name]
+
+
+def test_what_was_asked_once_is_known_the_next_time() -> None:
     engine = engine_of(16, event_lag=10)
-    blocks = [engine.allocate(2 * PAGE, stream=1) for _ in range(8)]
-    for block in blocks[::2]:
-        engine.free(block)
+    engine.free(engine.allocate(6 * PAGE, stream=OTHER))
+    engine.allocate(10 * PAGE, stream=STREAM)
     steps = Steps(engine)
-    engine.allocate(8 * PAGE, stream=1)  # from four holes
-    assert steps.taken() == {}
+    engine.allocate(PAGE, stream=STREAM)  # waits: the other stream may still be at work
+    assert steps.taken() == {"retries": 1, "after_waiting": 1, "pages_stolen": 3, "waited": 10}
+    engine.allocate(5 * PAGE, stream=STREAM)
+    assert steps.taken() == {"retries": 1, "after_stealing": 1, "pages_stolen": 3}
+    sound(engine)
 
 
-def test_then_pending_frees_that_have_completed() -> None:
+def test_what_a_stream_left_after_that_is_asked_for_anew() -> None:
     engine = engine_of(16, event_lag=10)
-    block = engine.allocate(10 * PAGE, stream=1)
-    idle = engine.allocate(6 * PAGE, stream=2)
-    engine.free(idle)
-    engine.record_stream(block, 3)
-    engine.free(block)
-    engine.advance(10)
+    early, late = (engine.allocate(6 * PAGE, stream=OTHER) for _ in range(2))
+    engine.allocate(4 * PAGE, stream=STREAM)
+    engine.free(early)
+    engine.allocate(6 * PAGE, stream=STREAM)
+    engine.free(late)
     steps = Steps(engine)
-    engine.allocate(10 * PAGE, stream=1)
-    assert steps.taken() == {"pending_completed": 1}
+    engine.allocate(6 * PAGE, stream=STREAM)
+    assert steps.taken() == {"retries": 1, "after_waiting": 1, "pages_stolen": 6, "waited": 10}
+    sound(engine)
 
 
-def test_then_idle_pages_of_other_streams_once_their_work_is_done() -> None:
+def test_idle_pages_of_other_streams_come_before_frees_that_have_to_be_waited_for_longest() -> None:
     engine = engine_of(16, event_lag=10)
-    engine.set_stream_lag(3, 1000)
-    waiting = engine.allocate(4 * PAGE, stream=1)
-    engine.record_stream(waiting, 3)
+    engine.set_stream_lag(SLOW, 1000)
+    waiting = engine.allocate(4 * PAGE, stream=OTHER)
+    engine.record_stream(waiting, SLOW)
     engine.free(waiting)
-    engine.free(engine.allocate(12 * PAGE, stream=2))
+    engine.free(engine.allocate(12 * PAGE, stream=OTHER))
     steps = Steps(engine)
-    engine.allocate(6 * PAGE, stream=1)
+    engine.allocate(6 * PAGE, stream=STREAM)
     taken = steps.taken()
     assert taken.pop("pages_stolen") in (6, 7, 8), "what was missing, and little more"
-    assert taken == {"retries": 1, "waited": 10}
+    assert taken == {"retries": 1, "after_waiting": 1, "waited": 10}
     assert engine.stats()["pending"]["current"] == 4 * PAGE, "nobody waited for the slow stream"
 
 
-def test_then_pending_frees_are_waited_for() -> None:
+def test_the_pool_is_searched_again_after_each_wait() -> None:
     engine = engine_of(16, event_lag=10)
     for stream in (1, 2):
         block = engine.allocate(8 * PAGE, stream=stream)
@@ -82,19 +161,12 @@ def test_then_pending_frees_are_waited_for() -> None:
         engine.free(block)
     steps = Steps(engine)
     engine.allocate(8 * PAGE, stream=1)
-    assert steps.taken() == {"retries": 1, "pending_completed": 1, "waited": 10}
+    assert steps.taken() == {"retries": 1, "after_waiting": 1, "pending_completed": 1, "waited": 10}
     engine.advance(100)
     engine.allocate(8 * PAGE, stream=1)  # the other stream's
-    assert steps.taken() == {"retries": 1, "pending_completed": 1, "pages_stolen": 8, "waited": 110}
-
-
-def test_then_everything_idle_goes_and_the_driver_is_asked_again() -> None:
-    engine = engine_of(16)
-    engine.allocate(PAGE)
-    engine.fail("create", 1, "out_of_memory")  # another process held that memory for a moment
-    steps = Steps(engine)
-    engine.allocate(4 * PAGE)
-    assert steps.taken() == {"retries": 1, "pages_created": 4}
+    taken = steps.taken()
+    assert taken.pop("waited") == 110
+    assert taken == {"retries": 1, "after_waiting": 1, "pending_completed": 1, "pages_stolen": 8}
 
 
 def test_last_comes_the_error() -> None:
@@ -103,6 +175,22 @@ def test_last_comes_the_error() -> None:
     steps = Steps(engine)
     refused(engine, 7 * PAGE)
     assert steps.taken() == {"retries": 1, "out_of_memory": 1}
+
+
+@pytest.mark.parametrize("call", ["create_event", "record_event", "query_event", "synchronize_event", "unmap"])
+@pytest.mark.parametrize("name", ["stealing", "waiting", "lending"])
+def test_a_refused_call_on_the_way_costs_no_more_than_a_later_rung(name: str, call: str) -> None:
+    for nth in (1, 2, 3):
+        sources = Sources(name)
+        sources.engine.fail(call, nth, "failed")
+        try:
+            sources.engine.allocate(SIZE, stream=STREAM)
+        except errors.OutOfMemoryError:
+            sound(sources.engine)
+            sources.engine.advance(FOREVER)
+            sources.engine.empty_cache()
+            sources.engine.allocate(SIZE, stream=STREAM)  # nothing is lost for good
+        sound(sources.engine)
 
 
 def test_blocks_scattered_over_streams_and_pools_are_all_gathered() -> None:

@@ -27,6 +27,12 @@ inline std::uint64_t mapping_calls(const CountingDriver& driver) {
          driver.calls(DriverCall::unmap) + driver.calls(DriverCall::destroy);
 }
 
+// What the caller's wait stands between.
+inline std::uint32_t leave(Residency& residency, Residency::Detached& detached) {
+  residency.unmap_detached(&detached);
+  return residency.return_detached(detached);
+}
+
 // A device, and a range of addresses on it with a residency over them.
 struct Range {
   Range(std::uint64_t device_pages, PageIndex split, PageIndex pages)

@@ -222,11 +222,11 @@ TEST(frames_leave_when_the_work_before_has_completed) {
   const Address address = rig.take(8 * kPage);
   CHECK(rig.heap.free(address));
   const EventHandle work = rig.mark(kOwn);
-  CHECK(rig.heap.reclaim(3) == 3 * kPage);
+  CHECK(rig.heap.reclaim_waiting(3) == 3 * kPage);
   CHECK(rig.done(work));
   CHECK(rig.shared.supply.spare_bytes() == 3 * kPage && rig.heap.stats().idle.current == 5 * std::int64_t{kPage});
   rig.check();
-  CHECK(rig.heap.reclaim(~0u) == 5 * kPage && rig.heap.reclaim(~0u) == 0 && !rig.heap.mapped());
+  CHECK(rig.heap.reclaim_waiting(~0u) == 5 * kPage && rig.heap.reclaim_waiting(~0u) == 0 && !rig.heap.mapped());
   rig.check();
 }
 
@@ -239,14 +239,14 @@ TEST(a_refused_call_never_lets_a_frame_leave_early_or_get_lost) {
     CHECK(rig.heap.free(address));
     const EventHandle work = rig.mark(kOwn);
     rig.model.fail(call, 1, Status::failed);
-    rig.heap.reclaim(~0u);
+    rig.heap.reclaim_waiting(~0u);
     CHECK(rig.done(work) || rig.under(address) == handle);
     rig.shared.supply.destroy_spare();
     rig.heap.validate();
     CHECK(rig.model.violations() == 0);
     CHECK(rig.shared.supply.reserved().current == static_cast<std::int64_t>(rig.model.used_bytes(0)));
     for (int i = 0; i < 2; ++i) {  // nothing is lost for good
-      rig.heap.reclaim(~0u);
+      rig.heap.reclaim_waiting(~0u);
       rig.shared.supply.destroy_spare();
     }
     CHECK(rig.model.used_bytes(0) == 0);
@@ -265,7 +265,7 @@ TEST(during_a_capture_nothing_is_unmapped_and_no_event_is_touched) {
   rig.shared.captures = 1;
   rig.model.begin_capture(0, kOwn);
   CHECK(rig.heap.free(used));  // its event has to wait for the capture's end
-  CHECK(rig.heap.poll_pending() == 0 && rig.heap.wait_pending() == 0 && rig.heap.reclaim(~0u) == 0);
+  CHECK(rig.heap.poll_pending() == 0 && rig.heap.wait_pending() == 0 && rig.heap.reclaim_waiting(~0u) == 0);
   rig.model.advance(100);
   const Address again = rig.take(4 * kPage);
   Address none = 0;

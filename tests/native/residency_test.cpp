@@ -29,7 +29,7 @@ struct Pages : Range {
   std::uint32_t leave(std::uint32_t at_most) {
     Residency::Detached detached;
     residency.detach_idle(at_most, &detached);
-    return residency.return_detached(detached);
+    return rig::leave(residency, detached);
   }
   void check() const {
     residency.validate(blocks);
@@ -199,7 +199,7 @@ TEST(detached_frames_are_unusable_at_once_and_spare_when_returned) {
     CHECK(pages.under(leaving.page) != 0);  // still mapped: work may be running there
   }
   pages.residency.validate(pages.blocks);
-  CHECK(pages.residency.return_detached(detached) == 2);
+  CHECK(rig::leave(pages.residency, detached) == 2);
   for (const Residency::Leaving& leaving : detached)
     CHECK(pages.under(leaving.page) == 0 && !pages.residency.blocked(leaving.page));
   CHECK(pages.supply.spare_bytes() == 2 * kPage);
@@ -217,7 +217,7 @@ TEST(detaching_what_blocks_frees_addresses_and_no_memory) {
   Residency::Detached detached;
   pages.residency.detach_blocked(&detached);
   CHECK(detached.size() == 1 && detached[0].page == 0);
-  CHECK(pages.residency.return_detached(detached) == 0);
+  CHECK(rig::leave(pages.residency, detached) == 0);
   CHECK(!pages.residency.blocked(0) && pages.under(0) == 0 && pages.under(5) == handle);
   CHECK(pages.held() == kPage && pages.residency.mappings() == 1);
   pages.check();
@@ -308,7 +308,7 @@ TEST(random_use_never_shares_or_moves_what_is_live) {
         if (random() % 4 == 0)
           pages.residency.postpone(detached);
         else
-          pages.residency.return_detached(detached);
+          rig::leave(pages.residency, detached);
         if (random() % 2 == 0) pages.residency.return_left_behind();
         if (random() % 2 == 0) pages.supply.destroy_spare();
       }

@@ -45,7 +45,7 @@ struct Small : Range {
     Residency::Detached detached;
     residency.detach_idle(~0u, &detached);
     residency.detach_blocked(&detached);
-    residency.return_detached(detached);
+    rig::leave(residency, detached);
   }
   void check() const {
     std::vector<std::uint32_t> blocks_of(residency.pages());
@@ -206,7 +206,7 @@ TEST(a_page_that_left_while_its_slab_slept_is_not_used) {
   CHECK(detached.size() == 1);
   const Bytes other = heap.take(8192);  // while the page is on its way out
   CHECK(other / kPage != offset / kPage);
-  heap.residency.return_detached(detached);
+  rig::leave(heap.residency, detached);
   heap.check();
   heap.give(other);
   heap.check();
@@ -260,7 +260,7 @@ TEST(random_use_agrees_with_a_list_of_intervals) {
       } else {
         Residency::Detached detached;
         heap.residency.detach_idle(random() % 6, &detached);
-        heap.residency.return_detached(detached);
+        rig::leave(heap.residency, detached);
         heap.supply.destroy_spare();
       }
       if (step % 16 == 0) heap.check();

@@ -220,13 +220,19 @@ void step(Stress& stress, std::mt19937& random, unsigned thread, std::vector<Blo
     stress.allocator.record_stream(block.address, kAside);
   } else if (what < 990) {
     stress.model.advance(1 + random() % kLag);
-  } else if (what < 993) {
+  } else if (what < 992) {
     stress.allocator.empty_cache();
+  } else if (what < 995) {
+    const Bytes target = random() % 64 * kPageBytes;
+    stress.allocator.trim(target, 0, random() % 4 == 0);
   } else if (what < 996) {
     const DeviceStats stats = stress.allocator.stats(0);
     CHECK(stats.limit_bytes <= stats.total_bytes && stress.allocator.memory_fraction(0) <= 1);
   } else if (what < 998) {
-    stress.allocator.set_memory_fraction(random() % 2 == 0 ? 1.0 : 0.7, 0);
+    if (random() % 2 == 0)
+      stress.allocator.set_memory_fraction(random() % 2 == 0 ? 1.0 : 0.7, 0);
+    else
+      stress.allocator.set_memory_limit(random() % 2 == 0 ? 0 : 60 * kPageBytes, 0);
   } else {
     CHECK_THROWS(stress.allocator.free(Address{4096} * (1 + thread)), UsageError);
   }
@@ -245,8 +251,19 @@ void use_a_pool(Stress& stress, std::mt19937& random, std::uint64_t name, std::v
   stress.allocator.release_pool(0, pool);
 }
 
+// Gives back what threads have left to each other, and allocates in the middle of that.
+bool free_exchanged(Stress& stress) {
+  Block block;
+  const bool any = stress.exchange.take(&block);
+  if (any) stress.free(std::move(block));
+  std::vector<Block> own;
+  if (stress.allocate(1 + kKiB, kAside, own)) stress.free_one(own, 0);
+  return any;
+}
+
 TEST(no_piece_of_memory_has_two_owners_and_no_work_is_disturbed) {
   Stress stress(96);
+  stress.allocator.oom_callbacks().add([&](DeviceIndex, Bytes) { return free_exchanged(stress); });
   run(kThreads, [&](unsigned thread) {
     std::mt19937 random(thread + 1);
     std::vector<Block> own;
@@ -254,7 +271,10 @@ TEST(no_piece_of_memory_has_two_owners_and_no_work_is_disturbed) {
     while (!own.empty()) stress.free_one(own, own.size() - 1);
   });
   CHECK(stress.out_of_memory > 0);  // there was pressure
-  CHECK(stress.allocator.stats(0).pages_stolen > 0);
+  const DeviceStats stats = stress.allocator.stats(0);
+  CHECK(stats.pages_stolen > 0 && stats.after_stealing > 0 && stats.after_callbacks > 0 && stats.after_waiting > 0);
+  CHECK(stats.retries == stats.after_unmapping + stats.after_stealing + stats.after_callbacks + stats.after_waiting +
+                             stats.after_trimming + stats.after_lending + stats.out_of_memory);
   stress.finish();
 }
 

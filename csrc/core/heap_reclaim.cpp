@@ -1,0 +1,131 @@
+// How idle frames leave a heap for the page supply, and so for other streams or the device: only behind work that has
+// completed. Called by threads that serve another stream or none, so no driver call is made under the heap's lock.
+// Not for choosing whose frames go: ladder.h and device_heap.h.
+#include "core/heap.h"
+
+namespace poolalloc {
+namespace {
+
+// A stream with nothing to do needs some microseconds to say so, about as long as asking so often takes.
+constexpr int kQuestions = 32;
+
+}  // namespace
+
+bool Heap::has_completed(EventHandle event) const {
+  for (int i = 0; i < kQuestions; ++i) {
+    const Status status = shared_.driver.query_event(shared_.device, event);
+    if (status != Status::not_ready) return status == Status::ok;
+  }
+  return false;
+}
+
+// Work before the mark is done. Somebody else may have seen that first.
+void Heap::reached(const Mark& mark) {
+  pages_.set_completed(mark.tick);
+  if (marks_.empty() || marks_.front() != mark) return;
+  unused_events_.push_back(mark.event);
+  marks_.erase(marks_.begin());
+}
+
+// Asks the stream for the marks on its way, and leaves one more behind what has been freed since. Events are asked
+// without the lock. One may be used anew meanwhile, but only after the stream had reached its mark: the answer holds.
+void Heap::learn_progress() {
+  for (;;) {
+    Mark mark;
+    {
+      const Guard guard(lock_);
+      if (marks_.empty()) break;
+      mark = marks_.front();
+    }
+    if (!has_completed(mark.event)) break;
+    const Guard guard(lock_);
+    reached(mark);
+  }
+  Mark mark;
+  {
+    const Guard guard(lock_);
+    mark.tick = pages_.tick();
+    if (marks_.size() == kMarks || (marks_.empty() ? pages_.completed() : marks_.back().tick) == mark.tick) return;
+    mark.event = unused_event();
+  }
+  if (mark.event == 0 && shared_.driver.create_event(shared_.device, &mark.event) != Status::ok) return;
+  const bool recorded = shared_.driver.record_event(shared_.device, mark.event, stream_) == Status::ok;
+  const bool done = recorded && has_completed(mark.event);
+  const Guard guard(lock_);
+  if (done) pages_.set_completed(mark.tick);
+  // One that the stream's own thread has left meanwhile is as good or better.
+  if (recorded && !done && marks_.size() < kMarks &&
+      (marks_.empty() || !PageTable::not_after(mark.tick, marks_.back().tick)))
+    marks_.push_back(mark);
+  else
+    unused_events_.push_back(mark.event);
+}
+
+Bytes Heap::reclaim_completed(std::uint32_t at_most_frames, std::optional<std::uint32_t> idle_since) {
+  if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
+  {
+    const Guard guard(lock_);
+    if (pages_.idle_frames() == 0) return 0;
+  }
+  learn_progress();
+  PageTable::Detached leaving;
+  {
+    const Guard guard(lock_);
+    std::uint32_t tick = pages_.completed();
+    if (idle_since && PageTable::not_after(*idle_since, tick)) tick = *idle_since;
+    pages_.detach_idle_since(tick, at_most_frames, &leaving);
+    pages_.detach_left_behind(&leaving);
+  }
+  return hand_over(leaving);
+}
+
+Bytes Heap::reclaim_waiting(std::uint32_t at_most_frames) {
+  if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
+  PageTable::Detached left_behind, leaving;
+  EventHandle event = 0;
+  std::uint32_t tick = 0;
+  {
+    const Guard guard(lock_);
+    tick = pages_.tick();
+    pages_.detach_left_behind(&left_behind);
+    pages_.detach_idle(at_most_frames, &leaving);
+    pages_.detach_blocked(&leaving);
+    if (!leaving.empty()) event = unused_event();
+  }
+  Bytes bytes = hand_over(left_behind);
+  if (leaving.empty()) return bytes;
+  waits_.fetch_add(1, std::memory_order_relaxed);
+  // The stream may be gone, but not its work: where there is no event, all of the device is waited for.
+  Driver& driver = shared_.driver;
+  const bool recorded = (event != 0 || driver.create_event(shared_.device, &event) == Status::ok) &&
+                        driver.record_event(shared_.device, event, stream_) == Status::ok;
+  const bool done = (recorded && driver.synchronize_event(shared_.device, event) == Status::ok) ||
+                    driver.synchronize_device(shared_.device) == Status::ok;
+  {
+    const Guard guard(lock_);
+    if (event != 0) unused_events_.push_back(event);
+    if (!done || shared_.captures.load(std::memory_order_relaxed) != 0) {
+      pages_.postpone(leaving);
+      return bytes;
+    }
+    pages_.set_completed(tick);
+  }
+  return bytes + hand_over(leaving);
+}
+
+Bytes Heap::live_bytes() const {
+  const Guard guard(lock_);
+  return static_cast<Bytes>(counts_.live.current());
+}
+
+void Heap::let_calls_finish() const { const Guard guard(lock_); }
+
+// Work that could touch them has completed.
+Bytes Heap::hand_over(PageTable::Detached& leaving) {
+  if (leaving.empty()) return 0;
+  pages_.unmap_detached(&leaving);
+  const Guard guard(lock_);
+  return pages_.return_detached(leaving) * kPageBytes;
+}
+
+}  // namespace poolalloc

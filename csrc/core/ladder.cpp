@@ -1,0 +1,143 @@
+#include "core/ladder.h"
+
+#include <algorithm>
+
+#include "core/oom_callbacks.h"
+#include "core/out_of_memory.h"
+
+namespace poolalloc {
+
+Address Ladder::climb(Status status) {
+  status_ = status;
+  if (status_ == Status::failed) raise();
+  if (bytes_ > device_.shared_.supply.limit()) {  // nothing to gain
+    status_ = Status::out_of_memory;
+    raise();
+  }
+  device_.retries_.fetch_add(1, std::memory_order_relaxed);
+  turn_ = std::unique_lock<Lock>(device_.gathering_, std::try_to_lock);
+  if (!turn_.owns_lock()) {
+    turn_.lock();
+    if (try_again()) return served_after(LadderRung::waiting);
+  }
+  // Not the mappings of a pool, where a graph's replays may come through them.
+  if (status_ == Status::not_supported && heap_.pool() == PoolId{} && unmap_own())
+    return served_after(LadderRung::unmapping);
+  // What was gained may have gone to another thread, whose own idle memory is then still there: so again, until there
+  // is nothing left to gain.
+  do {
+    gained_ = false;
+    if (steal()) return served_after(LadderRung::stealing);
+    if (call_back()) return served_after(LadderRung::callbacks);
+    if (wait()) return served_after(LadderRung::waiting);
+    if (trim()) return served_after(LadderRung::trimming);
+    if (borrow()) return served_after(LadderRung::lending);
+  } while (gained_);
+  device_.shared_.supply.destroy_spare();  // made in vain
+  raise();
+}
+
+Address Ladder::served_after(LadderRung rung) {
+  device_.served_after_[static_cast<std::size_t>(rung)].fetch_add(1, std::memory_order_relaxed);
+  return address_;
+}
+
+bool Ladder::try_again() {
+  status_ = heap_.allocate(bytes_, &address_);
+  return status_ == Status::ok;
+}
+
+bool Ladder::unmap_own() {
+  for (const std::uint32_t idle_frames_too : {0u, ~0u}) {
+    heap_.reclaim_waiting(idle_frames_too);
+    if (try_again()) return true;
+  }
+  return false;
+}
+
+// Only as much as is missing, and tries again if that was anything.
+bool Ladder::take(Heap& other, Wait wait) {
+  const auto frames = static_cast<std::uint32_t>(bytes_ / kPageBytes + 2);
+  const Bytes gained = wait == Wait::yes ? other.reclaim_waiting(frames) : other.reclaim_completed(frames);
+  device_.stolen_.fetch_add(gained / kPageBytes, std::memory_order_relaxed);
+  gained_ |= gained != 0;
+  return gained != 0 && try_again();
+}
+
+bool Ladder::steal() {
+  const DeviceHeap::Visit visit = device_.reclaimable_heaps();
+  for (Heap* other : visit.heaps) {
+    if (other == &heap_) continue;
+    other->poll_pending();
+    if (take(*other, Wait::no)) return true;
+  }
+  return false;
+}
+
+// Called round by round for as long as they say that they freed something and less is live than ever before.
+bool Ladder::call_back() {
+  if (called_back_) return false;
+  called_back_ = true;
+  const OomCallbacks::List callbacks = device_.callbacks_.to_call();
+  Bytes least = device_.live_bytes();
+  bool freed = !callbacks.empty();
+  while (freed) {
+    freed = false;
+    for (const auto& callback : callbacks) {
+      turn_.unlock();
+      device_.called_back_.fetch_add(1, std::memory_order_relaxed);
+      freed |= OomCallbacks::call(*callback, device_.shared_.device, bytes_);
+      turn_.lock();
+      if (try_again() || steal()) return true;
+    }
+    const Bytes live = device_.live_bytes();
+    freed &= live < least;
+    least = std::min(least, live);
+  }
+  return false;
+}
+
+bool Ladder::wait() {
+  const DeviceHeap::Visit visit = device_.reclaimable_heaps();
+  const auto wait_for_frees = [this](Heap& heap) {
+    const bool finished = heap.wait_pending() != 0;
+    gained_ |= finished;
+    return finished;
+  };
+  if (wait_for_frees(heap_) && try_again()) return true;
+  for (Heap* other : visit.heaps)
+    if (other != &heap_ && take(*other, Wait::yes)) return true;
+  for (Heap* other : visit.heaps)
+    if (other != &heap_ && wait_for_frees(*other) && take(*other, Wait::yes)) return true;
+  return false;
+}
+
+// Mappings that block addresses go too; and the device may then have room where another process took it meanwhile.
+bool Ladder::trim() {
+  device_.trim_to(0, Wait::yes);
+  return try_again();
+}
+
+bool Ladder::borrow() {
+  const DeviceHeap::Visit lenders = device_.lending_heaps();
+  return std::any_of(lenders.heaps.begin(), lenders.heaps.end(),
+                     [this](Heap* lender) { return lender != &heap_ && take(*lender, Wait::yes); });
+}
+
+void Ladder::raise() {
+  const std::string on_device = " on device " + std::to_string(device_.shared_.device);
+  if (status_ == Status::failed)
+    throw DriverError("the driver refused memory for " + format_bytes(bytes_) + on_device + ": " +
+                      device_.shared_.driver.last_error());
+  device_.out_of_memory_.fetch_add(1, std::memory_order_relaxed);
+  OutOfMemoryFigures figures;
+  figures.asked = bytes_;
+  figures.addresses_missing = status_ == Status::not_supported;
+  figures.address_space = device_.options_.address_space;
+  figures.device_name = device_.info_.name;
+  figures.stats = device_.stats();
+  device_.shared_.driver.memory_info(device_.shared_.device, &figures.free_bytes, &figures.total_bytes);
+  throw OutOfMemory(describe(figures));
+}
+
+}  // namespace poolalloc
