@@ -1,0 +1,97 @@
+// Bugs to be found: a driver that does not do what it is asked, and says that it did. Between an allocator and
+// PageChecker it makes an allocator that is sound behave as one would that has the bug.
+#pragma once
+
+#include <set>
+
+#include "forwarding_driver.h"
+
+enum class Lie {
+  none,
+  completed_early,    // an event is said to be complete when it is asked for
+  waits_for_nothing,  // a synchronization returns at once
+  wrong_stream,       // an event is recorded behind another stream's work
+  not_mapped,         // a page is left without mapping
+  no_access,          // a page is mapped and left without access
+  wrong_page,         // the page that is mapped is the one mapped before, at another address
+  stale_mapping,      // an unmapping is skipped: what was mapped there stays
+  unmaps_neighbour,   // an unmapping takes another mapping with it
+  destroys_mapped,    // a page is given back to the device when the next one is made
+};
+
+class LyingDriver final : public ForwardingDriver {
+ public:
+  LyingDriver(poolalloc::Driver& driver, Lie lie) : ForwardingDriver(driver), lie_(lie) {}
+
+  // Nothing is said falsely until then.
+  void start() { started_ = true; }
+
+  Status query_event(Device device, Event event) override {
+    return lying(Lie::completed_early) ? Status::ok : to.query_event(device, event);
+  }
+  Status synchronize_event(Device device, Event event) override {
+    return lying(Lie::waits_for_nothing) ? Status::ok : to.synchronize_event(device, event);
+  }
+  Status synchronize_device(Device device) override {
+    return lying(Lie::waits_for_nothing) ? Status::ok : to.synchronize_device(device);
+  }
+  Status record_event(Device device, Event event, Stream stream) override {
+    return to.record_event(device, event, lying(Lie::wrong_stream) ? stream + 1 : stream);
+  }
+  Status create(Device device, Bytes bytes, Handle* handle) override {
+    const Status status = to.create(device, bytes, handle);
+    if (status != Status::ok) return status;
+    if (lying(Lie::destroys_mapped) && last_made_ != 0 && destroyed_.insert(last_made_).second)
+      to.destroy(device, last_made_);
+    last_made_ = *handle;
+    return status;
+  }
+  Status destroy(Device device, Handle handle) override {
+    if (destroyed_.erase(handle) != 0) return Status::ok;
+    if (last_made_ == handle) last_made_ = 0;
+    return to.destroy(device, handle);
+  }
+  Status map(Device device, Address address, Bytes bytes, Handle handle) override {
+    if (stale_.erase(address) != 0) return Status::ok;
+    if (lying(Lie::not_mapped)) {
+      missing_.insert(address);
+      return Status::ok;
+    }
+    if (lying(Lie::wrong_page) && last_mapped_ != 0) {
+      const Status status = to.map(device, address, bytes, last_mapped_);
+      if (status == Status::ok) return status;  // refused if the page is gone by now
+    }
+    last_mapped_ = handle;
+    const Status status = to.map(device, address, bytes, handle);
+    if (status == Status::ok) mapped_.insert(address);
+    return status;
+  }
+  Status allow_access(Device device, Address address, Bytes bytes) override {
+    if (lying(Lie::no_access)) return Status::ok;
+    const Status status = to.allow_access(device, address, bytes);
+    return missing_.empty() ? status : Status::ok;
+  }
+  Status unmap(Device device, Address address, Bytes bytes) override {
+    if (missing_.erase(address) != 0) return Status::ok;
+    if (lying(Lie::stale_mapping)) {
+      stale_.insert(address);
+      return Status::ok;
+    }
+    mapped_.erase(address);
+    if (lying(Lie::unmaps_neighbour) && !mapped_.empty()) {
+      missing_.insert(*mapped_.begin());
+      to.unmap(device, *mapped_.begin(), bytes);
+      mapped_.erase(mapped_.begin());
+    }
+    return to.unmap(device, address, bytes);
+  }
+
+ private:
+  bool lying(Lie lie) const { return lie == lie_ && started_; }
+
+  const Lie lie_;
+  bool started_ = false;
+  Handle last_made_ = 0, last_mapped_ = 0;
+  std::set<Handle> destroyed_;
+  std::set<Address> mapped_, missing_, stale_;
+};

@@ -1,0 +1,265 @@
+// A program that does at random what programs do with memory, on a modelled device whose events lag, watched by a
+// PageChecker: blocks of all sizes on several streams, frees from other threads, uses by other streams, pools, CUDA
+// graphs that are launched again and again, limits that change, trimming.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <mutex>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "core/allocator.h"
+#include "driver/model_driver.h"
+#include "forwarding_driver.h"
+#include "lying_driver.h"
+#include "page_checker.h"
+
+namespace stress {
+
+using namespace poolalloc;
+
+inline constexpr unsigned kThreads = 4;
+inline constexpr unsigned kStreams = 8;
+inline constexpr StreamId kAside = 1000;  // a stream that uses blocks of the others
+inline constexpr Bytes kKiB = 1 << 10;
+inline constexpr std::uint64_t kLag = 20;
+
+inline StreamId stream_of(unsigned index) { return 16 * (StreamId{index % kStreams} + 1); }
+
+// Waiting for the device takes a while, as it does on a real one: time for the other threads to get in between.
+class SlowDriver final : public ForwardingDriver {
+ public:
+  using ForwardingDriver::ForwardingDriver;
+  Status synchronize_event(Device device, Event event) override {
+    std::this_thread::sleep_for(std::chrono::microseconds(300));
+    return ForwardingDriver::synchronize_event(device, event);
+  }
+};
+
+struct Block {
+  Address address = 0;
+  Bytes bytes = 0;
+  StreamId stream = 0;
+  PageChecker::Block name = 0;
+};
+
+// A captured graph and the pool it allocates from; blocks are those that it hands to the program.
+struct Graph {
+  PoolId pool;
+  PageChecker::Graph name = 0;
+  std::vector<Block> blocks;
+};
+
+// Blocks that one thread made and another frees.
+class Exchange {
+ public:
+  void give(Block block) {
+    std::lock_guard guard(mutex_);
+    blocks_.push_back(block);
+  }
+  bool take(Block* block) {
+    std::lock_guard guard(mutex_);
+    if (blocks_.empty()) return false;
+    *block = blocks_.back();
+    blocks_.pop_back();
+    return true;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Block> blocks_;
+};
+
+// What the threads share.
+struct Program {
+  explicit Program(std::uint64_t device_pages, Lie lie = Lie::none)
+      : model(device_of(device_pages)), checker(model), liar(checker, lie), slow(liar), allocator(slow, Options{}) {}
+
+  static ModelOptions device_of(std::uint64_t pages) {
+    ModelOptions options;
+    options.memory_bytes = pages * kPageBytes;
+    options.event_lag = kLag;
+    return options;
+  }
+  // Says what the checker found.
+  bool sound() const {
+    for (const PageChecker::Finding& finding : checker.findings())
+      std::fprintf(stderr, "%s: %s\n", PageChecker::name(finding.rule), finding.text.c_str());
+    if (model.violations() != 0) std::fprintf(stderr, "contract: %s\n", model.first_violation().c_str());
+    return checker.findings().empty() && model.violations() == 0;
+  }
+  // Everything was freed: nothing is left, and nothing wrong happened.
+  void finish() {
+    Block block;
+    while (exchange.take(&block)) free(block);
+    for (int i = 0; i < 2; ++i) {
+      model.advance(2 * kLag);
+      allocator.empty_cache();
+    }
+    allocator.validate();
+    CHECK(sound());
+    CHECK(allocator.stats(0).live_blocks == 0 && allocator.stats(0).pending.current == 0);
+    CHECK(allocator.stats(0).requested.current == 0 && allocator.stats(0).live.current == 0);
+    CHECK(model.used_bytes(0) == 0 && checker.blocks() == 0);
+  }
+
+  // False if there was no memory.
+  bool allocate(Bytes bytes, StreamId stream, std::vector<Block>& own, PoolId pool = {}) {
+    Block block;
+    try {
+      block.address = allocator.allocate(bytes, 0, stream);
+    } catch (const OutOfMemory&) {
+      ++out_of_memory;
+      return false;
+    }
+    block.stream = stream;
+    CHECK(allocator.base_allocation(block.address, &block.bytes) == block.address && block.bytes >= bytes);
+    block.name = checker.allocated(0, stream, block.address, block.bytes, pool);
+    checker.used(block.name, stream);
+    own.push_back(block);
+    return true;
+  }
+  void use_aside(const Block& block) {
+    checker.used(block.name, kAside);
+    allocator.record_stream(block.address, kAside);
+  }
+  void free(const Block& block) {
+    checker.used(block.name, block.stream);
+    checker.freed(block.name);
+    allocator.free(block.address);
+  }
+  void free_one(std::vector<Block>& own, std::size_t index) {
+    std::swap(own[index], own.back());
+    free(own.back());
+    own.pop_back();
+  }
+  void free_all(std::vector<Block>& own) {
+    while (!own.empty()) free_one(own, own.size() - 1);
+  }
+
+  ModelDriver model;
+  PageChecker checker;
+  LyingDriver liar;
+  SlowDriver slow;
+  Allocator allocator;
+  Exchange exchange;
+  std::atomic<std::uint64_t> out_of_memory{0};
+};
+
+// What one thread does; `own` are the blocks it is to free.
+struct Actor {
+  Actor(Program& program, unsigned thread, unsigned seed) : program(program), thread(thread), random(seed) {}
+
+  void step() {
+    const unsigned what = random() % 1000;
+    // Mostly the thread's own two streams, so that heaps are shared but seldom.
+    const StreamId stream = stream_of(random() % 8 == 0 ? random() : 2 * thread + random() % 2);
+    if (what < 480) {
+      const Bytes sizes[] = {1 + random() % (8 * kKiB), 1 + random() % (256 * kKiB), 1 + random() % (6 * kPageBytes),
+                             (1 + random() % 6) * kPageBytes};
+      if (!program.allocate(sizes[random() % 4], stream, own))
+        for (std::size_t i = own.size() / 2; i-- > 0;) program.free_one(own, i);
+    } else if (what < 800) {
+      if (!own.empty()) program.free_one(own, random() % own.size());
+    } else if (what < 870) {
+      if (own.empty()) return;
+      program.exchange.give(own.back());
+      own.pop_back();
+    } else if (what < 930) {
+      Block block;
+      if (program.exchange.take(&block)) program.free(block);
+    } else if (what < 970) {
+      if (!own.empty()) program.use_aside(own[random() % own.size()]);
+    } else if (what < 990) {
+      program.model.advance(1 + random() % kLag);
+    } else if (what < 993) {
+      program.allocator.empty_cache();
+    } else if (what < 996) {
+      const DeviceStats stats = program.allocator.stats(0);
+      CHECK(stats.limit_bytes <= stats.total_bytes && program.allocator.memory_fraction(0) <= 1);
+    } else if (what < 998) {
+      program.allocator.set_memory_fraction(random() % 2 == 0 ? 1.0 : 0.7, 0);
+    } else {
+      CHECK_THROWS(program.allocator.free(Address{4096} * (1 + thread)), UsageError);
+    }
+  }
+
+  // A pool of one stream, as torch makes it for a memory pool, left with its blocks still live.
+  void use_a_pool() {
+    const PoolId pool = next_pool();
+    fill_pool(pool, own);
+    program.allocator.release_pool(0, pool);
+  }
+
+  // The same in a capture. The graph lives on.
+  void capture() {
+    Graph graph{next_pool(), 0, {}};
+    // As torch does it: requests go to the pool before the capture begins and until it is over.
+    program.allocator.begin_allocate_to_pool(0, graph.pool, [this](StreamId asked) { return asked == pool_stream(); });
+    program.model.begin_capture(0, pool_stream());
+    graph.name = program.checker.begin_capture(0, pool_stream(), graph.pool);
+    allocate_from_pool(graph.pool, graph.blocks);
+    program.checker.end_capture(graph.name);
+    program.model.end_capture(0, pool_stream());
+    program.allocator.end_allocate_to_pool(0, graph.pool);
+    graphs.push_back(std::move(graph));
+  }
+  void launch() {
+    if (!graphs.empty()) program.checker.replayed(graphs[random() % graphs.size()].name, stream_of(random()));
+  }
+  // As torch does it: the pool is released with the graph, whatever lives in it.
+  void destroy_graph() {
+    if (graphs.empty()) return;
+    std::swap(graphs[random() % graphs.size()], graphs.back());
+    Graph& graph = graphs.back();
+    program.checker.destroyed(graph.name);
+    program.allocator.release_pool(0, graph.pool);
+    own.insert(own.end(), graph.blocks.begin(), graph.blocks.end());
+    graphs.pop_back();
+  }
+  // Everything it still has.
+  void finish() {
+    while (!graphs.empty()) destroy_graph();
+    program.free_all(own);
+  }
+
+  StreamId pool_stream() const { return 5000 + thread; }
+  PoolId next_pool() { return {(std::uint64_t{thread} << 32) + ++pools, 1}; }
+  void fill_pool(PoolId pool, std::vector<Block>& blocks) {
+    program.allocator.begin_allocate_to_pool(0, pool, [this](StreamId asked) { return asked == pool_stream(); });
+    allocate_from_pool(pool, blocks);
+    program.allocator.end_allocate_to_pool(0, pool);
+  }
+  void allocate_from_pool(PoolId pool, std::vector<Block>& blocks) {
+    for (int i = 0; i < 6; ++i) {
+      program.allocate(1 + random() % (3 * kPageBytes), pool_stream(), blocks, pool);
+      if (i % 2 == 1 && !blocks.empty()) program.free_one(blocks, blocks.size() - 1);
+    }
+  }
+
+  Program& program;
+  const unsigned thread;
+  std::mt19937 random;
+  std::vector<Block> own;
+  std::vector<Graph> graphs;
+  std::uint64_t pools = 0;
+};
+
+// One actor a thread, and what it does; ends when all are done.
+template <typename Body>
+void run(Program& program, unsigned seed, Body body) {
+  std::vector<std::thread> threads;
+  for (unsigned thread = 0; thread < kThreads; ++thread)
+    threads.emplace_back([&program, &body, thread, seed] {
+      Actor actor(program, thread, seed + thread);
+      body(actor);
+      actor.finish();
+    });
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace stress
