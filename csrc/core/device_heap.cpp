@@ -144,9 +144,9 @@ DeviceHeap::Visit DeviceHeap::all_heaps() const {
   return {*this, true, [](const PrivatePool&) { return true; }};
 }
 
-// Not the heaps of pools in use: a graph's replays will touch their idle pages again.
+// Not the heaps of pools in use: a graph's replays will touch their idle pages again, or still do.
 DeviceHeap::Visit DeviceHeap::reclaimable_heaps() const {
-  return {*this, true, [](const PrivatePool& pool) { return pool.users == 0; }};
+  return {*this, true, [](const PrivatePool& pool) { return pool.quiet; }};
 }
 
 DeviceHeap::Visit DeviceHeap::heaps_of_pool_in_use(PoolId id) const {
@@ -184,6 +184,7 @@ DeviceHeap::PrivatePool& DeviceHeap::add_user(PoolId id) {
     pool->id = id;
   }
   ++pool->users;
+  pool->quiet = false;
   return *pool;
 }
 
@@ -260,10 +261,25 @@ std::vector<BlockInfo> DeviceHeap::blocks(PoolId id) const {
   return found;
 }
 
+// A graph may have been launched on any stream, so the end of its pool's memory waits for all of them. Only with the
+// turn of those that wait for the device, so that no capture begins meanwhile.
+void DeviceHeap::await_released() {
+  if (shared_.captures.load(std::memory_order_relaxed) != 0) return;
+  const Visit released(*this, false, [](PrivatePool& pool) {
+    const bool ending = pool.users == 0 && !pool.quiet;
+    pool.quiet |= ending;  // a user that comes meanwhile takes it back
+    return ending;
+  });
+  if (released.pools.empty() || shared_.driver.synchronize_device(shared_.device) == Status::ok) return;
+  std::lock_guard guard(mutex_);
+  for (PrivatePool* pool : released.pools) pool->quiet = false;
+}
+
 // Pools nobody uses give their idle frames back.
 void DeviceHeap::collect_released() {
+  await_released();
   {
-    const Visit released(*this, false, [](const PrivatePool& pool) { return pool.users == 0; });
+    const Visit released(*this, false, [](const PrivatePool& pool) { return pool.quiet; });
     for (Heap* heap : released.heaps) {
       heap->wait_pending();
       heap->reclaim_waiting(~0u);
@@ -276,7 +292,7 @@ void DeviceHeap::collect_released() {
 void DeviceHeap::drop_empty_pools() {
   std::lock_guard guard(mutex_);
   std::erase_if(pools_, [&](auto& pool) {
-    if (pool->users != 0 || pool->routing || pool->visitors != 0) return false;
+    if (!pool->quiet || pool->routing || pool->visitors != 0) return false;
     for (auto& heap : pool->heaps)
       if (heap->live_blocks() != 0 || heap->mapped()) return false;
     for (auto& heap : pool->heaps) {

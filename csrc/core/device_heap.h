@@ -81,6 +81,7 @@ class DeviceHeap {
     int users = 0;
     bool routing = false;
     bool use_on_oom = false;
+    bool quiet = false;  // no user, and what those before had enqueued has completed
     std::function<bool(StreamId)> filter;
     std::vector<std::unique_ptr<Heap>> heaps;
     int visitors = 0;
@@ -124,6 +125,7 @@ class DeviceHeap {
   PrivatePool* find_pool(PoolId pool) const;
   PrivatePool& add_user(PoolId pool);
   void collect_released();
+  void await_released();
   void drop_empty_pools();
   void destroy_heap(std::unique_ptr<Heap> heap);
   static void add_up(DeviceStats& stats, const HeapStats& heap);

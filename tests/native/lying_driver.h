@@ -2,6 +2,7 @@
 // PageChecker it makes an allocator that is sound behave as one would that has the bug.
 #pragma once
 
+#include <mutex>
 #include <set>
 
 #include "forwarding_driver.h"
@@ -16,7 +17,7 @@ enum class Lie {
   wrong_page,         // the page that is mapped is the one mapped before, at another address
   stale_mapping,      // an unmapping is skipped: what was mapped there stays
   unmaps_neighbour,   // an unmapping takes another mapping with it
-  destroys_mapped,    // a page is given back to the device when the next one is made
+  destroys_mapped,    // making a page gives the one mapped last back to the device
 };
 
 class LyingDriver final : public ForwardingDriver {
@@ -39,19 +40,19 @@ class LyingDriver final : public ForwardingDriver {
     return to.record_event(device, event, lying(Lie::wrong_stream) ? stream + 1 : stream);
   }
   Status create(Device device, Bytes bytes, Handle* handle) override {
+    std::lock_guard guard(mutex_);
     const Status status = to.create(device, bytes, handle);
-    if (status != Status::ok) return status;
-    if (lying(Lie::destroys_mapped) && last_made_ != 0 && destroyed_.insert(last_made_).second)
-      to.destroy(device, last_made_);
-    last_made_ = *handle;
+    if (lying(Lie::destroys_mapped) && last_mapped_ != 0 && destroyed_.insert(last_mapped_).second)
+      to.destroy(device, last_mapped_);
     return status;
   }
   Status destroy(Device device, Handle handle) override {
+    std::lock_guard guard(mutex_);
     if (destroyed_.erase(handle) != 0) return Status::ok;
-    if (last_made_ == handle) last_made_ = 0;
     return to.destroy(device, handle);
   }
   Status map(Device device, Address address, Bytes bytes, Handle handle) override {
+    std::lock_guard guard(mutex_);
     if (stale_.erase(address) != 0) return Status::ok;
     if (lying(Lie::not_mapped)) {
       missing_.insert(address);
@@ -67,11 +68,13 @@ class LyingDriver final : public ForwardingDriver {
     return status;
   }
   Status allow_access(Device device, Address address, Bytes bytes) override {
+    std::lock_guard guard(mutex_);
     if (lying(Lie::no_access)) return Status::ok;
     const Status status = to.allow_access(device, address, bytes);
     return missing_.empty() ? status : Status::ok;
   }
   Status unmap(Device device, Address address, Bytes bytes) override {
+    std::lock_guard guard(mutex_);
     if (missing_.erase(address) != 0) return Status::ok;
     if (lying(Lie::stale_mapping)) {
       stale_.insert(address);
@@ -91,7 +94,8 @@ class LyingDriver final : public ForwardingDriver {
 
   const Lie lie_;
   bool started_ = false;
-  Handle last_made_ = 0, last_mapped_ = 0;
+  std::mutex mutex_;  // of what follows
+  Handle last_mapped_ = 0;
   std::set<Handle> destroyed_;
   std::set<Address> mapped_, missing_, stale_;
 };

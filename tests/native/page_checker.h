@@ -3,9 +3,9 @@
 //
 // What is safe is decided by order, not by luck with time. Every piece of work has a number on its stream. An event
 // carries, for every stream, the number up to which work is done when it completes; a stream that waits for it starts
-// later work behind all of that, and whoever sees it completed (a query, a synchronization that reaches the driver under
-// this one) knows that all of that is done. So a page that changes hands a moment too early is found even if the work
-// on it happens to be over.
+// later work behind all of that, and whoever sees it completed (a query, a synchronization that reaches the driver
+// under this one) knows that all of that is done. So a page that changes hands a moment too early is found even if the
+// work on it happens to be over.
 //
 // It shares nothing with the allocator but driver.h: not its tables, and not its idea of what is complete.
 // Not modelled: the implicit order of the legacy default stream. What breaks the contract of driver.h itself (unmapping

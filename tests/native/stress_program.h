@@ -176,13 +176,19 @@ struct Actor {
       if (!own.empty()) program.use_aside(own[random() % own.size()]);
     } else if (what < 990) {
       program.model.advance(1 + random() % kLag);
-    } else if (what < 993) {
+    } else if (what < 992) {
       program.allocator.empty_cache();
+    } else if (what < 995) {
+      const Bytes target = random() % 64 * kPageBytes;
+      program.allocator.trim(target, 0, random() % 4 == 0);
     } else if (what < 996) {
       const DeviceStats stats = program.allocator.stats(0);
       CHECK(stats.limit_bytes <= stats.total_bytes && program.allocator.memory_fraction(0) <= 1);
     } else if (what < 998) {
-      program.allocator.set_memory_fraction(random() % 2 == 0 ? 1.0 : 0.7, 0);
+      if (random() % 2 == 0)
+        program.allocator.set_memory_fraction(random() % 2 == 0 ? 1.0 : 0.7, 0);
+      else
+        program.allocator.set_memory_limit(random() % 2 == 0 ? 0 : 60 * kPageBytes, 0);
     } else {
       CHECK_THROWS(program.allocator.free(Address{4096} * (1 + thread)), UsageError);
     }

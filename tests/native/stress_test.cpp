@@ -11,13 +11,27 @@ using stress::Program;
 
 namespace {
 
+// Gives back what threads have left to each other, and allocates in the middle of that.
+bool free_exchanged(Program& program) {
+  stress::Block block;
+  const bool any = program.exchange.take(&block);
+  if (any) program.free(block);
+  std::vector<stress::Block> own;
+  if (program.allocate(1 + stress::kKiB, stress::kAside, own)) program.free_one(own, 0);
+  return any;
+}
+
 TEST(no_piece_of_memory_has_two_owners_and_no_work_is_disturbed) {
   Program program(96);
+  program.allocator.oom_callbacks().add([&](DeviceIndex, Bytes) { return free_exchanged(program); });
   stress::run(program, 1, [](Actor& actor) {
     for (int i = 0; i < 6000; ++i) actor.step();
   });
   CHECK(program.out_of_memory > 0);  // there was pressure
-  CHECK(program.allocator.stats(0).pages_stolen > 0);
+  const DeviceStats stats = program.allocator.stats(0);
+  CHECK(stats.pages_stolen > 0 && stats.after_stealing > 0 && stats.after_callbacks > 0 && stats.after_waiting > 0);
+  CHECK(stats.retries == stats.after_unmapping + stats.after_stealing + stats.after_callbacks + stats.after_waiting +
+                             stats.after_trimming + stats.after_lending + stats.out_of_memory);
   program.finish();
 }
 
@@ -33,18 +47,18 @@ TEST(pools_come_and_go_under_the_other_threads) {
   CHECK(program.allocator.stats(0).heaps.size() <= stress::kStreams);  // the pools are gone
 }
 
-void live_with_graphs(Actor& actor, int steps) {
-  for (int i = 0; i < steps; ++i) {
-    if (i % 100 == 0) actor.capture();
-    if (i % 10 == 5) actor.launch();
-    if (i % 100 == 50 && actor.graphs.size() > 3) actor.destroy_graph();
-    actor.step();
-  }
+void live_with_graphs(Actor& actor, int step) {
+  if (step % 100 == 0) actor.capture();
+  if (step % 10 == 5) actor.launch();
+  if (step % 100 == 50 && actor.graphs.size() > 3) actor.destroy_graph();
+  actor.step();
 }
 
 TEST(graphs_keep_what_they_saw_while_other_threads_run_out_of_memory) {
   Program program(160);
-  stress::run(program, 300, [](Actor& actor) { live_with_graphs(actor, 3000); });
+  stress::run(program, 300, [](Actor& actor) {
+    for (int i = 0; i < 3000; ++i) live_with_graphs(actor, i);
+  });
   CHECK(program.allocator.stats(0).pages_stolen > 0);
   program.finish();
 }
@@ -76,16 +90,15 @@ TEST(what_fits_never_runs_out) {
 
 // One thread, so that the same seed makes the same calls. What the allocator throws meanwhile is no concern: the driver
 // under it is broken.
-bool found(Lie lie, PageChecker::Rule rule, unsigned seed) {
+bool found(Lie lie, PageChecker::Rule rule) {
   Program program(96, lie);
-  Actor actor(program, 0, seed);
-  for (int i = 0; i < 300; ++i) actor.step();
-  actor.capture();
+  Actor actor(program, 0, 7);
+  for (int i = 0; i < 300; ++i) live_with_graphs(actor, i);
   CHECK(program.checker.findings().empty());
   program.liar.start();
-  for (int i = 0; i < 4000 && program.checker.found(rule) == 0; ++i) {
+  for (int i = 300; i < 3000 && program.checker.found(rule) == 0; ++i) {
     try {
-      live_with_graphs(actor, 1);
+      live_with_graphs(actor, i);
     } catch (const std::exception&) {
     }
   }
@@ -115,11 +128,10 @@ TEST(planted_bugs_are_found) {
       {"a page destroyed in use", Lie::destroys_mapped, Rule::running_work},
   };
   for (const auto& bug : planted) {
-    const bool seen = found(bug.lie, bug.rule, 7);
+    const bool seen = found(bug.lie, bug.rule);
     std::printf("  %s: %s\n", bug.name, seen ? PageChecker::name(bug.rule) : "NOT FOUND");
     CHECK(seen);
   }
-  for (const auto& bug : planted) CHECK(!found(Lie::none, bug.rule, 7));
 }
 
 }  // namespace
