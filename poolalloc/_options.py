@@ -65,6 +65,18 @@ OPTIONS = (
         "holes",
         "How many holes a placement that needs new pages compares before it settles.",
     ),
+    Option(
+        "segments",
+        "boolean",
+        False,
+        False,
+        True,
+        "",
+        (
+            "Take memory in whole allocations (cuMemAlloc) even where the device has virtual memory management; where "
+            "it has none that is done anyway. Takes more memory, and needs no mapping."
+        ),
+    ),
 )
 
 
@@ -87,6 +99,10 @@ class Options:
     """
     placement_candidates: int = 8
     """How many holes a placement that needs new pages compares before it settles. Allowed: 1 to 1024 (holes)."""
+    segments: bool = False
+    """Take memory in whole allocations (cuMemAlloc) even where the device has virtual memory management; where it has
+    none that is done anyway. Takes more memory, and needs no mapping. Allowed: true or false.
+    """
 
     def __init__(
         self,
@@ -96,6 +112,7 @@ class Options:
         memory_limit: int | str = 0,
         address_space: float = 8.0,
         placement_candidates: int = 8,
+        segments: bool = False,
     ) -> None:
         self._set(
             {
@@ -104,6 +121,7 @@ class Options:
                 "memory_limit": memory_limit,
                 "address_space": address_space,
                 "placement_candidates": placement_candidates,
+                "segments": segments,
             }
         )
 

@@ -204,6 +204,35 @@ Arena::Block* Arena::take_record() {
   return block;
 }
 
+// --- segments ----------------------------------------------------------------------------------------------------
+
+void Arena::wall_up() {
+  top_ = residency_.pages() * kPageBytes;
+  insert_between(nullptr, nullptr, first_offset_, top_ - first_offset_)->requested = kWall;
+}
+
+void Arena::open(PageIndex first, PageIndex end) {
+  Block* wall = nullptr;
+  for (PageIndex page = first; wall == nullptr; --page) wall = residency_.owner<Block>(page);
+  const Bytes wall_end = wall->end();
+  wall->size = first * kPageBytes - wall->offset;
+  Block* hole = insert_between(wall, wall->next, first * kPageBytes, (end - first) * kPageBytes);
+  insert_between(hole, hole->next, hole->end(), wall_end - hole->end())->requested = kWall;
+  index_hole(hole);
+  highest_ = std::max(highest_, hole->end());
+}
+
+void Arena::close(PageIndex first) {
+  Block* hole = at(first * kPageBytes);
+  Block* wall = hole->previous;
+  unindex_hole(hole);
+  wall->size += hole->size + hole->next->size;
+  remove(hole->next);
+  remove(hole);
+}
+
+// --- looking up --------------------------------------------------------------------------------------------------
+
 Arena::Block* Arena::at(Bytes offset) const {
   Block* block = residency_.owner<Block>(page_of(offset));
   while (block != nullptr && block->offset < offset) block = block->next;
@@ -213,10 +242,10 @@ Arena::Block* Arena::at(Bytes offset) const {
 Arena::Block* Arena::containing(Bytes offset) const {
   if (offset < first_offset_ || offset >= top_) return nullptr;
   Block* block = covering(offset);
-  return block->live() ? block : nullptr;
+  return block->live() && !block->wall() ? block : nullptr;
 }
 
-// The block or hole at an offset below the top.
+// The block, hole or wall at an offset below the top.
 Arena::Block* Arena::covering(Bytes offset) const {
   // The nearest page at or before the offset in which a block starts at or before it.
   for (PageIndex page = page_of(offset);; --page) {
@@ -240,7 +269,9 @@ void Arena::validate(std::vector<std::uint32_t>& blocks_of) const {
     if (previous == nullptr || page_of(previous->offset) != page_of(block->offset))
       POOLALLOC_ENSURE(residency_.owner<Block>(page_of(block->offset)) == block,
                        "a page knows the first block that starts in it");
-    if (block->live()) {
+    if (block->wall()) {
+      POOLALLOC_ENSURE(block->offset % kPageBytes == 0 && block->size % kPageBytes == 0, "walls are whole pages");
+    } else if (block->live()) {
       POOLALLOC_ENSURE(block->requested <= block->size, "requested <= rounded");
       ++live;
       for (PageIndex page = page_of(block->offset); page <= page_of(block->end() - 1); ++page) ++blocks_of[page];

@@ -6,6 +6,9 @@
 // addresses above the top, counted in pages to create, to map and to make resident, in this order. Holes are found by
 // size class and, inside a class, in a tree ordered by size and address: best fit in O(log n).
 //
+// Where memory comes in segments (segments.h) there are no fresh addresses: what is between segments is a *wall*, which
+// looks like a live block to its neighbours, so that no hole grows beyond its segment.
+//
 // Source of the hole index: two-level segregated fit (Masmano and others, TLSF, 2004) with trees for lists.
 // Guarded by the heap's lock. Not for small blocks: slabs.h.
 #pragma once
@@ -24,10 +27,11 @@ namespace poolalloc {
 
 class Arena {
  public:
+  static constexpr Bytes kWall = ~Bytes{0};
   struct Block {
     Bytes offset = 0;     // from the start of the heap's range
     Bytes size = 0;       // multiple of kGranularity
-    Bytes requested = 0;  // 0: a hole
+    Bytes requested = 0;  // 0: a hole; kWall: a wall
     Block* previous = nullptr;
     Block* next = nullptr;  // neighbours by address; null above the topmost block
     Block* left = nullptr;  // in the tree of holes
@@ -35,6 +39,7 @@ class Arena {
     std::uint32_t priority = 0;
 
     bool live() const { return requested != 0; }
+    bool wall() const { return requested == kWall; }
     Bytes end() const { return offset + size; }
   };
 
@@ -50,6 +55,13 @@ class Arena {
   Status allocate_at(Bytes offset, Bytes size, Bytes requested);
   void free(Block* block);
 
+  // From now on, and before any block: only pages that are opened can be used.
+  void wall_up();
+  // Pages first .. end - 1, inside a wall and not at its ends, become a hole.
+  void open(PageIndex first, PageIndex end);
+  // Pages that were opened together, from `first` on, with no block on them, become part of the wall around them.
+  void close(PageIndex first);
+
   // The block that starts at `offset`, or null.
   Block* at(Bytes offset) const;
   // The live block that contains `offset`, or null.
@@ -58,7 +70,12 @@ class Arena {
   Bytes top() const { return top_; }
   Bytes highest() const { return highest_; }  // that top ever was
   Bytes first_offset() const { return first_offset_; }
-  Block* first_block() const { return first_; }
+  // visit(offset, size, requested) for every live block, by address.
+  template <typename Visit>
+  void visit(Visit visit) const {
+    for (const Block* block = first_; block != nullptr; block = block->next)
+      if (block->live() && !block->wall()) visit(block->offset, block->size, block->requested);
+  }
   std::uint64_t live_blocks() const { return live_blocks_; }
   std::uint64_t holes() const { return hole_count_; }
   Bytes metadata_bytes() const { return chunks_.size() * kChunk * sizeof(Block) + sizeof(*this); }

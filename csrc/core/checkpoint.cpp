@@ -92,8 +92,7 @@ std::vector<PlacedBlock> Heap::placed() const {
   slabs_.visit([&](Bytes offset, Bytes size, Bytes requested) {
     add(offset, size, requested, slabs_.find(offset).slab->offset);
   });
-  for (const Arena::Block* block = arena_.first_block(); block != nullptr; block = block->next)
-    if (block->live()) add(block->offset, block->size, block->requested, block->offset);
+  arena_.visit([&](Bytes offset, Bytes size, Bytes requested) { add(offset, size, requested, offset); });
   return blocks;
 }
 
@@ -159,7 +158,7 @@ PoolCheckpoint DeviceHeap::checkpoint(PoolId id) const {
   const Visit visit = heaps_of_pool_in_use(id);
   for (Heap* heap : visit.heaps) {
     settle(*heap);
-    result.heaps.push_back({heap->base(), heap->placed()});
+    result.heaps.push_back({heap->stream(), heap->base(), heap->placed()});
   }
   return result;
 }
@@ -168,8 +167,9 @@ CheckpointDelta DeviceHeap::restore(const PoolCheckpoint& checkpoint) {
   const Visit visit = heaps_of_pool_in_use(checkpoint.pool);
   CheckpointDelta delta;
   for (Heap* heap : visit.heaps) {
-    const auto then = std::find_if(checkpoint.heaps.begin(), checkpoint.heaps.end(),
-                                   [&](const auto& each) { return each.base == heap->base(); });
+    const auto then = std::find_if(checkpoint.heaps.begin(), checkpoint.heaps.end(), [&](const auto& each) {
+      return each.stream == heap->stream() && each.base == heap->base();
+    });
     const std::vector<PlacedBlock> before = heap->placed();
     const std::vector<PlacedBlock> wanted = then != checkpoint.heaps.end() ? then->blocks : std::vector<PlacedBlock>{};
     const auto by_offset = [](const PlacedBlock& a, const PlacedBlock& b) { return a.offset < b.offset; };
@@ -181,8 +181,8 @@ CheckpointDelta DeviceHeap::restore(const PoolCheckpoint& checkpoint) {
       }
       return rest;
     };
-    for (const PlacedBlock& block : before) delta.freed.push_back(heap->base() + block.offset);
-    for (const PlacedBlock& block : minus(before, wanted)) heap->free(heap->base() + block.offset);
+    for (const PlacedBlock& block : before) delta.freed.push_back(heap->address_of(block.offset));
+    for (const PlacedBlock& block : minus(before, wanted)) heap->free(heap->address_of(block.offset));
     settle(*heap);
     const Status status = heap->place_again(minus(wanted, before));
     if (status != Status::ok)
@@ -190,7 +190,7 @@ CheckpointDelta DeviceHeap::restore(const PoolCheckpoint& checkpoint) {
                         (status == Status::out_of_memory
                              ? std::string("their memory is missing")
                              : "something else lives there, or " + shared_.driver.last_error()));
-    for (const PlacedBlock& block : wanted) delta.allocated.push_back(heap->base() + block.offset);
+    for (const PlacedBlock& block : wanted) delta.allocated.push_back(heap->address_of(block.offset));
   }
   return delta;
 }

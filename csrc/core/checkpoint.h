@@ -26,6 +26,7 @@ struct PlacedBlock {
 
 struct PoolCheckpoint {
   struct OfHeap {
+    StreamId stream = 0;
     Address base = 0;  // of the heap's range
     std::vector<PlacedBlock> blocks;
   };

@@ -7,20 +7,27 @@
 
 namespace poolalloc {
 
+namespace {
+
+DeviceInfo info_of(Driver& driver, DeviceIndex device) {
+  DeviceInfo info;
+  if (driver.device_info(device, &info) != Status::ok)
+    throw DriverError("cannot use device " + std::to_string(device) + ": " + driver.last_error());
+  return info;
+}
+
+}  // namespace
+
 DeviceHeap::DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& addresses, const OomCallbacks& callbacks,
                        const Options& options)
     : options_(options),
       addresses_(addresses),
       callbacks_(callbacks),
-      shared_(driver, device),
+      info_(info_of(driver, device)),
+      shared_(driver, device, options.segments || !info_.virtual_memory ? &addresses : nullptr),
       fraction_(options.memory_fraction),
       limit_(options.memory_limit) {
-  if (driver.device_info(device, &info_) != Status::ok)
-    throw DriverError("cannot use device " + std::to_string(device) + ": " + driver.last_error());
-  if (!info_.virtual_memory)
-    throw DriverError("device " + std::to_string(device) + " (" + info_.name +
-                      ") has no virtual memory management, which poolalloc needs");
-  if (kPageBytes % info_.granularity != 0)
+  if (!shared_.segmented() && kPageBytes % info_.granularity != 0)
     throw DriverError("device " + std::to_string(device) + " allocates in units of " + format_bytes(info_.granularity) +
                       "; poolalloc works in pages of " + format_bytes(kPageBytes));
   apply_limit();
@@ -62,6 +69,7 @@ std::unique_ptr<Heap> DeviceHeap::new_heap(StreamId stream, PoolId pool) {
   const Bytes slab_bytes = round_up(info_.total_bytes, kPageBytes) + (Slabs::kMaxBin + 1) * kPageBytes;
   Bytes arena_bytes =
       round_up(static_cast<Bytes>(options_.address_space * static_cast<double>(info_.total_bytes)), kPageBytes);
+  if (shared_.segmented()) return std::make_unique<Heap>(shared_, stream, pool, 0, slab_bytes, arena_bytes, options_);
   for (;;) {
     const Bytes bytes = round_up(slab_bytes + arena_bytes, AddressTable::kSlotBytes);
     Address base = 0;
@@ -164,6 +172,7 @@ DeviceHeap::Visit DeviceHeap::lending_heaps() const {
 
 void DeviceHeap::destroy_heap(std::unique_ptr<Heap> heap) {
   heap->retire();
+  if (shared_.segmented()) return;
   addresses_.set(heap->base(), heap->range_bytes(), nullptr);
   shared_.driver.release(shared_.device, heap->base(), heap->range_bytes());
 }
@@ -331,7 +340,7 @@ Bytes DeviceHeap::trim(Bytes target, Wait wait) {
 
 // Spare pages first, then what completed work has left, then what has to be waited for.
 Bytes DeviceHeap::trim_to(Bytes target, Wait wait) {
-  PageSupply& supply = shared_.supply;
+  Supply& supply = shared_.supply;
   const auto excess = [&] {
     const Bytes reserved = static_cast<Bytes>(supply.reserved().current);
     return reserved > target ? round_up(reserved - target, kPageBytes) : 0;

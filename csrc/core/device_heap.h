@@ -134,7 +134,7 @@ class DeviceHeap {
   const Options options_;
   AddressTable& addresses_;
   const OomCallbacks& callbacks_;
-  DeviceInfo info_;
+  const DeviceInfo info_;
   DeviceShared shared_;
   std::atomic<double> fraction_;
   std::atomic<Bytes> limit_;  // 0: none

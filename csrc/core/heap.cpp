@@ -2,17 +2,32 @@
 
 namespace poolalloc {
 
+namespace {
+
+PageIndex pages_in(Bytes bytes) { return static_cast<PageIndex>(bytes / kPageBytes); }
+
+std::unique_ptr<PageTable> page_table(DeviceShared& shared, Heap& heap, Address base, PageIndex split,
+                                      PageIndex pages) {
+  if (shared.segmented())
+    return std::make_unique<Segments>(shared.segment_supply, *shared.segment_table, heap, split, pages);
+  return std::make_unique<Residency>(shared.driver, shared.device, shared.page_supply, base, split, pages);
+}
+
+}  // namespace
+
 Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Bytes slab_bytes, Bytes arena_bytes,
            const Options& options)
     : base_(base),
       bin_limit_(options.bin_limit),
-      pages_(shared.driver, shared.device, shared.supply, base, static_cast<PageIndex>(slab_bytes / kPageBytes),
-             static_cast<PageIndex>((slab_bytes + arena_bytes) / kPageBytes)),
-      slabs_(pages_, static_cast<PageIndex>(slab_bytes / kPageBytes)),
-      arena_(pages_, static_cast<PageIndex>(slab_bytes / kPageBytes), static_cast<int>(options.placement_candidates)),
+      page_table_(page_table(shared, *this, base, pages_in(slab_bytes), pages_in(slab_bytes + arena_bytes))),
+      pages_(*page_table_),
+      segments_(shared.segmented() ? static_cast<Segments*>(page_table_.get()) : nullptr),
+      slabs_(pages_, pages_in(slab_bytes)),
+      arena_(pages_, pages_in(slab_bytes), static_cast<int>(options.placement_candidates)),
       shared_(shared),
       stream_(stream),
       pool_(pool) {
+  if (segments_ != nullptr) arena_.wall_up();
   set_attention();
 }
 
@@ -39,7 +54,7 @@ Status Heap::allocate_elsewhere(Bytes bytes, Address* address) {
   note_pages_if_changed();
   note_unused(bytes > bin_limit_ ? kLarge : kSmall);  // of pages that became resident
   if (attention_ != 0) attend();
-  *address = base_ + offset;
+  *address = address_of(offset);
   return Status::ok;
 }
 
@@ -50,7 +65,9 @@ Status Heap::place(Bytes bytes, Bytes* offset, Bytes* rounded) {
     return slabs_.pop_from_another(bin, bytes, offset);
   }
   Arena::Block* block = nullptr;
-  const Status status = arena_.allocate(bytes, &block);
+  Status status = arena_.allocate(bytes, &block);
+  if (status == Status::not_supported && segments_ != nullptr) [[unlikely]]
+    status = place_in_new_segment(bytes, &block);
   if (status == Status::ok) {
     arena_bytes_.add(block->size);
     *offset = block->offset;
@@ -59,8 +76,9 @@ Status Heap::place(Bytes bytes, Bytes* offset, Bytes* rounded) {
   return status;
 }
 
-// From the arena, or where blocks are used by other streams.
-bool Heap::free_elsewhere(Bytes offset) {
+// From the arena, in a segment, or where blocks are used by other streams.
+bool Heap::free_elsewhere(Address address) {
+  const Bytes offset = offset_of(address);
   if ((attention_ & kTracks) != 0) return free_tracked(offset);
   const Found found = find(offset);
   if (found.size == 0) return false;
@@ -109,10 +127,23 @@ Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Status
   return status;
 }
 
+// No hole is large enough.
+Status Heap::place_in_new_segment(Bytes bytes, Arena::Block** block) {
+  PageIndex first = 0, end = 0;
+  if (const Status status = segments_->add(bytes, &first, &end); status != Status::ok) return status;
+  arena_.open(first, end);
+  return arena_.allocate(bytes, block);
+}
+
+void Heap::close_segments(const PageTable::Detached& gone) {
+  for (const PageTable::Leaving& each : gone)
+    if (!slabs_.serves(each.page)) arena_.close(each.page);
+}
+
 // Called when the driver has been at work anyway: learns how far the stream has come, so that mappings nothing uses any
 // more can be replaced. One event is under way at a time.
 void Heap::note_progress() {
-  if (!may_unmap()) return;
+  if (!may_unmap() || segments_ != nullptr) return;
   while (!marks_.empty()) {
     if (shared_.driver.query_event(shared_.device, marks_.front().event) != Status::ok) return;
     reached(marks_.front());
@@ -136,16 +167,16 @@ void Heap::retire() {
 }
 
 std::optional<std::pair<Address, Bytes>> Heap::containing(Address address) const {
-  const Bytes offset = address - base_;
   const Guard guard(lock_);
+  const Bytes offset = offset_of(address);
   if (slabs_.serves(static_cast<PageIndex>(offset / kPageBytes))) {
     const Slabs::Found found = slabs_.containing(offset);
     if (found.size == 0) return std::nullopt;
-    return std::pair{base_ + found.slab->offset + found.slot * found.size, found.size};
+    return std::pair{address_of(found.slab->offset + found.slot * found.size), found.size};
   }
   const Arena::Block* block = arena_.containing(offset);
   if (block == nullptr) return std::nullopt;
-  return std::pair{base_ + block->offset, block->size};
+  return std::pair{address_of(block->offset), block->size};
 }
 
 bool Heap::mapped() const {
@@ -156,12 +187,12 @@ bool Heap::mapped() const {
 BlockInfo Heap::describe(Bytes offset, Bytes size, Bytes requested) const {
   const auto entry = tracked_.find(offset);
   const bool pending = entry != tracked_.end() && entry->second.pending;
-  return {base_ + offset, size, requested, pending, shared_.device, stream_, pool_};
+  return {address_of(offset), size, requested, pending, shared_.device, stream_, pool_};
 }
 
 std::optional<BlockInfo> Heap::block(Address address) const {
-  const Bytes offset = address - base_;
   const Guard guard(lock_);
+  const Bytes offset = offset_of(address);
   if (slabs_.serves(static_cast<PageIndex>(offset / kPageBytes))) {
     const Slabs::Found found = slabs_.containing(offset);
     if (found.size == 0) return std::nullopt;
@@ -174,9 +205,11 @@ std::optional<BlockInfo> Heap::block(Address address) const {
 
 void Heap::append_blocks(std::vector<BlockInfo>& blocks) const {
   const Guard guard(lock_);
-  slabs_.visit([&](Bytes offset, Bytes size, Bytes requested) { blocks.push_back(describe(offset, size, requested)); });
-  for (const Arena::Block* block = arena_.first_block(); block != nullptr; block = block->next)
-    if (block->live()) blocks.push_back(describe(block->offset, block->size, block->requested));
+  const auto add = [&](Bytes offset, Bytes size, Bytes requested) {
+    blocks.push_back(describe(offset, size, requested));
+  };
+  slabs_.visit(add);
+  arena_.visit(add);
 }
 
 }  // namespace poolalloc

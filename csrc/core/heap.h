@@ -11,6 +11,7 @@
 #pragma once
 
 #include <atomic>
+#include <memory>
 #include <optional>
 #include <unordered_map>
 #include <vector>
@@ -21,6 +22,7 @@
 #include "core/checkpoint.h"
 #include "core/options.h"
 #include "core/residency.h"
+#include "core/segments.h"
 #include "core/slabs.h"
 #include "core/stats.h"
 #include "core/types.h"
@@ -45,11 +47,22 @@ enum class Wait { no, yes };  // for work on the device
 
 // What the heaps of a device share.
 struct DeviceShared {
-  DeviceShared(Driver& driver, DeviceIndex device) : driver(driver), device(device), supply(driver, device) {}
+  // With a table to enter them in, memory comes in segments; else in pages that are mapped.
+  DeviceShared(Driver& driver, DeviceIndex device, AddressTable* segment_table = nullptr)
+      : driver(driver),
+        device(device),
+        segment_table(segment_table),
+        page_supply(driver, device),
+        segment_supply(driver, device),
+        supply(segmented() ? static_cast<Supply&>(segment_supply) : page_supply) {}
+  bool segmented() const { return segment_table != nullptr; }
 
   Driver& driver;
   const DeviceIndex device;
-  PageSupply supply;
+  AddressTable* const segment_table;
+  PageSupply page_supply;
+  SegmentSupply segment_supply;
+  Supply& supply;                          // the one of the two that is in use
   std::atomic<int> captures{0};            // pools being captured into: no event may be queried
   std::atomic<bool> several_heaps{false};  // from the second heap on, totals are published
   DeviceTotals requested, live, pending, resident;
@@ -60,6 +73,7 @@ class Heap {
   // How far a heap's share of the device totals may lag behind, so the error of a device-wide peak for each heap.
   static constexpr std::int64_t kPublishBytes = 64 << 10;
 
+  // `base` is where the range is reserved; it has no place of its own where memory comes in segments, and is 0.
   Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Bytes slab_bytes, Bytes arena_bytes,
        const Options& options);
   ~Heap();
@@ -73,9 +87,11 @@ class Heap {
       const int bin = bin_of(bytes);
       if (slabs_.pop(bin, bytes, &offset)) [[likely]] {
         counts_.add(kSmall, bytes, slabs_.block_bytes(bin));
-        if (attention_ != 0) [[unlikely]]
-          attend();
         *address = base_ + offset;
+        if (attention_ != 0) [[unlikely]] {
+          attend();
+          *address = address_of(offset);
+        }
         return Status::ok;
       }
     }
@@ -85,8 +101,9 @@ class Heap {
   bool free(Address address) {
     const Bytes offset = address - base_;
     const Guard guard(lock_);
-    if ((attention_ & kTracks) != 0 || !slabs_.serves(static_cast<PageIndex>(offset / kPageBytes))) [[unlikely]]
-      return free_elsewhere(offset);
+    if ((attention_ & (kTracks | kTranslates)) != 0 || !slabs_.serves(static_cast<PageIndex>(offset / kPageBytes)))
+        [[unlikely]]
+      return free_elsewhere(address);
     const Slabs::Found found = slabs_.find(offset);
     if (found.size == 0) [[unlikely]]
       return false;
@@ -133,6 +150,10 @@ class Heap {
   StreamId stream() const { return stream_; }
   PoolId pool() const { return pool_; }
   Address base() const { return base_; }
+  // Of what lives at an offset of the range.
+  Address address_of(Bytes offset) const {
+    return segments_ != nullptr ? segments_->address_of(offset) : base_ + offset;
+  }
   Bytes range_bytes() const { return pages_.pages() * kPageBytes; }
   HeapStats stats() const;
   std::uint64_t live_blocks() const;
@@ -173,6 +194,7 @@ class Heap {
     kTracks = 1,     // blocks that other streams use; always there with the next
     kWaits = 2,      // pending frees
     kPublishes = 4,  // there are several heaps
+    kTranslates = 8  // memory comes in segments
   };
   using Guard = BiasedLock::Guard;
   struct Found {
@@ -182,14 +204,20 @@ class Heap {
     Bytes requested = 0;
   };
 
+  // With the lock held. An address that is none of the heap's leads to an offset at which no block lies.
+  Bytes offset_of(Address address) const {
+    return segments_ != nullptr ? segments_->offset_of(address) : address - base_;
+  }
   Found find(Bytes offset) const;
   BlockInfo describe(Bytes offset, Bytes size, Bytes requested) const;
   [[gnu::noinline]] Status allocate_elsewhere(Bytes bytes, Address* address);
-  [[gnu::noinline]] bool free_elsewhere(Bytes offset);
+  [[gnu::noinline]] bool free_elsewhere(Address address);
   void give_back(const Found& found);
   bool free_tracked(Bytes offset);
   [[gnu::noinline]] Status allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Status status);
   Status place(Bytes bytes, Bytes* offset, Bytes* rounded);
+  [[gnu::noinline]] Status place_in_new_segment(Bytes bytes, Arena::Block** block);
+  void close_segments(const PageTable::Detached& gone);
   void note_pages_if_changed() {
     if (slabs_.resident_pages() != noted_slab_pages_ || pages_.held().current != noted_held_) [[unlikely]]
       note_pages();
@@ -248,7 +276,9 @@ class Heap {
   Counter pending_bytes_;
   std::int64_t unused_peak_[kBlockKinds] = {}, all_unused_peak_ = 0;
   Counter arena_bytes_;  // rounded, live and pending
-  Residency pages_;
+  const std::unique_ptr<PageTable> page_table_;
+  PageTable& pages_;
+  Segments* const segments_;  // null where pages are mapped
   Slabs slabs_;
   Arena arena_;
   DeviceShared& shared_;

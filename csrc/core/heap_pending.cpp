@@ -6,8 +6,8 @@
 namespace poolalloc {
 
 bool Heap::record_stream(Address address, StreamId stream) {
-  const Bytes offset = address - base_;
   const Guard guard(lock_);
+  const Bytes offset = offset_of(address);
   if (find(offset).size == 0) return false;
   if (stream == stream_) return true;
   Tracked& tracked = tracked_[offset];
@@ -79,7 +79,8 @@ EventHandle Heap::unused_event() {
 }
 
 void Heap::set_attention() {
-  attention_ = static_cast<std::uint8_t>((tracked_.empty() ? 0 : kTracks) | (pending_.empty() ? 0 : kWaits) |
+  attention_ = static_cast<std::uint8_t>((segments_ == nullptr ? 0 : kTranslates) | (tracked_.empty() ? 0 : kTracks) |
+                                         (pending_.empty() ? 0 : kWaits) |
                                          (shared_.several_heaps.load(std::memory_order_relaxed) ? kPublishes : 0));
 }
 

@@ -125,7 +125,9 @@ Bytes Heap::hand_over(PageTable::Detached& leaving) {
   if (leaving.empty()) return 0;
   pages_.unmap_detached(&leaving);
   const Guard guard(lock_);
-  return pages_.return_detached(leaving) * kPageBytes;
+  const Bytes bytes = pages_.return_detached(leaving) * kPageBytes;
+  if (segments_ != nullptr) close_segments(leaving);
+  return bytes;
 }
 
 }  // namespace poolalloc

@@ -60,8 +60,10 @@ bool Ladder::take(Heap& other, Wait wait) {
   const auto frames = static_cast<std::uint32_t>(bytes_ / kPageBytes + 2);
   const Bytes gained = wait == Wait::yes ? other.reclaim_waiting(frames) : other.reclaim_completed(frames);
   device_.stolen_.fetch_add(gained / kPageBytes, std::memory_order_relaxed);
-  gained_ |= gained != 0;
-  return gained != 0 && try_again();
+  if (gained == 0) return false;
+  gained_ = true;
+  device_.shared_.supply.release_misfits();
+  return try_again();
 }
 
 bool Ladder::steal() {

@@ -12,11 +12,9 @@ Status PageSupply::take(std::size_t count, std::vector<PhysicalHandle>* pages) {
     std::lock_guard guard(lock_);
     const std::size_t spare = std::min(count, spare_.size());
     missing = count - spare;
-    if (missing != 0 && static_cast<Bytes>(reserved_.current) + missing * kPageBytes > limit_)
-      return Status::out_of_memory;
+    if (missing != 0 && !claim(missing * kPageBytes)) return Status::out_of_memory;
     taken.assign(spare_.end() - static_cast<std::ptrdiff_t>(spare), spare_.end());
     spare_.resize(spare_.size() - spare);
-    reserved_.current += static_cast<std::int64_t>(missing * kPageBytes);  // claimed first: two threads, one limit
   }
   Status status = Status::ok;
   std::size_t made = 0;
@@ -27,9 +25,7 @@ Status PageSupply::take(std::size_t count, std::vector<PhysicalHandle>* pages) {
   }
   if (missing != 0) {
     std::lock_guard guard(lock_);
-    reserved_.current -= static_cast<std::int64_t>(missing * kPageBytes);
-    reserved_.add(made * kPageBytes);
-    created_ += made;
+    settle(missing * kPageBytes, made * kPageBytes);
   }
   if (status == Status::ok) {
     pages->insert(pages->end(), taken.begin(), taken.end());
@@ -45,57 +41,26 @@ void PageSupply::give(PhysicalHandle page) {
   spare_.push_back(page);
 }
 
-Bytes PageSupply::destroy_spare(Bytes at_most) {
+Bytes PageSupply::destroy_spare(Bytes bytes) {
   std::vector<PhysicalHandle> pages;
   {
     std::lock_guard guard(lock_);
-    const std::size_t count = std::min<std::size_t>(at_most / kPageBytes, spare_.size());
+    const std::size_t count = std::min<std::size_t>(bytes / kPageBytes, spare_.size());
     pages.assign(spare_.end() - static_cast<std::ptrdiff_t>(count), spare_.end());
     spare_.resize(spare_.size() - count);
   }
   const std::size_t all = pages.size();
   std::erase_if(pages, [this](PhysicalHandle page) { return driver_.destroy(device_, page) == Status::ok; });
-  const Bytes bytes = (all - pages.size()) * kPageBytes;
+  const Bytes destroyed = (all - pages.size()) * kPageBytes;
   std::lock_guard guard(lock_);
   spare_.insert(spare_.end(), pages.begin(), pages.end());
-  reserved_.subtract(bytes);
-  destroyed_ += all - pages.size();
-  return bytes;
-}
-
-void PageSupply::set_limit(Bytes bytes) {
-  std::lock_guard guard(lock_);
-  limit_ = bytes;
-}
-
-Bytes PageSupply::limit() const {
-  std::lock_guard guard(lock_);
-  return limit_;
+  count_destroyed(destroyed);
+  return destroyed;
 }
 
 Bytes PageSupply::spare_bytes() const {
   std::lock_guard guard(lock_);
   return spare_.size() * kPageBytes;
-}
-
-Counter PageSupply::reserved() const {
-  std::lock_guard guard(lock_);
-  return reserved_;
-}
-
-std::uint64_t PageSupply::created() const {
-  std::lock_guard guard(lock_);
-  return created_;
-}
-
-std::uint64_t PageSupply::destroyed() const {
-  std::lock_guard guard(lock_);
-  return destroyed_;
-}
-
-void PageSupply::reset_peak() {
-  std::lock_guard guard(lock_);
-  reserved_.reset_peak();
 }
 
 }  // namespace poolalloc

@@ -201,6 +201,8 @@ class PageTable {
   virtual Status provide(PageIndex first, PageIndex last) = 0;
   // State of a range with aliased pages: all of it becomes resident, or idle.
   virtual void set_live(PageIndex first, PageIndex last, bool live) = 0;
+  // Pages up to `last` may have been used from now on.
+  void touch(PageIndex last);
 
   const PageIndex page_count_;
   LazyArray<std::uint8_t> state_;
@@ -224,7 +226,6 @@ class PageTable {
   };
 
   Tally count(PageIndex first, PageIndex last) const;
-  void touch(PageIndex last);
   Status acquire_pages(PageIndex first, PageIndex last);
   void release_pages(PageIndex first, PageIndex last);
 

@@ -37,6 +37,8 @@ def values():
             fields[option.name] = st.floats(low, option.maximum)
         elif option.name == "memory_limit":
             fields[option.name] = st.just(0) | st.integers(2 << 20, option.maximum)
+        elif option.type == "boolean":
+            fields[option.name] = st.booleans()
         else:
             fields[option.name] = st.integers(option.minimum, option.maximum)
     return st.fixed_dictionaries({}, optional=fields)
