@@ -32,10 +32,10 @@ class Segments final : public PageTable {
   Status add(Bytes bytes, PageIndex* first, PageIndex* end);
 
   Address address_of(Bytes offset) const { return start_[offset / kPageBytes] + offset % kPageBytes; }
-  // The place of an address in the range; that of a gap if it has none.
+  // The place of an address in the range; one inside the first gap if it has none.
   Bytes offset_of(Address address) const {
     const PageIndex page = addresses_.page_at(address, &owner_);
-    return page == kNoPage ? touched_[1].first * kPageBytes : page * kPageBytes + address % kPageBytes;
+    return page == kNoPage ? touched_[1].first * kPageBytes + kGranularity : page * kPageBytes + address % kPageBytes;
   }
   std::size_t segments() const { return segments_.size(); }
 
