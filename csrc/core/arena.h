@@ -70,6 +70,7 @@ class Arena {
   Bytes top() const { return top_; }
   Bytes highest() const { return highest_; }  // that top ever was
   Bytes first_offset() const { return first_offset_; }
+  Block* first_block() const { return first_; }  // or hole, or wall
   // visit(offset, size, requested) for every live block, by address.
   template <typename Visit>
   void visit(Visit visit) const {
