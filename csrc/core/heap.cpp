@@ -76,10 +76,9 @@ Status Heap::place(Bytes bytes, Bytes* offset, Bytes* rounded) {
   return status;
 }
 
-// From the arena, in a segment, or where blocks are used by other streams.
-bool Heap::free_elsewhere(Address address) {
-  const Bytes offset = offset_of(address);
-  if ((attention_ & kTracks) != 0) return free_tracked(offset);
+// From the arena, or with more to look to.
+bool Heap::free_elsewhere(Bytes offset) {
+  if ((attention_ & (kTracks | kTranslates)) != 0) return free_attentively(base_ + offset);
   const Found found = find(offset);
   if (found.size == 0) return false;
   counts_.subtract(kind_of(found.size), found.requested, found.size);

@@ -103,7 +103,7 @@ class Heap {
     const Guard guard(lock_);
     if ((attention_ & (kTracks | kTranslates)) != 0 || !slabs_.serves(static_cast<PageIndex>(offset / kPageBytes)))
         [[unlikely]]
-      return free_elsewhere(address);
+      return free_elsewhere(offset);
     const Slabs::Found found = slabs_.find(offset);
     if (found.size == 0) [[unlikely]]
       return false;
@@ -211,9 +211,9 @@ class Heap {
   Found find(Bytes offset) const;
   BlockInfo describe(Bytes offset, Bytes size, Bytes requested) const;
   [[gnu::noinline]] Status allocate_elsewhere(Bytes bytes, Address* address);
-  [[gnu::noinline]] bool free_elsewhere(Address address);
+  [[gnu::noinline]] bool free_elsewhere(Bytes offset);
   void give_back(const Found& found);
-  bool free_tracked(Bytes offset);
+  bool free_attentively(Address address);
   [[gnu::noinline]] Status allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Status status);
   Status place(Bytes bytes, Bytes* offset, Bytes* rounded);
   [[gnu::noinline]] Status place_in_new_segment(Bytes bytes, Arena::Block** block);

@@ -18,8 +18,10 @@ bool Heap::record_stream(Address address, StreamId stream) {
   return true;
 }
 
-// Some block of the heap is used by another stream, or was when it was freed: perhaps this one.
-bool Heap::free_tracked(Bytes offset) {
+// Some block of the heap is used by another stream, or was when it was freed: perhaps this one. Or memory comes in
+// segments.
+bool Heap::free_attentively(Address address) {
+  const Bytes offset = offset_of(address);
   const Found found = find(offset);
   if (found.size == 0) return false;
   const auto entry = tracked_.find(offset);
