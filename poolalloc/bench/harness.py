@@ -70,11 +70,16 @@ class Watcher:
 
 
 def run_cells(cells: list[Cell], setting: Setting, command: str, watcher: Watcher) -> Results:
-    """Run every cell and return the results; a cell that fails becomes a row with an error."""
+    """Run every cell and return the results; a row says so where one failed or could not run."""
     device = setting.device
     results = Results(setting.torch.version, device.gpu, device.memory_bytes, device.simulated, command)
     for cell in cells:
         watcher.cell_started(cell)
+        if (missing := cell.workload.missing) is not None:
+            row = Row(cell.workload.name, cell.allocator.name, size=cell.size, steps=cell.steps, skipped=missing)
+            results.rows.append(row)
+            watcher.cell_ended(cell, row)
+            continue
         with tempfile.TemporaryDirectory(prefix="poolalloc-bench-") as folder:
             outcome = run_cell(cell, setting, Path(folder), watcher)
         row = make_row(cell, outcome, setting)

@@ -85,8 +85,8 @@ def to_steps(timeline: Timeline) -> list[float]:
 
 
 def figures(results: Results) -> list[Figure]:
-    """Return one figure for each workload, in the order of the results."""
-    names = list(dict.fromkeys(row.workload for row in results.rows))
+    """Return one figure for each workload that was not skipped, in the order of the results."""
+    names = list(dict.fromkeys(row.workload for row in results.rows if row.skipped is None))
     return [figure(name, [row for row in results.rows if row.workload == name], results) for name in names]
 
 

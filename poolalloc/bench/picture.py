@@ -46,7 +46,7 @@ def write_png(results: Results, path: Path) -> None:
     from matplotlib.figure import Figure as Canvas
 
     parts = figures(results)
-    columns = max(len(part.panels) for part in parts)
+    columns = max((len(part.panels) for part in parts), default=1)
     panel_height = 3.4
     table_height = LINE_HEIGHT * (len(results.rows) + 1)
     width = max(12.0, 4.0 * columns + 0.9)

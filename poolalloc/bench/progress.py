@@ -58,7 +58,7 @@ class Progress(Watcher):
         if self._task is not None:
             done = row.steps_done or 0
             total = cell.steps or 1
-            finished = row.error is None and not row.out_of_memory
+            finished = row.error is None and row.skipped is None and not row.out_of_memory
             self._bar.update(self._task, total=total, completed=total if finished else done, done=summary(row))
             self._bar.stop_task(self._task)
         if not self._console.is_terminal:
@@ -72,7 +72,7 @@ def describe(cell: Cell) -> str:
 
 
 def print_results(results: Results) -> None:
-    """Print the table on stdout, and the errors of cells that failed on stderr."""
+    """Print the table on stdout, what was skipped under it, and the errors of cells that failed on stderr."""
     console = Console()
     table = Table(title=device_text(results), title_justify="left", title_style="bold", header_style="dim")
     for index, heading in enumerate(HEADINGS):
@@ -82,6 +82,9 @@ def print_results(results: Results) -> None:
     if not console.is_terminal:
         console.width = 160
     console.print(table)
+    skipped = {row.workload: row.skipped for row in results.rows if row.skipped is not None}
+    for workload, reason in skipped.items():
+        console.print(f"{workload} skipped: {reason}", highlight=False, markup=False, soft_wrap=True)
     errors = Console(stderr=True)
     for row in results.rows:
         if row.error is not None:

@@ -102,6 +102,8 @@ def html(results: Results) -> str:
         f'<p class="error">{escape(row.workload)} under {escape(row.allocator)}: {escape(row.error or "")}</p>'
         for row in errors
     )
+    reasons = {row.workload: row.skipped for row in results.rows if row.skipped is not None}
+    skipped = "".join(f"<p>{escape(name)} skipped: {escape(reason)}</p>" for name, reason in reasons.items())
     numbers = {"full": LEFT + WIDTH + RIGHT, "left": LEFT, "width": WIDTH}
     return f"""<!doctype html>
 <html lang="en">
@@ -120,6 +122,7 @@ def html(results: Results) -> str:
 {"".join(sections)}
 <div class="scroll">{table(results)}</div>
 {failed}
+{skipped}
 <details><summary>How this was made</summary>
 <p>Command: <code>{escape(results.command)}</code></p>
 <p>{escape(explanation(results))}</p>

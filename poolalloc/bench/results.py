@@ -46,7 +46,7 @@ class Timeline:
 
 @dataclass
 class Row:
-    """One cell: a workload under an allocator. A figure that is not known (the cell died) is None."""
+    """One cell: a workload under an allocator. A figure that is not known (the cell died, or was skipped) is None."""
 
     workload: str
     allocator: str
@@ -58,6 +58,7 @@ class Row:
     seconds: float | None = None
     out_of_memory: bool = False
     error: str | None = None
+    skipped: str | None = None  # why it was not run
     # What the rows of the JSON do not hold; it stands under "details".
     size: str | None = None
     steps: int | None = None
@@ -73,7 +74,7 @@ class Row:
         return self.peak_reserved_bytes / self.peak_requested_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """Return the row; "error" is there only if the cell failed."""
+        """Return the row; "error" is there only if the cell failed, "skipped" only if it was not run."""
         row: dict[str, Any] = {
             "workload": self.workload,
             "allocator": self.allocator,
@@ -88,6 +89,8 @@ class Row:
         }
         if self.error is not None:
             row["error"] = self.error
+        if self.skipped is not None:
+            row["skipped"] = self.skipped
         return row
 
     def details_json(self) -> dict[str, Any]:

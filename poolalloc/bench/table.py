@@ -33,12 +33,23 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{sum(row.driver_calls.values()):,}" if row.peak_reserved_bytes is not None else "-",
         "-" if row.retries is None else str(row.retries),
         "-" if row.seconds is None else f"{row.seconds:.1f}",
-        "failed" if row.error is not None else "yes" if row.out_of_memory else "no",
+        end(row),
     )
+
+
+def end(row: Row) -> str:
+    """Return what became of the row's program, under the heading "out of memory"."""
+    if row.skipped is not None:
+        return "skipped"
+    if row.error is not None:
+        return "failed"
+    return "yes" if row.out_of_memory else "no"
 
 
 def summary(row: Row) -> str:
     """Return the row in a few words."""
+    if row.skipped is not None:
+        return f"skipped: {row.skipped}"
     if row.error is not None:
         return f"failed: {row.error.splitlines()[0]}"
     end = ", ran out of memory" if row.out_of_memory else ""

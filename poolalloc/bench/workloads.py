@@ -1,13 +1,16 @@
 """Finds the programs of a bench: workloads by name, workload files and plain scripts by path.
 
 A workload file is a Python file with a literal table SIZES (its keys are the values of --size), a number STEPS (the
-default of --steps) and a function `run(size, steps, device)` that yields the number of steps done after each step.
-Any other Python file is a script. Files are read, never imported, here: importing one needs torch.
+default of --steps) and a function `run(size, steps, device)` that yields the number of steps done after each step. It
+may name the packages it needs besides torch, NEEDS. Any other Python file is a script. Files are read, never imported,
+here: importing one needs torch.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib.util
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +19,22 @@ DEFAULT_SIZE = "full"
 
 @dataclass(frozen=True)
 class Workload:
-    """A program to run. sizes and steps are empty and None for a plain script."""
+    """A program to run. sizes and steps are empty and None for a plain script; needs are packages besides torch."""
 
     name: str
     path: Path
     sizes: tuple[str, ...] = ()
     steps: int | None = None
+    needs: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> str | None:
+        """Why it cannot run here, or None: the packages it needs that are not installed."""
+        packages = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        if not packages:
+            return None
+        verb = "is" if len(packages) == 1 else "are"
+        return f"{' and '.join(packages)} {verb} not installed (pip install 'poolalloc[bench-models]')"
 
     @property
     def is_script(self) -> bool:
@@ -81,19 +94,27 @@ def describe(name: str, path: Path) -> Workload:
         raise WorkloadError(f"cannot read {name}: {error}") from error
     sizes: tuple[str, ...] = ()
     steps: int | None = None
+    needs: tuple[str, ...] = ()
     has_run = False
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == "run":
             has_run = True
         elif isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             if node.targets[0].id == "SIZES" and isinstance(node.value, ast.Dict):
-                keys = [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
-                sizes = tuple(key for key in keys if isinstance(key, str))
+                sizes = strings(node.value.keys)
+            elif node.targets[0].id == "NEEDS" and isinstance(node.value, ast.Tuple):
+                needs = strings(node.value.elts)
             elif node.targets[0].id == "STEPS" and isinstance(node.value, ast.Constant):
                 steps = node.value.value if isinstance(node.value.value, int) else None
     if has_run and sizes and steps is not None:
-        return Workload(name, path, sizes, steps)
+        return Workload(name, path, sizes, steps, needs)
     return Workload(name, path)
+
+
+def strings(nodes: Iterable[ast.expr | None]) -> tuple[str, ...]:
+    """Return the literal strings among the expressions."""
+    values = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    return tuple(value for value in values if isinstance(value, str))
 
 
 def choose_size(workload: Workload, size: str | None) -> str:

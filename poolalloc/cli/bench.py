@@ -133,7 +133,8 @@ def print_names() -> None:
     for name, path in known().items():
         workload = describe(name, path)
         if not workload.is_script:
-            print(f"  {name:16} sizes {', '.join(workload.sizes)}; {workload.steps} steps")
+            without = f"; skipped: {workload.missing}" if workload.missing else ""
+            print(f"  {name:16} sizes {', '.join(workload.sizes)}; {workload.steps} steps{without}")
     print("allocators:")
     for allocator in ALLOCATORS.values():
         print(f"  {allocator.name:16} {allocator.title}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from bench_rig import Bench
 
+from poolalloc.bench.workloads import find, known
 from poolalloc.sim import find_gpu
 
 MIB = 1 << 20
@@ -53,6 +55,30 @@ def test_every_workload_runs_under_every_allocator(sim_bench: Bench, workload: s
         assert "cudaMalloc" not in calls
         assert {"cuMemAddressReserve", "cuMemCreate", "cuMemMap", "cuMemSetAccess"} <= set(calls)
         assert not [name for name in calls if "Event" in name or "Stream" in name or "cpy" in name]
+
+
+@pytest.mark.parametrize("name", [name for name in known() if find(name).needs])
+def test_a_workload_of_a_library_runs_where_the_library_is(sim_bench: Bench, name: str) -> None:
+    if (missing := find(name).missing) is not None:
+        pytest.skip(missing)
+    ran = sim_bench(name, "--size", "tiny", "--steps", "1", "--allocators", "default,poolalloc")
+    assert ran.code == 0, ran.err
+    assert ran.row("default")["peak_requested_bytes"] == ran.row("poolalloc")["peak_requested_bytes"] > 0
+
+
+def test_a_workload_without_its_packages_is_skipped_with_the_reason(sim_bench: Bench, tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks" / "workloads"
+    folder.mkdir(parents=True)
+    text = "NEEDS = ('no_such_package',)\nSIZES = {'full': 1}\nSTEPS = 2\ndef run(size, steps, device): ...\n"
+    (folder / "needy.py").write_text(text)
+    ran = sim_bench("needy", "--html", "report.html", "--png", "report.png")
+    assert ran.code == 0, ran.err
+    reason = "no_such_package is not installed (pip install 'poolalloc[bench-models]')"
+    assert f"needy skipped: {reason}" in ran.out
+    assert ran.data is not None
+    assert [row["skipped"] for row in ran.data["rows"]] == [reason] * 3
+    assert all(row["overhead"] is None and "error" not in row for row in ran.data["rows"])
+    assert reason in html.unescape((tmp_path / "report.html").read_text())
 
 
 def test_settings_of_torchs_allocator_outside_do_not_reach_a_cell(sim_bench: Bench) -> None:

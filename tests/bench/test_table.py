@@ -31,7 +31,7 @@ def test_a_cell_does_not_inherit_settings_of_torchs_allocator(name: str) -> None
 
 
 def test_the_workloads_of_the_project_are_found_and_have_all_sizes() -> None:
-    assert {"gpt", "gpt_checkpoint", "serving", "convnet"} <= set(known())
+    assert {"gpt", "gpt_checkpoint", "serving", "convnet", "hf_llama", "timm_convnext"} <= set(known())
     for name in known():
         workload = find(name)
         assert not workload.is_script, name
@@ -116,3 +116,15 @@ def test_no_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(devices.DeviceError, match="torch is not installed"):
         devices.torch_install()
+
+
+def test_a_workload_says_which_packages_it_needs_and_misses(tmp_path: Path) -> None:
+    path = tmp_path / "needy.py"
+    path.write_text("NEEDS = ('json', 'no_such_one', 'nor_this')\nSIZES = {'full': 1}\nSTEPS = 1\ndef run(): ...\n")
+    workload = describe("needy", path)
+    assert workload.needs == ("json", "no_such_one", "nor_this")
+    reason = "no_such_one and nor_this are not installed (pip install 'poolalloc[bench-models]')"
+    assert workload.missing == reason
+    assert describe("gpt", known()["gpt"]).missing is None
+    for name, path in known().items():
+        assert set(find(name).needs) <= {"transformers", "peft", "timm"}, path
