@@ -3,6 +3,7 @@
 # make bench   every workload under every allocator
 # make lint    formatting, rules, types, include arrows
 # make gpu-check   the tests that need a real GPU
+# make soak    100 million operations of the allocator on a modelled device; OPERATIONS=... for another number
 #
 # TORCH=2.11.0   another torch (CUDA build); each version has its own virtual environment
 # PYTHON=...     the Python that makes the environment
@@ -27,9 +28,9 @@ PY := $(VENV)/bin/python
 BUILT := $(STAMPS)/built-$(VENV)
 endif
 
-.PHONY: help build demo test test-python test-native test-torch bench lint gpu-check clean
+.PHONY: help build demo test test-python test-native test-torch bench lint gpu-check soak clean
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
 
 # --- environment and build ---------------------------------------------------------------------------------------
 $(STAMPS)/venv-$(VENV): pyproject.toml
@@ -75,6 +76,12 @@ test-torch: $(BUILT)
 
 test-native: $(BUILT)
 	PATH="$(abspath $(VENV))/bin:$$PATH" tools/native_tests.sh
+
+OPERATIONS ?= 100000000
+soak: $(BUILT)
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -G Ninja -S . -B build/soak -DPOOLALLOC_PYTHON=OFF -DPOOLALLOC_SIMGPU=OFF -DPOOLALLOC_TESTS=ON >/dev/null
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/soak --target native_soak --parallel 2
+	build/soak/native_soak $(OPERATIONS)
 
 gpu-check: $(BUILT)
 	$(PY) -m pytest tests/gpu

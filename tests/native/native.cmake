@@ -17,6 +17,11 @@ endforeach()
 add_executable(native_instructions ${CMAKE_SOURCE_DIR}/benchmarks/instructions.cpp)
 target_link_libraries(native_instructions PRIVATE poolalloc)
 
+# A long life in short; `make soak` is the whole of it.
+add_executable(native_soak ${CMAKE_SOURCE_DIR}/tests/native/soak.cpp)
+target_link_libraries(native_soak PRIVATE poolalloc_testing)
+add_test(NAME soak COMMAND native_soak)
+
 # CudaDriver once more, on the simulated GPU: two devices whose events lag. A sanitizer's runtime must come first in a
 # process, which a preloaded library does not allow.
 if(TARGET simgpu AND NOT POOLALLOC_ASAN AND NOT POOLALLOC_UBSAN AND NOT POOLALLOC_TSAN)

@@ -76,13 +76,18 @@ class Exchange {
 
 // What the threads share.
 struct Program {
-  explicit Program(std::uint64_t device_pages, Lie lie = Lie::none)
-      : model(device_of(device_pages)), checker(model), liar(checker, lie), slow(liar), allocator(slow, Options{}) {}
+  explicit Program(std::uint64_t device_pages, Lie lie = Lie::none, bool virtual_memory = true)
+      : model(device_of(device_pages, virtual_memory)),
+        checker(model),
+        liar(checker, lie),
+        slow(liar),
+        allocator(slow, Options{}) {}
 
-  static ModelOptions device_of(std::uint64_t pages) {
+  static ModelOptions device_of(std::uint64_t pages, bool virtual_memory) {
     ModelOptions options;
     options.memory_bytes = pages * kPageBytes;
     options.event_lag = kLag;
+    options.virtual_memory = virtual_memory;
     return options;
   }
   // Says what the checker found.

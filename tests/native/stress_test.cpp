@@ -63,6 +63,15 @@ TEST(graphs_keep_what_they_saw_while_other_threads_run_out_of_memory) {
   program.finish();
 }
 
+TEST(segments_are_as_sound_where_there_is_no_virtual_memory_management) {
+  Program program(160, Lie::none, false);
+  stress::run(program, 400, [](Actor& actor) {
+    for (int i = 0; i < 3000; ++i) live_with_graphs(actor, i);
+  });
+  CHECK(program.out_of_memory > 0 && program.allocator.stats(0).retries > 0);
+  program.finish();
+}
+
 // Each thread's blocks lie on so many pages at most that all of them fit: nobody may run out, though most of the memory
 // is idle on another stream, or on its way from there, when it is needed.
 TEST(what_fits_never_runs_out) {
