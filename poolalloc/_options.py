@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 
 class Option(NamedTuple):
-    """One row of the table. Sizes are in bytes."""
+    """One row of the table. Sizes are in bytes; the unit of a choice is its words, `a | b`."""
 
     name: str
     type: str
-    default: int | float | bool
+    default: int | float | bool | str
     minimum: int | float | bool
     maximum: int | float | bool
     unit: str
@@ -77,6 +77,31 @@ OPTIONS = (
             "it has none that is done anyway. Takes more memory, and needs no mapping."
         ),
     ),
+    Option(
+        "max_mappings",
+        "integer",
+        500000,
+        1024,
+        1099511627776,
+        "mappings",
+        (
+            "Most mappings of a device's memory at one time; beyond, those unused for longest are removed. A context "
+            "is said to take about 520,000."
+        ),
+    ),
+    Option(
+        "growth",
+        "choice",
+        "tight",
+        0,
+        0,
+        "tight | balanced | fast",
+        (
+            "What a block gets when its pages have no memory while other pages lie idle. tight: idle memory, before "
+            "any is created. balanced: new memory up to 5 % over the most that was live, then idle memory. fast: new "
+            "memory until the device or the limit is nearly full."
+        ),
+    ),
 )
 
 
@@ -103,6 +128,15 @@ class Options:
     """Take memory in whole allocations (cuMemAlloc) even where the device has virtual memory management; where it has
     none that is done anyway. Takes more memory, and needs no mapping. Allowed: true or false.
     """
+    max_mappings: int = 500000
+    """Most mappings of a device's memory at one time; beyond, those unused for longest are removed. A context is said
+    to take about 520,000. Allowed: 1024 to 1.09951e+12 (mappings).
+    """
+    growth: str = "tight"
+    """What a block gets when its pages have no memory while other pages lie idle. tight: idle memory, before any is
+    created. balanced: new memory up to 5 % over the most that was live, then idle memory. fast: new memory until the
+    device or the limit is nearly full. Allowed: tight, balanced or fast.
+    """
 
     def __init__(
         self,
@@ -113,6 +147,8 @@ class Options:
         address_space: float = 8.0,
         placement_candidates: int = 8,
         segments: bool = False,
+        max_mappings: int = 500000,
+        growth: str = "tight",
     ) -> None:
         self._set(
             {
@@ -122,6 +158,8 @@ class Options:
                 "address_space": address_space,
                 "placement_candidates": placement_candidates,
                 "segments": segments,
+                "max_mappings": max_mappings,
+                "growth": growth,
             }
         )
 

@@ -33,6 +33,7 @@ __all__ = ["OPTIONS", "Config", "Option", "profiles"]
 PAGE_BYTES = 2 << 20
 _TABLE = {option.name: option for option in OPTIONS}
 _SPACE = " \t\n\r\f\v"
+_BETWEEN_WORDS = " | "  # in the unit of a choice
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _WORDS = {"true": True, "1": True, "false": False, "0": False}
@@ -235,7 +236,7 @@ def _check_values(options: Mapping[str, object]) -> dict[str, object]:
 
 def _read(option: Option, text: str) -> object:
     """The value that a text stands for. Sizes stay text: _check reads them."""
-    if option.type == "bytes":
+    if option.type in ("bytes", "choice"):
         return text
     if option.type == "integer" and _INTEGER.fullmatch(text):
         try:
@@ -246,7 +247,7 @@ def _read(option: Option, text: str) -> object:
         return float(text)
     if option.type == "boolean" and text.lower() in _WORDS:
         return _WORDS[text.lower()]
-    raise _refusal(option, text, _PROBLEMS[option.type])
+    raise _refusal(option, text, _problem(option, text))
 
 
 _PROBLEMS = {
@@ -257,18 +258,28 @@ _PROBLEMS = {
 }
 
 
-def _check(option: Option, value: object, text: str | None = None) -> int | float | bool:
+def _problem(option: Option, value: object) -> str:
+    if option.type != "choice":
+        return _PROBLEMS[option.type]
+    return f"is none of the allowed words (nearest: {nearest(str(value), option.unit.split(_BETWEEN_WORDS))})"
+
+
+def _check(option: Option, value: object, text: str | None = None) -> int | float | bool | str:
     """The value in the option's own type, if it is allowed. `text` is how it was written, where that is known."""
     converted = _convert(option, value)
     written = value if text is None else text
     if converted is None:
-        raise _refusal(option, written, _PROBLEMS[option.type])
+        raise _refusal(option, written, _problem(option, written))
+    if isinstance(converted, str):
+        return converted
     if not option.minimum <= converted <= option.maximum:
         raise _refusal(option, written, "is out of range")
     return converted
 
 
-def _convert(option: Option, value: object) -> int | float | bool | None:
+def _convert(option: Option, value: object) -> int | float | bool | str | None:
+    if option.type == "choice":
+        return value if isinstance(value, str) and value in option.unit.split(_BETWEEN_WORDS) else None
     if option.type == "boolean" or isinstance(value, bool):
         return value if isinstance(value, bool) and option.type == "boolean" else None
     if option.type == "number":
@@ -302,7 +313,7 @@ def _float(value: Real) -> float | None:
     return None if math.isnan(number) else number
 
 
-def _check_together(values: Mapping[str, int | float | bool]) -> None:
+def _check_together(values: Mapping[str, Any]) -> None:
     """What a range cannot say; check_options in csrc/core/options.cpp says the same."""
     if 0 < values["memory_limit"] < PAGE_BYTES:
         page = format_size(PAGE_BYTES)
@@ -328,6 +339,8 @@ def _quoted(value: object) -> str:
 def _range(option: Option) -> str:
     if option.type == "boolean":
         return "true or false"
+    if option.type == "choice":
+        return option.unit
     if option.type == "bytes":
         return f"{format_size(int(option.minimum))} to {format_size(int(option.maximum))}"
     return f"{option.minimum:g} to {option.maximum:g} ({option.unit})"
@@ -339,10 +352,12 @@ def _differing(config: Config) -> dict[str, object]:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _toml_value(option: Option, value: Any) -> str:
     if option.type == "bytes" and value and value % 1024 == 0 and parse_size(format_size(value)) == value:
         return f'"{format_size(value)}"'
-    return _text(value)
+    return json.dumps(value) if isinstance(value, str) else _text(value)

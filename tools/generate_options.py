@@ -20,7 +20,7 @@ MODULE = ROOT / "poolalloc/_options.py"
 MANUAL = ROOT / "docs/options.md"
 BEGIN = "<!-- begin: written by tools/generate_options.py from csrc/core/options.def -->"
 END = "<!-- end -->"
-PYTHON_TYPES = {"bytes": "int", "integer": "int", "number": "float", "boolean": "bool"}
+PYTHON_TYPES = {"bytes": "int", "integer": "int", "number": "float", "boolean": "bool", "choice": "str"}
 ARGUMENT_TYPES = {**PYTHON_TYPES, "bytes": "int | str"}
 UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
     name: str
     type: str
-    default: float
+    default: float | str
     minimum: float
     maximum: float
     unit: str
@@ -57,10 +57,21 @@ def _row(match: re.Match[str]) -> Row:
     name, kind = match[1].strip(), match[2]
     if kind not in PYTHON_TYPES:
         raise SystemExit(f"{TABLE.name}: {name} has type {kind}; allowed: {', '.join(PYTHON_TYPES)}")
+    if kind == "choice":
+        return _choice(name, match[3], match[4] + match[5], ast.literal_eval(match[6]), ast.literal_eval(match[7]))
     default, minimum, maximum = (_number(name, kind, match[group]) for group in (3, 4, 5))
     if not minimum <= default <= maximum:
         raise SystemExit(f"{TABLE.name}: the default of {name}, {default}, is not between {minimum} and {maximum}")
     return Row(name, kind, default, minimum, maximum, ast.literal_eval(match[6]), ast.literal_eval(match[7]))
+
+
+def _choice(name: str, default: str, bounds: str, words: str, help_text: str) -> Row:
+    known = words.split(" | ")
+    if default not in [json.dumps(word) for word in known]:
+        raise SystemExit(f"{TABLE.name}: the default of {name}, {default}, is none of {words}")
+    if bounds != "00" or len(set(known)) < max(2, len(known)) or not all(word.isidentifier() for word in known):
+        raise SystemExit(f"{TABLE.name}: the choice {name} needs bounds of 0, and words with ' | ' between them")
+    return Row(name, "choice", ast.literal_eval(default), 0, 0, words, help_text)
 
 
 def _number(name: str, kind: str, text: str) -> float:
@@ -78,8 +89,10 @@ def _number(name: str, kind: str, text: str) -> float:
     return value
 
 
-def show(row: Row, value: float) -> str:
+def show(row: Row, value: float | str) -> str:
     """A value as the manual writes it: `256 KiB`, `0.5`, `true`."""
+    if isinstance(value, str):
+        return value
     if row.type == "boolean":
         return "true" if value else "false"
     if row.type == "bytes":
@@ -92,7 +105,13 @@ def show(row: Row, value: float) -> str:
 
 def allowed(row: Row) -> str:
     """The range as the manual writes it."""
+    if row.type == "choice":
+        return _either(row.unit.split(" | "))
     return "true or false" if row.type == "boolean" else f"{show(row, row.minimum)} to {show(row, row.maximum)}"
+
+
+def _either(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def python_module(rows: list[Row]) -> str:
@@ -108,11 +127,11 @@ def python_module(rows: list[Row]) -> str:
         "",
         "",
         "class Option(NamedTuple):",
-        '    """One row of the table. Sizes are in bytes."""',
+        '    """One row of the table. Sizes are in bytes; the unit of a choice is its words, `a | b`."""',
         "",
         "    name: str",
         "    type: str",
-        "    default: int | float | bool",
+        "    default: int | float | bool | str",
         "    minimum: int | float | bool",
         "    maximum: int | float | bool",
         "    unit: str",
@@ -123,7 +142,7 @@ def python_module(rows: list[Row]) -> str:
     ]
     for row in rows:
         lines += ["    Option("]
-        lines += [f"        {json.dumps(value) if isinstance(value, str) else repr(value)}," for value in row[:-1]]
+        lines += [f"        {_literal(value)}," for value in row[:-1]]
         lines += [*_wrapped_string(row.help, 8), "    ),"]
     lines += [
         ")",
@@ -135,11 +154,11 @@ def python_module(rows: list[Row]) -> str:
         "",
     ]
     for row in rows:
-        lines += [f"    {row.name}: {PYTHON_TYPES[row.type]} = {row.default!r}"]
-        unit = "" if row.type in ("bytes", "boolean") else f" ({row.unit})"
+        lines += [f"    {row.name}: {PYTHON_TYPES[row.type]} = {_literal(row.default)}"]
+        unit = f" ({row.unit})" if row.type in ("integer", "number") else ""
         lines += _docstring(f"{row.help} Allowed: {allowed(row)}{unit}.", 4)
     lines += ["", "    def __init__(", "        self,", "        *,"]
-    lines += [f"        {row.name}: {ARGUMENT_TYPES[row.type]} = {row.default!r}," for row in rows]
+    lines += [f"        {row.name}: {ARGUMENT_TYPES[row.type]} = {_literal(row.default)}," for row in rows]
     lines += ["    ) -> None:", "        self._set(", "            {"]
     lines += [f'                "{row.name}": {row.name},' for row in rows]
     lines += [
@@ -152,6 +171,10 @@ def python_module(rows: list[Row]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _literal(value: float | str) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _docstring(text: str, indent: int) -> list[str]:
@@ -174,7 +197,7 @@ def manual_table(rows: list[Row]) -> str:
     """The generated part of docs/options.md."""
     lines = ["| option | type | default | allowed | what it does |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
-        kind = row.type if row.type in ("bytes", "boolean") else f"{row.type}, {row.unit}"
+        kind = f"{row.type}, {row.unit}" if row.type in ("integer", "number") else row.type
         lines.append(f"| `{row.name}` | {kind} | {show(row, row.default)} | {allowed(row)} | {row.help} |")
     return "\n".join(lines)
 

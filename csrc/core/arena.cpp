@@ -54,7 +54,7 @@ void Arena::free(Block* block) {
   }
 }
 
-// Best fit, but paid in memory: among the smallest holes that fit, the one whose pages cost least.
+// Best fit, but paid in memory: among the smallest holes that fit, the place whose pages cost least.
 Arena::Plan Arena::plan(Bytes size) const {
   Plan best;
   int left = candidates_;
@@ -64,43 +64,57 @@ Arena::Plan Arena::plan(Bytes size) const {
     if (const std::uint64_t cost = score(low, size); cost < best.score) best = {hole, low, cost};
     if (best.score == 0) return best;
     if (high == low) {  // a hole of just this size that needs no driver call: what a repeating program leaves behind
-      if (best.score >> kMapsShift == 0) return best;
+      if (best.free()) return best;
       continue;
     }
     if (const std::uint64_t cost = score(high, size); cost < best.score) best = {hole, high, cost};
     if (best.score == 0) return best;
   }
-  const Bytes fresh = fresh_offset(size);
-  if (fresh + size <= residency_.pages() * kPageBytes) {
-    // Fresh addresses only when they are cheaper: every use of them leaves one more hole behind.
-    const std::uint64_t cost = score(fresh, size);
-    if (cost < best.score) best = {nullptr, fresh, cost};
-  }
+  if (!best.free()) look_inside(size, &best);
+  // Fresh addresses only when they are cheaper: every use of them leaves one more hole behind.
+  if (top_ + size <= end_offset())
+    if (const std::uint64_t cost = score(top_, size); cost < best.score) best = {nullptr, top_, cost};
+  if (!best.free()) look_above(size, &best);
   return best;
 }
 
-// A place at the top, or a little above it where blocked pages are in the way; past all pages ever used if many are.
-Bytes Arena::fresh_offset(Bytes size) const {
-  constexpr int kTries = 16;
-  const PageIndex untouched = residency_.untouched();
-  Bytes offset = top_;
-  for (int tries = 0; page_of(offset) < untouched; ++tries) {
-    const PageIndex first = page_of(offset);
-    const PageIndex last = std::min(page_of(offset + size - 1), untouched - 1);
-    if (residency_.cost(first, last).possible) break;
-    const PageIndex blocked = tries < kTries ? residency_.last_blocked(first, last) : kNoPage;
-    offset = (blocked != kNoPage ? blocked + Bytes{1} : untouched) * kPageBytes;  // else two pages share a frame
+// Both ends of every candidate need the driver: whole pages in the middle may need it less.
+void Arena::look_inside(Bytes size, Plan* best) const {
+  const auto width = static_cast<std::uint32_t>(round_up(size, kPageBytes) / kPageBytes);
+  int left = candidates_;
+  for (Block* hole = hole_at_least(size); hole != nullptr && left-- > 0; hole = hole_after(*hole)) {
+    const PageIndex first = page_of(round_up(hole->offset, kPageBytes));
+    const PageIndex end = page_of(hole->end());  // pages inside the hole and nowhere else
+    if (first + width > end) continue;
+    const PageIndex run = residency_.cheapest_run(first, end - 1, width, best->maps());
+    if (run == kNoPage) continue;
+    const Bytes offset = run * kPageBytes;
+    if (const std::uint64_t cost = score(offset, size); cost < best->score) *best = {hole, offset, cost};
+    if (best->free()) return;
   }
-  return offset;
+}
+
+// Above the top lie pages that were used before, then pages that never were: a run of those can always be had.
+void Arena::look_above(Bytes size, Plan* best) const {
+  const auto width = static_cast<std::uint32_t>(round_up(size, kPageBytes) / kPageBytes);
+  const PageIndex first = page_of(round_up(top_, kPageBytes));
+  const PageIndex end = std::min(std::max(residency_.untouched(), first) + width, residency_.pages());
+  if (first + width > end) return;
+  const PageIndex run = residency_.cheapest_run(first, end - 1, width, best->maps());
+  if (run == kNoPage) return;
+  const Bytes offset = run * kPageBytes;
+  if (const std::uint64_t cost = score(offset, size); cost < best->score) *best = {nullptr, offset, cost};
 }
 
 // What a place costs, dearest first: pages that must be created because more become resident than are idle, pages to
-// map, pages that become resident. As long as enough is idle, resident pages cost nothing and driver calls do.
+// map, pages that become resident. As long as enough is idle, or may be created, resident pages cost nothing and driver
+// calls do.
 std::uint64_t Arena::score(Bytes offset, Bytes size) const {
   const PageTable::Cost cost = residency_.cost(page_of(offset), page_of(offset + size - 1));
   if (!cost.possible) return kImpossible;
   const std::uint32_t idle = residency_.idle_frames();
-  const std::uint64_t growth = cost.resident > idle ? cost.resident - idle : 0;
+  std::uint64_t growth = cost.resident > idle ? cost.resident - idle : 0;
+  if (growth != 0) growth -= std::min<std::uint64_t>(growth, residency_.headroom());
   return (growth << kGrowthShift) | (std::uint64_t{cost.maps} << kMapsShift) | cost.resident;
 }
 

@@ -2,9 +2,11 @@
 //
 // Blocks and holes tile [first page, top) without gaps, neighbouring holes are merged, and everything from top on is
 // fresh. A hole owns no memory: page_table.h knows which of its pages have a frame. Placement is planned without side
-// effects (plan), then carried out: the choice is the cheapest of the few smallest holes that fit and of the fresh
-// addresses above the top, counted in pages to create, to map and to make resident, in this order. Holes are found by
-// size class and, inside a class, in a tree ordered by size and address: best fit in O(log n).
+// effects (plan), then carried out: the choice is the cheapest place in the few smallest holes that fit and in the
+// fresh addresses above the top, counted in pages to create, to map and to make resident, in this order. Holes are
+// found by size class and, inside a class, in a tree ordered by size and address: best fit in O(log n). A block goes to
+// either end of its hole, next to its neighbours; where that needs the driver, to wherever inside the hole needs it
+// least.
 //
 // Where memory comes in segments (segments.h) there are no fresh addresses: what is between segments is a *wall*, which
 // looks like a live block to its neighbours, so that no hole grows beyond its segment.
@@ -97,11 +99,18 @@ class Arena {
     Block* hole = nullptr;  // null: at the top or above it
     Bytes offset = 0;
     std::uint64_t score = kImpossible;
+
+    std::uint64_t maps() const {
+      return score == kImpossible ? kImpossible : score >> kMapsShift & ((1 << (kGrowthShift - kMapsShift)) - 1);
+    }
+    bool free() const { return score >> kMapsShift == 0; }  // creates no page and maps none
   };
 
+  Bytes end_offset() const { return residency_.pages() * kPageBytes; }
   Plan plan(Bytes size) const;
+  void look_inside(Bytes size, Plan* best) const;
+  void look_above(Bytes size, Plan* best) const;
   std::uint64_t score(Bytes offset, Bytes size) const;
-  Bytes fresh_offset(Bytes size) const;
   Block* carve(const Plan& plan, Bytes size);
   Block* covering(Bytes offset) const;
   Block* hole_at_least(Bytes size) const;

@@ -6,11 +6,11 @@ namespace {
 
 PageIndex pages_in(Bytes bytes) { return static_cast<PageIndex>(bytes / kPageBytes); }
 
-std::unique_ptr<PageTable> page_table(DeviceShared& shared, Heap& heap, Address base, PageIndex split,
-                                      PageIndex pages) {
+std::unique_ptr<PageTable> page_table(DeviceShared& shared, Heap& heap, Address base, PageIndex split, PageIndex pages,
+                                      const Options& options) {
   if (shared.segmented())
     return std::make_unique<Segments>(shared.segment_supply, *shared.segment_table, heap, split, pages);
-  return std::make_unique<Residency>(shared.driver, shared.device, shared.page_supply, base, split, pages);
+  return std::make_unique<Residency>(shared.driver, shared.device, shared.page_supply, base, split, pages, options);
 }
 
 }  // namespace
@@ -19,7 +19,7 @@ Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Byt
            const Options& options)
     : base_(base),
       bin_limit_(options.bin_limit),
-      page_table_(page_table(shared, *this, base, pages_in(slab_bytes), pages_in(slab_bytes + arena_bytes))),
+      page_table_(page_table(shared, *this, base, pages_in(slab_bytes), pages_in(slab_bytes + arena_bytes), options)),
       pages_(*page_table_),
       segments_(shared.segmented() ? static_cast<Segments*>(page_table_.get()) : nullptr),
       slabs_(pages_, pages_in(slab_bytes)),

@@ -90,8 +90,20 @@ std::string format_value(const OptionInfo& info, double value) {
   return out.str();
 }
 
+std::vector<std::string_view> words_of(const OptionInfo& info) {
+  constexpr std::string_view kBetween = " | ";
+  std::vector<std::string_view> words;
+  std::string_view rest = info.unit;
+  for (std::size_t end; (end = rest.find(kBetween)) != std::string_view::npos;
+       rest.remove_prefix(end + kBetween.size()))
+    words.push_back(rest.substr(0, end));
+  words.push_back(rest);
+  return words;
+}
+
 std::string allowed(const OptionInfo& info) {
   std::string_view type = info.type;
+  if (type == "choice") return "allowed: " + std::string(info.unit);
   if (type == "boolean") return "allowed: true or false";
   std::string range = "allowed: " + format_value(info, info.minimum) + " to " + format_value(info, info.maximum);
   return type == "bytes" ? range : range + " (" + info.unit + ")";
@@ -165,6 +177,14 @@ bool read(std::string_view text, double* value) {
   return *value || word == "false" || word == "0";
 }
 
+std::string_view nearest_word(const OptionInfo& info, std::string_view text) {
+  const std::vector<std::string_view> words = words_of(info);
+  const std::string wanted = lowered(text);
+  return *std::min_element(words.begin(), words.end(), [&](std::string_view a, std::string_view b) {
+    return edit_distance(wanted, a) < edit_distance(wanted, b);
+  });
+}
+
 const char* type_problem(std::string_view type) {
   if (type == "bytes") return "is not a size in bytes (such as 1048576 or \"1 MiB\")";
   if (type == "integer") return "is not a whole number";
@@ -178,12 +198,30 @@ bool in_range(const OptionInfo& info, T value) {
   return value >= static_cast<T>(info.minimum) && value <= static_cast<T>(info.maximum);
 }
 
+std::string word_problem(const OptionInfo& info, std::string_view text) {
+  return "is none of the allowed words (nearest: " + std::string(nearest_word(info, text)) + ")";
+}
+
+void set_value(std::string_view& field, const OptionInfo& info, std::string_view text) {
+  for (const std::string_view word : words_of(info))
+    if (word == text) {
+      field = word;
+      return;
+    }
+  throw_value(info, text, word_problem(info, text));
+}
+
 template <typename T>
 void set_value(T& field, const OptionInfo& info, std::string_view text) {
   T value{};
   if (!read(text, &value)) throw_value(info, text, type_problem(info.type));
   if (!in_range(info, value)) throw_value(info, text, "is out of range");
   field = value;
+}
+
+void check_value(std::string_view word, const OptionInfo& info) {
+  const std::vector<std::string_view> words = words_of(info);
+  if (std::find(words.begin(), words.end(), word) == words.end()) throw_value(info, word, word_problem(info, word));
 }
 
 template <typename T>
@@ -207,13 +245,32 @@ void apply(Options& options, std::string_view name, std::string_view value) {
   throw_unknown(name, value);
 }
 
+// A default is a figure or a word.
+constexpr double figure(const char*) { return 0; }
+template <typename T>
+constexpr double figure(T value) {
+  return static_cast<double>(value);
+}
+constexpr const char* word(const char* value) { return value; }
+template <typename T>
+constexpr const char* word(T) {
+  return "";
+}
+
 }  // namespace
 
 const std::vector<OptionInfo>& option_table() {
   static const std::vector<OptionInfo> table = {
-#define OPTION(name, type, default_value, minimum, maximum, unit, help)                                          \
-  {#name, #type, static_cast<double>(default_value), static_cast<double>(minimum), static_cast<double>(maximum), \
-   unit,  help},
+#define OPTION(name, type, default_value, minimum, maximum, unit, help) \
+  {                                                                     \
+      #name,                                                            \
+      #type,                                                            \
+      word(default_value),                                              \
+      figure(default_value),                                            \
+      static_cast<double>(minimum),                                     \
+      static_cast<double>(maximum),                                     \
+      unit,                                                             \
+      help},
 #include "core/options.def"
 #undef OPTION
   };

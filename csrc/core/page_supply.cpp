@@ -58,6 +58,13 @@ Bytes PageSupply::destroy_spare(Bytes bytes) {
   return destroyed;
 }
 
+std::uint64_t PageSupply::room() const {
+  std::lock_guard guard(lock_);
+  const Bytes reserved = static_cast<Bytes>(reserved_.current);
+  const Bytes most = limit_ - limit_ / 16;
+  return spare_.size() + (most > reserved ? (most - reserved) / kPageBytes : 0);
+}
+
 Bytes PageSupply::spare_bytes() const {
   std::lock_guard guard(lock_);
   return spare_.size() * kPageBytes;

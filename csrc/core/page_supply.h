@@ -3,6 +3,7 @@
 // memory are (docs/design/placement.md). Not for addresses: residency.h says where a page appears.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "core/supply.h"
@@ -23,8 +24,16 @@ class PageSupply final : public Supply {
   Bytes destroy_spare(Bytes bytes) override;
   Bytes spare_bytes() const override;
 
+  // Pages that may be made before the device, or what poolalloc may hold of it, is nearly full: spare ones, and new
+  // ones up to 15/16 of the limit.
+  std::uint64_t room() const;
+  // Mappings that heaps have made of pages, over all of them.
+  void count_mappings(std::int64_t change) { mappings_.fetch_add(change, std::memory_order_relaxed); }
+  std::uint64_t mappings() const { return static_cast<std::uint64_t>(mappings_.load(std::memory_order_relaxed)); }
+
  private:
   std::vector<PhysicalHandle> spare_;
+  std::atomic<std::int64_t> mappings_{0};
 };
 
 }  // namespace poolalloc

@@ -51,6 +51,40 @@ PageTable::Tally PageTable::count(PageIndex first, PageIndex last) const {
   return tally;
 }
 
+PageIndex PageTable::cheapest_run(PageIndex first, PageIndex last, std::uint32_t width,
+                                  std::uint64_t fewer_than) const {
+  const auto needs_map = [this](PageIndex page) { return (state_[page] & (kMapped | kBlocked)) != kMapped; };
+  PageIndex best = kNoPage, start = first;
+  std::uint64_t maps = 0;  // of start .. page, which can all be had together
+  for (PageIndex page = first; page <= last; ++page) {
+    if (blocked(page) && !replaceable(page)) {
+      start = page + 1;
+      maps = 0;
+      continue;
+    }
+    if (state_[page] == (kMapped | kAliased) && page != start) {
+      const PageIndex other = alias_within(page, start, page - 1);
+      for (; other != kNoPage && start <= other; ++start) maps -= needs_map(start);
+    }
+    maps += needs_map(page);
+    if (page - start + 1 < width) continue;
+    if (maps < fewer_than) {
+      fewer_than = maps;
+      best = start;
+      if (maps == 0) break;
+    }
+    maps -= needs_map(start++);
+  }
+  return best;
+}
+
+// Whether two ready pages of the range are backed by the same memory.
+bool PageTable::repeats(PageIndex first, PageIndex last) const {
+  for (PageIndex page = first; page < last; ++page)
+    if (state_[page] == (kMapped | kAliased) && alias_within(page, page + 1, last) != kNoPage) return true;
+  return false;
+}
+
 void PageTable::touch(PageIndex last) {
   Span& part = touched_[last >= touched_[1].first];
   if (last >= part.end) part.end = last + 1;
@@ -60,7 +94,8 @@ Status PageTable::acquire_pages(PageIndex first, PageIndex last) {
   touch(last);
   Tally tally = count(first, last);
   const std::uint32_t pages = last - first + 1;
-  if (tally.mapped < pages || (tally.any & kBlocked) != 0) [[unlikely]] {
+  if (tally.mapped < pages || (tally.any & kBlocked) != 0 || ((tally.any & kAliased) != 0 && repeats(first, last)))
+      [[unlikely]] {
     const Status status = provide(first, last);
     if (status != Status::ok) return status;
     tally = count(first, last);

@@ -33,7 +33,7 @@ class PageTable {
  public:
   // What a placement over some pages would cost.
   struct Cost {
-    bool possible = true;        // false: a page is blocked for now, or two of them are backed by the same memory
+    bool possible = true;        // false: a page cannot be had now
     std::uint32_t resident = 0;  // pages that would become resident
     std::uint32_t maps = 0;      // of them, pages that need a driver call
   };
@@ -61,12 +61,11 @@ class PageTable {
   // Resident or ready: one more block needs no driver call.
   bool usable(PageIndex page) const { return (state_[page] & (kMapped | kBlocked)) == kMapped; }
   bool blocked(PageIndex page) const { return (state_[page] & kBlocked) != 0; }
-  // The last blocked page of the range, or kNoPage.
-  PageIndex last_blocked(PageIndex first, PageIndex last) const {
-    for (PageIndex page = last + 1; page-- > first;)
-      if (blocked(page)) return page;
-    return kNoPage;
-  }
+  // Of all runs of `width` pages inside first .. last, pages that no block overlaps, the lowest that maps the fewest,
+  // and no memory twice; kNoPage if there is none that maps fewer than `fewer_than`.
+  PageIndex cheapest_run(PageIndex first, PageIndex last, std::uint32_t width, std::uint64_t fewer_than) const;
+  // How many pages may be created although others are idle: what the option `growth` allows.
+  virtual std::uint32_t headroom() const { return 0; }
 
   // Pages of the second part from here on were never used: they are empty.
   PageIndex untouched() const { return touched_[1].end; }
@@ -138,7 +137,6 @@ class PageTable {
   // driver, return_detached hands the memory to the supply.
   struct Leaving {
     PageIndex page = kNoPage;
-    bool last = false;  // of the pages of a frame that goes too
     PhysicalHandle handle = 0;
     bool unmapped = false;
   };
@@ -194,6 +192,10 @@ class PageTable {
     PageIndex first, end;
   };
 
+  // Whether a blocked page can be had at the price of driver calls.
+  virtual bool replaceable(PageIndex page) const = 0;
+  // The highest of the pages first .. last that is backed by the same memory as `page`, which has some, or kNoPage.
+  virtual PageIndex alias_within(PageIndex page, PageIndex first, PageIndex last) const = 0;
   // The rest of cost() where a page is blocked or aliased.
   virtual void judge(PageIndex first, PageIndex last, std::uint8_t any, Cost* cost) const = 0;
   // Memory for every page of the range that has none, or whose own is replaced. On any status but ok no page has less
@@ -207,7 +209,7 @@ class PageTable {
   const PageIndex page_count_;
   LazyArray<std::uint8_t> state_;
   LazyArray<std::uint16_t> blocks_;      // blocks that overlap the page
-  LazyArray<std::uint32_t> idle_since_;  // tick of the heap's clock
+  LazyArray<std::uint32_t> idle_since_;  // when its last block died: a tick of the heap's clock
   Span touched_[2];                      // of each part, the pages that may have been used
   std::uint32_t tick_ = 0;               // counts releases
   std::uint32_t completed_ = 0;          // the stream's work before this tick is done
@@ -226,6 +228,7 @@ class PageTable {
   };
 
   Tally count(PageIndex first, PageIndex last) const;
+  bool repeats(PageIndex first, PageIndex last) const;
   Status acquire_pages(PageIndex first, PageIndex last);
   void release_pages(PageIndex first, PageIndex last);
 

@@ -7,7 +7,7 @@
 namespace poolalloc {
 
 Residency::Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split,
-                     PageIndex pages)
+                     PageIndex pages, const Options& options)
     : PageTable(split, pages),
       driver_(driver),
       device_(device),
@@ -15,19 +15,20 @@ Residency::Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Add
       base_(base),
       frame_(pages),
       next_alias_(pages),
-      frames_(1) {}
+      frames_(1),
+      growth_(options.growth == "fast"       ? Growth::fast
+              : options.growth == "balanced" ? Growth::balanced
+                                             : Growth::tight),
+      max_mappings_(static_cast<std::uint64_t>(options.max_mappings)) {}
 
 // --- judging -----------------------------------------------------------------------------------------------------
 
-void Residency::judge(PageIndex first, PageIndex last, std::uint8_t any, Cost* cost) const {
-  if ((any & kBlocked) != 0) count_blocked(first, last, cost);
-  if ((any & kAliased) != 0 && cost->possible) cost->possible = !frames_repeat(first, last);
-}
-
-// Blocked pages cost a mapping each, if all of them can be had.
-void Residency::count_blocked(PageIndex first, PageIndex last, Cost* cost) const {
+// Pages that are blocked, or ready through the same frame as another of the range, cost a mapping each, if they can be
+// had at all.
+void Residency::judge(PageIndex first, PageIndex last, std::uint8_t, Cost* cost) const {
   for (PageIndex page = first; page <= last; ++page) {
-    if (!blocked(page)) continue;
+    const bool repeated = state_[page] == (kMapped | kAliased) && alias_within(page, first, page) != kNoPage;
+    if (!repeated && !blocked(page)) continue;
     if (!replaceable(page)) {
       cost->possible = false;
       return;
@@ -36,14 +37,19 @@ void Residency::count_blocked(PageIndex first, PageIndex last, Cost* cost) const
   }
 }
 
-// Whether two ready pages of the range map the same frame: they cannot both become resident.
-bool Residency::frames_repeat(PageIndex first, PageIndex last) const {
-  for (PageIndex page = first; page <= last; ++page) {
-    if (state_[page] != (kMapped | kAliased)) continue;
-    for (PageIndex alias = frames_[frame_[page]].first_alias; alias != kNoPage; alias = next_alias_[alias])
-      if (alias > page && alias <= last) return true;
-  }
-  return false;
+PageIndex Residency::alias_within(PageIndex page, PageIndex first, PageIndex last) const {
+  PageIndex highest = kNoPage;
+  for (PageIndex alias = frames_[frame_[page]].first_alias; alias != kNoPage; alias = next_alias_[alias])
+    if (first <= alias && alias <= last && alias != page && (highest == kNoPage || alias > highest)) highest = alias;
+  return highest;
+}
+
+std::uint32_t Residency::headroom() const {
+  if (growth_ == Growth::tight || !may_grow_) return 0;
+  if (growth_ == Growth::fast) return static_cast<std::uint32_t>(supply_.room());
+  const auto most = static_cast<std::int64_t>(static_cast<double>(resident_.peak) * kBalanced);
+  const std::int64_t room = most - held_.current;
+  return room > 0 ? static_cast<std::uint32_t>(static_cast<Bytes>(room) / kPageBytes) : 0;
 }
 
 // --- taking and giving -------------------------------------------------------------------------------------------
@@ -57,27 +63,38 @@ void Residency::set_live(PageIndex first, PageIndex last, bool live) {
   }
 }
 
-// Unmaps the blocked pages of the range, whose mappings nothing uses any more: they become empty.
-Status Residency::clear_blocked(PageIndex first, PageIndex last) {
+// Makes every ready page of the range live, so that its frame is not taken for another, and every other page empty.
+Status Residency::clear(PageIndex first, PageIndex last, std::vector<PageIndex>* empty) {
   for (PageIndex page = first; page <= last; ++page) {
-    if (!blocked(page)) continue;
-    const Status status = driver_.unmap(device_, address_of(page), kPageBytes);
-    if (status != Status::ok) return status;
-    remove_alias(page);
+    if (ready(page)) make_live(page);
+    if (blocked(page)) {  // also by a page of the range that was ready through the same frame
+      const Status status = driver_.unmap(device_, address_of(page), kPageBytes);
+      if (status != Status::ok) return status;
+      remove_alias(page);
+    }
+    if (state_[page] == 0) empty->push_back(page);
   }
   return Status::ok;
 }
 
-// Gives every empty or blocked page of the range a frame, then grants access run by run. All or nothing, but that
-// blocked pages may be left empty.
+// All or nothing, but that pages may have lost mappings that no work could come through any more.
 Status Residency::provide(PageIndex first, PageIndex last) {
-  if (const Status status = clear_blocked(first, last); status != Status::ok) return status;
-  // Frames that are ready in the range must not be taken for its empty pages.
   std::vector<PageIndex> empty;
-  for (PageIndex page = first; page <= last; ++page) {
-    if (state_[page] == 0) empty.push_back(page);
-    if (ready(page)) make_live(page);
+  Status status = clear(first, last, &empty);
+  if (status == Status::ok) {
+    limit_mappings(empty.size());
+    status = map_frames(empty);
   }
+  // acquire_pages makes the range resident, or nobody does.
+  for (PageIndex page = first; page <= last; ++page)
+    if (blocks_[page] == 0 && (state_[page] & kResident) != 0) make_idle(page);
+  if (status == Status::ok)
+    for (const PageIndex page : empty) limit_aliases(page);
+  return status;
+}
+
+// Gives every one of these pages a frame, then grants access run by run. All or nothing.
+Status Residency::map_frames(const std::vector<PageIndex>& empty) {
   // All frames before the first mapping: running out of memory is common, and has nothing to unmap.
   std::vector<PageIndex> victims;
   std::vector<PhysicalHandle> handles;
@@ -107,15 +124,15 @@ Status Residency::provide(PageIndex first, PageIndex last) {
     for (std::size_t i = std::max(mapped, victims.size()); i < victims.size() + handles.size(); ++i)
       supply_.give(handles[i - victims.size()]);
   }
-  // acquire_pages makes the range resident, or nobody does.
-  for (PageIndex page = first; page <= last; ++page)
-    if (blocks_[page] == 0 && (state_[page] & kResident) != 0) make_idle(page);
   return status;
 }
 
-// Idle pages whose frames will do, made live so that each frame is found once, then new frames from the supply.
+// As many new frames as `growth` allows; idle pages whose frames will do, made live so that each frame is found once;
+// then new frames again.
 Status Residency::take_frames(std::size_t count, std::vector<PageIndex>* victims,
                               std::vector<PhysicalHandle>* handles) {
+  const std::size_t first = std::min<std::size_t>(count, headroom());
+  if (first != 0 && supply_.take(first, handles) == Status::ok) count -= first;
   while (victims->size() < count) {
     const PageIndex victim = oldest_idle();
     if (victim == kNoPage) break;
@@ -126,18 +143,53 @@ Status Residency::take_frames(std::size_t count, std::vector<PageIndex>* victims
   return may_grow_ ? supply_.take(count - victims->size(), handles) : Status::out_of_memory;
 }
 
+// Unmaps a page that is not resident and not the only one of its frame. If the driver refuses, it stays.
+void Residency::drop_mapping(PageIndex page) {
+  if (driver_.unmap(device_, address_of(page), kPageBytes) == Status::ok) remove_alias(page);
+}
+
+// The frame of a page that has just been mapped may have one page too many: the one unused for longest goes.
+void Residency::limit_aliases(PageIndex page) {
+  const Frame& frame = frames_[frame_[page]];
+  if (frame.aliases <= kMaxAliases) return;
+  PageIndex oldest = kNoPage;
+  for (PageIndex alias = frame.first_alias; alias != kNoPage; alias = next_alias_[alias]) {
+    if (alias == page || !replaceable(alias)) continue;
+    if (oldest == kNoPage || tick_ - idle_since_[alias] > tick_ - idle_since_[oldest]) oldest = alias;
+  }
+  if (oldest != kNoPage) drop_mapping(oldest);
+}
+
+// Before so many more mappings are made. A few more go than must, so that the next look through all pages is not due at
+// once.
+void Residency::limit_mappings(std::size_t wanted) {
+  constexpr std::size_t kMore = 256;
+  const std::uint64_t made = supply_.mappings() + wanted;
+  if (made <= max_mappings_ || !may_unmap_) return;
+  std::vector<Victim> unused;
+  for (const Span& part : touched_)
+    for (PageIndex page = part.first; page < part.end; ++page)
+      if ((state_[page] & (kAliased | kResident)) == kAliased && replaceable(page))
+        unused.push_back({tick_ - idle_since_[page], page});
+  const std::size_t going = std::min<std::size_t>(unused.size(), made - max_mappings_ + kMore);
+  std::nth_element(unused.begin(), unused.begin() + static_cast<std::ptrdiff_t>(going), unused.end(),
+                   [](const Victim& a, const Victim& b) { return a.age > b.age; });
+  for (std::size_t i = 0; i < going; ++i)
+    if ((state_[unused[i].page] & kAliased) != 0) drop_mapping(unused[i].page);  // not the last of its frame
+}
+
 // The mapping goes when the caller says that it may: not now, since a capture may be going on.
 void Residency::undo_map(PageIndex page, bool from_supply) {
   const FrameIndex frame = frame_[page];
   const PhysicalHandle handle = frames_[frame].handle;
   make_idle(page);
   remove_alias(page);
-  mark_detached(page);
+  mark_detached(page, handle, from_supply);
   if (from_supply) {
     drop_frame(frame);
     ++leaving_;
   }
-  left_behind_.push_back({page, from_supply, handle});
+  left_behind_.push_back({page, handle});
 }
 
 // State bits only; counts are the caller's.
@@ -150,17 +202,24 @@ void Residency::set_aliases(PageIndex page, std::uint8_t own, std::uint8_t other
     state_[page] = own;
     return;
   }
-  for (PageIndex alias = first; alias != kNoPage; alias = next_alias_[alias]) {
+  for (PageIndex alias = first; alias != kNoPage; alias = next_alias_[alias])
     state_[alias] = (alias == page ? own : others) | kAliased;
-    if (alias != page) idle_since_[alias] = tick_;
-  }
+}
+
+// For how many ticks the frame of a ready page has been idle: since the last of its pages was in use.
+std::uint32_t Residency::idle_for(PageIndex page) const {
+  std::uint32_t age = tick_ - idle_since_[page];
+  if ((state_[page] & kAliased) != 0)
+    for (PageIndex alias = frames_[frame_[page]].first_alias; alias != kNoPage; alias = next_alias_[alias])
+      age = std::min(age, tick_ - idle_since_[alias]);
+  return age;
 }
 
 // A ready page whose frame has been idle about longest, or kNoPage. Looks through all pages only when the victims of
 // the last look are used up, so that a placement of many pages costs one look.
 PageIndex Residency::oldest_idle() {
   const auto still_idle = [this](const Victim& victim) {
-    return ready(victim.page) && idle_since_[victim.page] == victim.idle_since;
+    return ready(victim.page) && idle_for(victim.page) == victim.age + (tick_ - victims_tick_);
   };
   for (int look = 0; look < 2; ++look) {
     while (!victims_.empty()) {
@@ -179,12 +238,14 @@ PageIndex Residency::oldest_idle() {
             continue;
           }
         }
-        if (ready(page)) victims_.push_back({idle_since_[page], page});
+        const bool aliased = (state_[page] & kAliased) != 0;
+        if (ready(page) && (!aliased || frames_[frame_[page]].first_alias == page))
+          victims_.push_back({idle_for(page), page});
       }
     }
-    const auto newer = [this](const Victim& a, const Victim& b) {
-      const std::uint32_t age_a = tick_ - a.idle_since, age_b = tick_ - b.idle_since;
-      return age_a != age_b ? age_a < age_b : a.page > b.page;
+    victims_tick_ = tick_;
+    const auto newer = [](const Victim& a, const Victim& b) {
+      return a.age != b.age ? a.age < b.age : a.page > b.page;
     };
     constexpr std::size_t kKeep = 1024;
     if (victims_.size() > kKeep) {
@@ -205,7 +266,7 @@ Residency::FrameIndex Residency::new_frame(PhysicalHandle handle) {
     index = unused_frames_.back();
     unused_frames_.pop_back();
   }
-  frames_[index] = Frame{handle, kNoPage};
+  frames_[index] = Frame{handle, kNoPage, 0};
   held_.add(kPageBytes);
   return index;
 }
@@ -216,8 +277,9 @@ void Residency::drop_frame(FrameIndex index) {
 }
 
 void Residency::add_alias(PageIndex page, FrameIndex frame) {
-  ++mappings_;
+  count_mappings(1);
   ++maps_made_;
+  ++frames_[frame].aliases;
   frame_[page] = frame;
   next_alias_[page] = frames_[frame].first_alias;
   frames_[frame].first_alias = page;
@@ -230,16 +292,20 @@ void Residency::remove_alias(PageIndex page) {
   *link = next_alias_[page];
   if (frame.first_alias != kNoPage && next_alias_[frame.first_alias] == kNoPage)
     state_[frame.first_alias] &= static_cast<std::uint8_t>(~kAliased);
+  --frame.aliases;
   frame_[page] = kNoFrame;
   state_[page] = 0;
-  --mappings_;
+  count_mappings(-1);
 }
 
 // --- leaving -----------------------------------------------------------------------------------------------------
 
 // The driver still has the mapping.
-void Residency::mark_detached(PageIndex page) {
-  if (frame_[page] == kNoFrame) ++mappings_;
+void Residency::mark_detached(PageIndex page, PhysicalHandle handle, bool frame_goes) {
+  Parting& parting = parting_[handle];
+  ++parting.pages;
+  parting.frame_goes |= frame_goes;
+  if (frame_[page] == kNoFrame) count_mappings(1);
   frame_[page] = kDetached;
   state_[page] = kMapped | kBlocked;
 }
@@ -247,8 +313,8 @@ void Residency::mark_detached(PageIndex page) {
 void Residency::detach_frame(PageIndex victim, Detached* detached) {
   const FrameIndex frame = frame_[victim];
   for (PageIndex page = frames_[frame].first_alias; page != kNoPage; page = next_alias_[page]) {
-    mark_detached(page);
-    detached->push_back({page, next_alias_[page] == kNoPage, frames_[frame].handle});
+    mark_detached(page, frames_[frame].handle, true);
+    detached->push_back({page, frames_[frame].handle});
   }
   drop_frame(frame);
   ++leaving_;
@@ -264,13 +330,12 @@ void Residency::detach_idle(std::uint32_t at_most, Detached* detached) {
   }
 }
 
-// Every page that maps an idle frame has been idle since the same tick or before.
 void Residency::detach_idle_since(std::uint32_t tick, std::uint32_t at_most, Detached* detached) {
   for (std::uint32_t frames = 0; frames < at_most; ++frames) {
     const PageIndex victim = oldest_idle();
     if (victim == kNoPage) break;
-    if (!not_after(idle_since_[victim], tick)) {
-      victims_.push_back({idle_since_[victim], victim});
+    if (const std::uint32_t age = idle_for(victim); !not_after(tick_ - age, tick)) {
+      victims_.push_back({age - (tick_ - victims_tick_), victim});
       break;
     }
     detach_frame(victim, detached);
@@ -286,9 +351,10 @@ void Residency::detach_blocked(Detached* detached) {
   for (const Span& part : touched_) {
     for (PageIndex page = part.first; page < part.end; ++page) {
       if ((state_[page] & kBlocked) == 0 || frame_[page] == kDetached) continue;
-      detached->push_back({page, false, frames_[frame_[page]].handle});
+      const PhysicalHandle handle = frames_[frame_[page]].handle;
       remove_alias(page);
-      mark_detached(page);
+      mark_detached(page, handle, false);
+      detached->push_back({page, handle});
     }
   }
 }
@@ -301,25 +367,22 @@ void Residency::unmap_detached(Detached* detached) const {
 std::uint32_t Residency::return_detached(const Detached& detached) {
   std::uint32_t frames = 0;
   for (const Leaving& leaving : detached) {
-    if (leaving.unmapped) {
-      frame_[leaving.page] = kNoFrame;
-      state_[leaving.page] = 0;
-      --mappings_;
-    } else {
-      left_behind_.push_back({leaving.page, false, leaving.handle});
+    if (!leaving.unmapped) {
+      left_behind_.push_back(leaving);
+      continue;
     }
-    if (!leaving.last) continue;
-    // A frame goes when no page maps it any more.
-    const auto behind = std::find_if(left_behind_.begin(), left_behind_.end(),
-                                     [&](const Leaving& other) { return other.handle == leaving.handle; });
-    if (behind != left_behind_.end()) {
-      behind->last = true;
-    } else {
+    frame_[leaving.page] = kNoFrame;
+    state_[leaving.page] = 0;
+    count_mappings(-1);
+    const auto parting = parting_.find(leaving.handle);
+    if (--parting->second.pages != 0) continue;
+    if (parting->second.frame_goes) {
       supply_.give(leaving.handle);
       held_.subtract(kPageBytes);
       --leaving_;
       ++frames;
     }
+    parting_.erase(parting);
   }
   return frames;
 }
@@ -353,9 +416,9 @@ void Residency::return_all() {
       if (state_[page] != 0) driver_.unmap(device_, address_of(page), kPageBytes);
   for (const Frame& frame : frames_)
     if (frame.first_alias != kNoPage) supply_.give(frame.handle);
-  for (const Detached& detached : {postponed_, left_behind_})
-    for (const Leaving& leaving : detached)
-      if (leaving.last) supply_.give(leaving.handle);
+  for (const auto& [handle, parting] : parting_)
+    if (parting.frame_goes) supply_.give(handle);
+  supply_.count_mappings(-static_cast<std::int64_t>(mappings_));
 }
 
 Bytes Residency::metadata_bytes() const {
@@ -396,6 +459,7 @@ void Residency::validate(const std::vector<std::uint32_t>& blocks_of) const {
       ++chain;
     }
     POOLALLOC_ENSURE(chain == aliases_of[index], "every page of a frame is in its chain");
+    POOLALLOC_ENSURE(chain == frames_[index].aliases, "the pages of a frame are counted");
     aliases += chain;
   }
   POOLALLOC_ENSURE(held_.current == static_cast<std::int64_t>((held + leaving_) * kPageBytes),

@@ -9,7 +9,10 @@
 //   empty      no mapping
 // When the last block of a page dies the mapping stays. When a block needs an empty page, the frame that has been idle
 // longest is mapped there a second time; work of one stream is ordered, so that needs no wait. Only when no frame is
-// idle does the page supply give another.
+// idle does the page supply give another, or earlier if the option `growth` says so.
+//
+// Aliases are bounded: a frame has at most kMaxAliases and a device max_mappings in all, as far as work has completed
+// that could come through those unused for longest. Then they are unmapped, while others are being mapped.
 //
 //   frames held = resident frames + idle frames + detached frames, on their way out
 //   resident pages = resident frames
@@ -18,8 +21,10 @@
 // Guarded by the heap's lock.
 #pragma once
 
+#include <unordered_map>
 #include <vector>
 
+#include "core/options.h"
 #include "core/page_supply.h"
 #include "core/page_table.h"
 
@@ -27,12 +32,18 @@ namespace poolalloc {
 
 class Residency final : public PageTable {
  public:
+  // Of pages resident at their peak, how much may be held in all before idle ones are mapped again: growth:balanced.
+  static constexpr double kBalanced = 1.05;
+  static constexpr std::uint32_t kMaxAliases = 8;
+
   // Pages 0 .. pages - 1 of addresses from `base` on, which are reserved.
-  Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split, PageIndex pages);
+  Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split, PageIndex pages,
+            const Options& options = {});
 
   Address base() const { return base_; }
   Address address_of(PageIndex page) const { return base_ + page * kPageBytes; }
 
+  std::uint32_t headroom() const override;
   void detach_idle(std::uint32_t at_most, Detached* detached) override;
   void detach_idle_since(std::uint32_t tick, std::uint32_t at_most, Detached* detached) override;
   void detach_left_behind(Detached* detached) override;
@@ -54,9 +65,15 @@ class Residency final : public PageTable {
   struct Frame {
     PhysicalHandle handle = 0;
     PageIndex first_alias = kNoPage;  // kNoPage: the record is unused
+    std::uint32_t aliases = 0;
+  };
+  // A physical page with mappings that are to be unmapped; once the last has gone, so does the page if it is to.
+  struct Parting {
+    std::uint32_t pages = 0;
+    bool frame_goes = false;
   };
   struct Victim {
-    std::uint32_t idle_since;
+    std::uint32_t age;  // ticks since its last block died, when last looked
     PageIndex page;
   };
 
@@ -64,24 +81,33 @@ class Residency final : public PageTable {
   Status provide(PageIndex first, PageIndex last) override;
   void set_live(PageIndex first, PageIndex last, bool live) override;
 
-  void count_blocked(PageIndex first, PageIndex last, Cost* cost) const;
-  bool replaceable(PageIndex page) const {
+  // Nothing uses the page's mapping any more: all work enqueued before its last block died has completed.
+  bool replaceable(PageIndex page) const override {
     return may_unmap_ && frame_[page] != kDetached && not_after(idle_since_[page], completed_);
   }
-  Status clear_blocked(PageIndex first, PageIndex last);
-  bool frames_repeat(PageIndex first, PageIndex last) const;
+  PageIndex alias_within(PageIndex page, PageIndex first, PageIndex last) const override;
+  Status clear(PageIndex first, PageIndex last, std::vector<PageIndex>* empty);
   Status take_frames(std::size_t count, std::vector<PageIndex>* victims, std::vector<PhysicalHandle>* handles);
   void undo_map(PageIndex page, bool from_supply);
   void make_live(PageIndex page);
   void make_idle(PageIndex page);
+  Status map_frames(const std::vector<PageIndex>& empty);
+  void drop_mapping(PageIndex page);
+  void limit_aliases(PageIndex page);
+  void limit_mappings(std::size_t wanted);
+  std::uint32_t idle_for(PageIndex page) const;
   PageIndex oldest_idle();
   void set_aliases(PageIndex page, std::uint8_t own, std::uint8_t others);
   FrameIndex new_frame(PhysicalHandle handle);
   void drop_frame(FrameIndex frame);
   void add_alias(PageIndex page, FrameIndex frame);
   void remove_alias(PageIndex page);
-  void mark_detached(PageIndex page);
+  void mark_detached(PageIndex page, PhysicalHandle handle, bool frame_goes);
   void detach_frame(PageIndex victim, Detached* detached);
+  void count_mappings(std::int64_t change) {
+    mappings_ += static_cast<std::uint64_t>(change);
+    supply_.count_mappings(change);
+  }
 
   Driver& driver_;
   const DeviceIndex device_;
@@ -91,9 +117,14 @@ class Residency final : public PageTable {
   LazyArray<PageIndex> next_alias_;  // the next page that maps the same frame, or kNoPage
   std::vector<Frame> frames_;        // [0] is a placeholder
   std::vector<FrameIndex> unused_frames_;
+  enum class Growth { tight, balanced, fast };
+  const Growth growth_;
+  const std::uint64_t max_mappings_;
   std::vector<Victim> victims_;  // the longest idle pages when last looked, the oldest at the back
-  Detached postponed_;           // not waited for
-  Detached left_behind_;         // waited for, or never used
+  std::uint32_t victims_tick_ = 0;
+  std::unordered_map<PhysicalHandle, Parting> parting_;
+  Detached postponed_;    // not waited for
+  Detached left_behind_;  // waited for, or never used
 };
 
 }  // namespace poolalloc

@@ -122,7 +122,7 @@ void Segments::detach(std::uint32_t at_most, Usable usable, Detached* detached) 
     const std::uint32_t held = static_cast<std::uint32_t>(place->second.segment.bytes / kPageBytes);
     pages += held;
     leaving_ += held;
-    detached->push_back({place->first, true, 0, true});
+    detached->push_back({place->first, 0, true});
   }
 }
 

@@ -21,7 +21,8 @@ py::list table_rows() {
     py::dict row;
     row["name"] = info.name;
     row["type"] = info.type;
-    row["default"] = number_of(info, info.default_value);
+    const bool choice = std::string_view(info.type) == "choice";
+    row["default"] = choice ? py::object(py::str(info.default_word)) : number_of(info, info.default_value);
     row["minimum"] = number_of(info, info.minimum);
     row["maximum"] = number_of(info, info.maximum);
     row["unit"] = info.unit;

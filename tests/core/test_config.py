@@ -35,6 +35,8 @@ def values():
         if option.type == "number":
             low = option.minimum if option.minimum > 0 else math.nextafter(option.minimum, 1)
             fields[option.name] = st.floats(low, option.maximum)
+        elif option.type == "choice":
+            fields[option.name] = st.sampled_from(option.unit.split(" | "))
         elif option.name == "memory_limit":
             fields[option.name] = st.just(0) | st.integers(2 << 20, option.maximum)
         elif option.type == "boolean":
@@ -85,6 +87,12 @@ def test_a_config_is_frozen_compared_by_value_and_can_be_copied():
         ("placement_candidates", 3.0, "not a whole number"),
         ("placement_candidates", "3", "not a whole number"),
         ("placement_candidates", 10**30, "out of range"),
+        ("growth", "fastt", r"none of the allowed words \(nearest: fast\)"),
+        ("growth", "Tight", r"none of the allowed words \(nearest: tight\)"),
+        ("growth", "tight | fast", "none of the allowed words"),
+        ("growth", "", "none of the allowed words"),
+        ("growth", 1, "none of the allowed words"),
+        ("growth", None, "none of the allowed words"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused(option, value, words):
@@ -121,8 +129,8 @@ def test_toml_reads_back_to_the_same_config(tmp_path_factory, options):
 
 def test_toml_takes_sizes_as_text_or_number(tmp_path):
     path = tmp_path / "a.toml"
-    path.write_text('[poolalloc]\nbin_limit = "1 MiB"\nmemory_limit = 4194304\naddress_space = 2\n')
-    assert Config.from_toml(path) == Config(bin_limit=1 << 20, memory_limit=4 << 20, address_space=2.0)
+    path.write_text('[poolalloc]\nbin_limit = "1 MiB"\nmemory_limit = 4194304\naddress_space = 2\ngrowth = "fast"\n')
+    assert Config.from_toml(path) == Config(bin_limit=1 << 20, memory_limit=4 << 20, address_space=2.0, growth="fast")
 
 
 def test_an_empty_file_means_the_defaults(tmp_path):
@@ -141,6 +149,8 @@ def test_an_empty_file_means_the_defaults(tmp_path):
         (b"[poolalloc]\nbin_limit = 2097153", ["option bin_limit", "out of range"]),
         (b"[poolalloc]\nmemory_fraction = 1979-05-27", ["option memory_fraction", "not a number"]),
         (b"[poolalloc]\nbin_limit = [1]", ["option bin_limit", "not a size"]),
+        (b'[poolalloc]\ngrowth = "slow"', ["option growth", '"slow"', "allowed: tight | balanced | fast"]),
+        (b"[poolalloc]\ngrowth = [1]", ["option growth", "none of the allowed words"]),
         (b"[poolalloc\n", ["no TOML file", "line 1"]),
         (b"\xff\xfe", ["no TOML file"]),
     ],
@@ -261,7 +271,12 @@ entries = st.builds(
     spaces,
     st.sampled_from([":", ":", ":", ":", "=", ""]),
     spaces,
-    sizes | numbers | st.integers().map(str) | st.floats().map(repr) | st.text(max_size=5),
+    st.sampled_from(["tight", "balanced", "fast", "Fast", "tigth"])
+    | sizes
+    | numbers
+    | st.integers().map(str)
+    | st.floats().map(repr)
+    | st.text(max_size=5),
     spaces,
 )
 texts = st.lists(entries, max_size=3).map(",".join) | st.text(max_size=20)
@@ -289,7 +304,8 @@ def test_python_and_the_core_accept_and_refuse_the_same_texts(text):
 
 
 @given(
-    st.sampled_from(["bin_limit", "memory_fraction", "placement_candidates", "bogus"]), st.text("abc019.-", max_size=4)
+    st.sampled_from(["bin_limit", "memory_fraction", "placement_candidates", "growth", "bogus"]),
+    st.text("abc019.-", max_size=4) | st.text("tighfas", max_size=6),
 )
 def test_python_and_the_core_say_the_same(name, value):
     def said(read):

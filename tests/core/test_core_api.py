@@ -121,7 +121,10 @@ def test_the_table_and_the_options_have_the_same_names_and_defaults() -> None:
     for name, value in options.items():
         assert table[name]["default"] == value
         assert type(table[name]["default"]) is type(value)
-        assert table[name]["minimum"] <= value <= table[name]["maximum"]
+        if table[name]["type"] == "choice":
+            assert value in table[name]["unit"].split(" | ")
+        else:
+            assert table[name]["minimum"] <= value <= table[name]["maximum"]
 
 
 def test_an_engine_has_the_options_it_was_given() -> None:

@@ -34,7 +34,11 @@ def test_no_text_means_the_defaults():
     assert _core.parse_options(" \t\n") == defaults()
 
 
-@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+FIGURES = [option for option in OPTIONS if option.type != "choice"]
+CHOICES = [option for option in OPTIONS if option.type == "choice"]
+
+
+@pytest.mark.parametrize("option", FIGURES, ids=lambda option: option.name)
 def test_both_ends_of_a_range_are_allowed_and_what_lies_beyond_is_not(option):
     for value in (option.maximum, option.default):
         assert _core.parse_options(f"{option.name}:{value}")[option.name] == value
@@ -54,8 +58,15 @@ def test_the_manual_has_the_option_with_its_help(option):
 
 
 def test_a_text_sets_what_it_names_and_nothing_else():
-    options = _core.parse_options(" bin_limit : 1.5 KiB ,\tmemory_fraction:5e-1, placement_candidates:+3")
-    assert options == defaults() | {"bin_limit": 1536, "memory_fraction": 0.5, "placement_candidates": 3}
+    options = _core.parse_options(" bin_limit : 1.5 KiB ,\tmemory_fraction:5e-1, placement_candidates:+3,growth: fast")
+    changed = {"bin_limit": 1536, "memory_fraction": 0.5, "placement_candidates": 3, "growth": "fast"}
+    assert options == defaults() | changed
+
+
+@pytest.mark.parametrize("option", CHOICES, ids=lambda option: option.name)
+def test_every_word_of_a_choice_is_allowed(option):
+    for word in option.unit.split(" | "):
+        assert _core.parse_options(f"{option.name}:{word}")[option.name] == word
 
 
 @pytest.mark.parametrize(
@@ -77,6 +88,9 @@ def test_a_text_sets_what_it_names_and_nothing_else():
         ("memory_limit:1152921504606846977", ["memory_limit", "out of range", "1048576 TiB"]),
         ("memory_limit:1", ["memory_limit", "less than one page of 2 MiB"]),
         ("memory_fraction:0", ["memory_fraction", "nothing could be allocated"]),
+        ("growth:tigth", ["growth", '"tigth"', "nearest: tight", "allowed: tight | balanced | fast"]),
+        ("growth:", ["growth", '""', "none of the allowed words"]),
+        ("grwoth:tight", ['"grwoth"', "nearest known option: growth (allowed: tight | balanced | fast)"]),
         ("bin_limit:0,bin_limit:0", ["bin_limit", "second value"]),
         ("bin_limit", ['"bin_limit"', "has no value", "key:value"]),
         ("bin_limit:0,", ["has no value", '"bin_limit:0,"']),
@@ -191,6 +205,9 @@ def test_check_names_the_stale_file_and_the_next_run_mends_it(tree, stale):
         ('OPTION(a, integer, 0.5, 0, 1, "", "")', "not written as a integer"),
         ('OPTION(a, bytes, 0, 0, 9007199254740993, "", "")', "no exact double"),
         ('OPTION(a, integer, 1, 0, 1, "")', "is not (name"),
+        ('OPTION(a, choice, "x", 0, 0, "y | z", "")', "default of a"),
+        ('OPTION(a, choice, "x", 0, 1, "x | z", "")', "bounds of 0"),
+        ('OPTION(a, choice, "x", 0, 0, "x", "")', "words with"),
         ('OPTION(bin_limit, integer, 1, 0, 1, "", "")', "bin_limit appears more than once"),
     ],
 )
