@@ -81,12 +81,16 @@ class Heap {
   Heap& operator=(const Heap&) = delete;
 
   // ok: *address. out_of_memory: pages are missing. not_supported: addresses are. failed: the driver refused.
-  Status allocate(Bytes bytes, Address* address) {
+  [[gnu::always_inline]] Status allocate(Bytes bytes, Address* address) {
     const Guard guard(lock_);
     if (Bytes offset; bytes <= bin_limit_) {
       const int bin = bin_of(bytes);
       if (slabs_.pop(bin, bytes, &offset)) [[likely]] {
         counts_.add(kSmall, bytes, slabs_.block_bytes(bin));
+        if (slabs_.resident_pages() != noted_slab_pages_) {  // a slab woke up
+          note_pages();
+          note_unused(kSmall);
+        }
         *address = base_ + offset;
         if (attention_ != 0) [[unlikely]] {
           attend();
@@ -222,7 +226,13 @@ class Heap {
     if (slabs_.resident_pages() != noted_slab_pages_ || pages_.held().current != noted_held_) [[unlikely]]
       note_pages();
   }
-  [[gnu::noinline]] void note_pages();
+  void note_pages() {
+    noted_slab_pages_ = slabs_.resident_pages();
+    noted_held_ = pages_.held().current;
+    const std::int64_t slab_bytes = static_cast<std::int64_t>(noted_slab_pages_ * kPageBytes);
+    reserved_[kSmall].move_to(slab_bytes);
+    reserved_[kLarge].move_to(noted_held_ - slab_bytes);
+  }
   [[gnu::noinline]] void note_held();
   void record_events(Pending& pending);
   std::size_t poll_pending_locked();

@@ -6,14 +6,6 @@
 
 namespace poolalloc {
 
-void Heap::note_pages() {
-  noted_slab_pages_ = slabs_.resident_pages();
-  noted_held_ = pages_.held().current;
-  const std::int64_t slab_bytes = static_cast<std::int64_t>(noted_slab_pages_ * kPageBytes);
-  reserved_[kSmall].move_to(slab_bytes);
-  reserved_[kLarge].move_to(noted_held_ - slab_bytes);
-}
-
 void Heap::note_held() {
   const auto note = [](Waiting& waiting, std::int64_t blocks, std::int64_t bytes) {
     waiting.peak_blocks = std::max(waiting.peak_blocks, blocks + waiting.blocks);

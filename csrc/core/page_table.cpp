@@ -28,29 +28,6 @@ void fill(T* first, T* end, T value) {
 
 }  // namespace
 
-PageTable::Tally PageTable::count(PageIndex first, PageIndex last) const {
-  const std::uint8_t* state = state_.data() + first;
-  std::size_t left = last - first + 1;
-  Tally tally;
-  std::uint64_t any = 0;
-  for (; left >= 8; left -= 8, state += 8) {
-    std::uint64_t eight;
-    std::memcpy(&eight, state, 8);
-    // One bit a byte: the product's top byte is their sum.
-    tally.resident += static_cast<std::uint32_t>(((eight & (kEach * kResident)) * kEach) >> 56);
-    tally.mapped += static_cast<std::uint32_t>(((eight >> 1 & kEach) * kEach) >> 56);
-    any |= eight;
-  }
-  for (; left > 0; --left, ++state) {
-    tally.resident += *state & kResident;
-    tally.mapped += (*state & kMapped) / kMapped;
-    any |= *state;
-  }
-  if ((any & (kEach * kBlocked)) != 0) tally.any |= kBlocked;
-  if ((any & (kEach * kAliased)) != 0) tally.any |= kAliased;
-  return tally;
-}
-
 PageIndex PageTable::cheapest_run(PageIndex first, PageIndex last, std::uint32_t width,
                                   std::uint64_t fewer_than) const {
   const auto needs_map = [this](PageIndex page) { return (state_[page] & (kMapped | kBlocked)) != kMapped; };
@@ -123,7 +100,7 @@ void PageTable::release_pages(PageIndex first, PageIndex last) {
   const std::uint32_t pages = last - first + 1;
   fill(&blocks_[first], &blocks_[last] + 1, std::uint16_t{0});
   fill(&idle_since_[first], &idle_since_[last] + 1, tick_);
-  if ((count(first, last).any & kAliased) != 0) [[unlikely]]
+  if (aliased_ != 0 && (count(first, last).any & kAliased) != 0) [[unlikely]]
     set_live(first, last, false);
   else
     fill(&state_[first], &state_[first] + pages, kMapped);

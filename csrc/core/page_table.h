@@ -227,7 +227,29 @@ class PageTable {
     std::uint8_t any = 0;  // bits set in any page
   };
 
-  Tally count(PageIndex first, PageIndex last) const;
+  // Always inline: its result handed over in memory would cost more than the counting.
+  [[gnu::always_inline]] Tally count(PageIndex first, PageIndex last) const {
+    const std::uint8_t* state = state_.data() + first;
+    std::size_t left = last - first + 1;
+    Tally tally;
+    std::uint64_t any = 0;
+    for (; left >= 8; left -= 8, state += 8) {
+      std::uint64_t eight;
+      std::memcpy(&eight, state, 8);
+      // One bit a byte: the product's top byte is their sum.
+      tally.resident += static_cast<std::uint32_t>(((eight & (kEach * kResident)) * kEach) >> 56);
+      tally.mapped += static_cast<std::uint32_t>(((eight >> 1 & kEach) * kEach) >> 56);
+      any |= eight;
+    }
+    for (; left > 0; --left, ++state) {
+      tally.resident += *state & kResident;
+      tally.mapped += (*state & kMapped) / kMapped;
+      any |= *state;
+    }
+    if ((any & (kEach * kBlocked)) != 0) tally.any |= kBlocked;
+    if ((any & (kEach * kAliased)) != 0) tally.any |= kAliased;
+    return tally;
+  }
   bool repeats(PageIndex first, PageIndex last) const;
   Status acquire_pages(PageIndex first, PageIndex last);
   void release_pages(PageIndex first, PageIndex last);

@@ -44,23 +44,19 @@ Slabs::~Slabs() = default;
 
 Status Slabs::pop_from_another(int index, Bytes requested, Bytes* offset) {
   Bin& bin = bins_[index];
-  const Status status = wake(bin);
+  const Status status = find_current(bin);
   if (status == Status::ok) *offset = take_slot(bin, bin.current, requested);
   return status;
 }
 
-// Makes bin.current a resident slab with a free slot.
-inline Status Slabs::wake(Bin& bin) {
+// Makes bin.current a resident slab with a free slot: there is none, or it sleeps and could not be woken.
+Status Slabs::find_current(Bin& bin) {
   if (Slab* asleep = bin.current) {
-    // A slab that is resident anyway comes first; then the sleeper, if its page needs no driver call.
-    if (bin.partial.empty() && residency_.usable(asleep->page)) return keep_resident(asleep);
     bin.current = nullptr;
     retire(asleep);
   }
   if (Slab* slab = bin.partial.first()) {
-    bin.partial.remove(slab);
-    --partial_slabs_;
-    slab->partial = false;
+    remove_partial(bin, slab);
     bin.current = slab;
     return Status::ok;
   }
@@ -96,40 +92,25 @@ Slabs::Slab* Slabs::make_slab(Bin& bin, SmallPage* small, int first_chunk) {
   return slab;
 }
 
-// One more slab with live blocks on its page.
-Status Slabs::keep_resident(Slab* slab) {
-  const Status status = residency_.acquire(slab->page, slab->page);
-  if (status != Status::ok) return status;
-  if (residency_.blocks(slab->page) == 1) ++resident_pages_;
-  ++bins_[slab->bin].awake;
-  return status;
+// The slab has lost its last block and is not the current one: it becomes that and sleeps, or goes.
+void Slabs::drop(Bin& bin, Slab* slab) {
+  if (slab->partial) remove_partial(bin, slab);
+  if (bin.current == nullptr)
+    bin.current = slab;
+  else
+    retire(slab);
 }
 
-void Slabs::let_go(Slab* slab) {
-  if (residency_.blocks(slab->page) == 1) --resident_pages_;
-  --bins_[slab->bin].awake;
-  residency_.release(slab->page, slab->page);
+void Slabs::add_partial(Bin& bin, Slab* slab) {
+  slab->partial = true;
+  bin.partial.insert(slab);
+  ++partial_slabs_;
 }
 
-// After a free: the slab has its first free slot, or no block any more.
-void Slabs::relist(Bin& bin, Slab* slab, bool was_full) {
-  if (slab->free == bin.all_free) {
-    let_go(slab);
-    if (slab == bin.current) return;
-    if (slab->partial) {
-      bin.partial.remove(slab);
-      --partial_slabs_;
-    }
-    slab->partial = false;
-    if (bin.current == nullptr)
-      bin.current = slab;  // asleep
-    else
-      retire(slab);
-  } else if (was_full) {
-    slab->partial = true;
-    bin.partial.insert(slab);
-    ++partial_slabs_;
-  }
+void Slabs::remove_partial(Bin& bin, Slab* slab) {
+  slab->partial = false;
+  bin.partial.remove(slab);
+  --partial_slabs_;
 }
 
 // The chunks of an empty slab go back to their page, and a page without slabs is free for any use.

@@ -83,7 +83,9 @@ class Slabs {
     if (bin > kMaxBin) __builtin_unreachable();  // else the compiler warns of requests that bin_limit excludes
     Bin& own = bins_[bin];
     Slab* slab = own.current;
-    if (slab == nullptr || slab->free == own.all_free) [[unlikely]]
+    if (slab == nullptr) [[unlikely]]
+      return false;
+    if (slab->free == own.all_free && !wake_current(own)) [[unlikely]]
       return false;
     *offset = take_slot(own, slab, requested);
     return true;
@@ -132,10 +134,14 @@ class Slabs {
     slab->free |= std::uint64_t{1} << found.slot;
     ++bin.frees;
     bin.requested -= found.requested;
-    const bool unused = slab->free == bin.all_free;
-    if (unused || was_full) [[unlikely]]
-      relist(bin, slab, was_full);
-    return unused;
+    if (slab->free == bin.all_free) {
+      let_go(slab);
+      if (slab != bin.current) drop(bin, slab);
+      return true;
+    }
+    if (was_full) [[unlikely]]
+      add_partial(bin, slab);
+    return false;
   }
 
   // visit(offset, size, requested) for every live block, by address.
@@ -203,17 +209,35 @@ class Slabs {
     bin.requested += requested;
     return slab->offset + static_cast<Bytes>(slot) * bin.block_bytes;
   }
-  Status wake(Bin& bin);
+  // The current slab sleeps. One that is resident anyway comes first; then the sleeper, if its page needs no driver
+  // call.
+  bool wake_current(Bin& bin) {
+    return bin.partial.empty() && residency_.usable(bin.current->page) && keep_resident(bin.current) == Status::ok;
+  }
+  // One more slab with live blocks on its page.
+  Status keep_resident(Slab* slab) {
+    const Status status = residency_.acquire(slab->page, slab->page);
+    if (status != Status::ok) return status;
+    if (residency_.blocks(slab->page) == 1) ++resident_pages_;
+    ++bins_[slab->bin].awake;
+    return status;
+  }
+  void let_go(Slab* slab) {
+    if (residency_.blocks(slab->page) == 1) --resident_pages_;
+    --bins_[slab->bin].awake;
+    residency_.release(slab->page, slab->page);
+  }
+  Status find_current(Bin& bin);
   Status new_slab(Bin& bin);
   Slab* make_slab(Bin& bin, SmallPage* small, int first_chunk);
   Slab* slab_at(Bin& bin, Bytes offset);
-  Status keep_resident(Slab* slab);
-  void let_go(Slab* slab);
   SmallPage* page_with_room(std::uint8_t chunks, int* first_chunk);
   SmallPage* new_page();
   SmallPage* cut(PageIndex page);
   PageIndex take_page_index();
-  void relist(Bin& bin, Slab* slab, bool was_full);
+  [[gnu::noinline]] void drop(Bin& bin, Slab* slab);
+  [[gnu::noinline]] void add_partial(Bin& bin, Slab* slab);
+  void remove_partial(Bin& bin, Slab* slab);
   void retire(Slab* slab);
   Slab* take_record();
 
