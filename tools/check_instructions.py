@@ -29,7 +29,7 @@ Counts = dict[str, dict[str, float]]
 def compiler(build: Path) -> str:
     """The compiler of a build, its version and the build type, from CMake's cache."""
     cache = (build / "CMakeCache.txt").read_text()
-    found = {name: value for name, value in re.findall(r"^(\w+):\w+=(.*)$", cache, re.M)}
+    found: dict[str, str] = dict(re.findall(r"^(\w+):\w+=(.*)$", cache, re.M))
     version = subprocess.run(
         [found["CMAKE_CXX_COMPILER"], "-dumpfullversion", "-dumpversion", "-dumpmachine"],
         capture_output=True,

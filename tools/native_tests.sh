@@ -13,4 +13,5 @@ for flavour in plain asan tsan; do
   cmake -G Ninja -S . -B "build/native-$flavour" -DPOOLALLOC_PYTHON=OFF -DPOOLALLOC_TESTS=ON -DPOOLALLOC_WERROR=ON $flags >/dev/null
   cmake --build "build/native-$flavour" --parallel 2
   ctest --test-dir "build/native-$flavour" --output-on-failure
+  if [ "$flavour" = plain ]; then python3 tools/check_instructions.py build/native-plain; fi
 done

@@ -13,7 +13,7 @@ foreach(source ${native_tests})
   add_test(NAME ${name} COMMAND native_${name})
 endforeach()
 
-# What tools/check_instructions.py counts: the engine as it is shipped.
+# What tools/check_instructions.py counts: the engine as it is shipped, so the shared library.
 add_executable(native_instructions ${CMAKE_SOURCE_DIR}/benchmarks/instructions.cpp)
 target_link_libraries(native_instructions PRIVATE poolalloc)
 
