@@ -57,8 +57,8 @@ EXPORT double same_size_on_threads(std::int64_t threads, std::int64_t bytes, std
   return sum / static_cast<double>(threads);
 }
 
-// `live` blocks with sizes from `bytes`. A block goes and one of another size comes, `pairs` times; the places come in a
-// fixed mixed order, or in that of their age. What is measured begins after two passes over the places.
+// `live` blocks with sizes from `bytes`. A block goes and one of another size comes, `pairs` times; the places come in
+// a fixed mixed order, or in that of their age. What is measured begins after two passes over the places.
 EXPORT double mixed(const std::int64_t* bytes, std::int64_t sizes, std::int64_t live, std::int64_t pairs,
                     std::int64_t oldest_first) {
   auto* own = allocator();
