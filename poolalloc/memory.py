@@ -81,6 +81,7 @@ def summary_of(stats: Mapping[str, Any]) -> str:
     lines = [
         f"poolalloc, GPU {stats['device']}: {_size(stats['reserved']['current'])} reserved "
         f"of {_size(stats['limit_bytes'])} allowed ({_size(stats['total_bytes'])} on the card)",
+        f"memory comes in {_mode_of(stats)}",
         "",
     ]
     rows: list[tuple[str, ...]] = [("memory", "now", "peak", "ever added", "ever freed")]
@@ -108,6 +109,12 @@ def summary_of(stats: Mapping[str, Any]) -> str:
     if stats["driver_calls"]:
         lines += ["", *_table([("driver calls of this process", "count"), *_counts(stats["driver_calls"])])]
     return "\n".join(lines)
+
+
+def _mode_of(stats: Mapping[str, Any]) -> str:
+    if stats["virtual_memory"]:
+        return "pages, mapped where they are needed"
+    return f"whole segments, {sum(heap['segments'] for heap in stats['heaps']):,} of them now"
 
 
 @dataclass(frozen=True)

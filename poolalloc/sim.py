@@ -129,6 +129,7 @@ def sim_environment(
     *,
     devices: int = 1,
     lag: int = 0,
+    virtual_memory: bool = True,
     report: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     base: Mapping[str, str] | None = None,
@@ -136,7 +137,8 @@ def sim_environment(
     """Return the environment in which a program runs on simulated GPUs: `base` (this process's) and what that takes.
 
     `memory` is bytes per device (default: the card's), `lag` the number of further launches after which an event
-    completes, `report` the file for the JSON report that is written at exit. Raises SimulationError for bad values.
+    completes, `virtual_memory` whether the cards have virtual memory management, `report` the file for the JSON report
+    that is written at exit. Raises SimulationError for bad values.
     """
     card = find_gpu(gpu)
     _check_range("memory", memory, MINIMUM_MEMORY, MAXIMUM_MEMORY, format_size)
@@ -144,7 +146,7 @@ def sim_environment(
     _check_range("lag", lag, 0, MAXIMUM_LAG)
     folder = library_folder()
     environment = dict(os.environ if base is None else base)
-    for name in ("GPU", "MEMORY", "DEVICES", "LAG", "REPORT", "OWNER", "QUIET"):
+    for name in ("GPU", "MEMORY", "DEVICES", "LAG", "VIRTUAL_MEMORY", "REPORT", "OWNER", "QUIET"):
         environment.pop(f"POOLALLOC_SIM_{name}", None)  # of a simulation around this one
     # It would choose among the real cards; "" there, common on machines without one, hides the simulated ones too.
     environment.pop("CUDA_VISIBLE_DEVICES", None)
@@ -154,6 +156,8 @@ def sim_environment(
     environment["POOLALLOC_SIM_GPU"] = card.key
     environment["POOLALLOC_SIM_DEVICES"] = str(devices)
     environment["POOLALLOC_SIM_LAG"] = str(lag)
+    if not virtual_memory:
+        environment["POOLALLOC_SIM_VIRTUAL_MEMORY"] = "0"
     if memory is not None:
         environment["POOLALLOC_SIM_MEMORY"] = str(memory)
     if report is not None:
@@ -299,6 +303,7 @@ def run_simulated(
     memory: int | None = None,
     devices: int = 1,
     lag: int = 0,
+    virtual_memory: bool = True,
     quiet: bool = False,
     timeout: float | None = None,
     capture: bool = True,
@@ -311,7 +316,16 @@ def run_simulated(
     """
     with tempfile.TemporaryDirectory(prefix="poolalloc-sim-") as folder:
         report_file = Path(folder) / "report.json"
-        environment = sim_environment(gpu, memory, devices=devices, lag=lag, report=report_file, quiet=quiet, base=base)
+        environment = sim_environment(
+            gpu,
+            memory,
+            devices=devices,
+            lag=lag,
+            virtual_memory=virtual_memory,
+            report=report_file,
+            quiet=quiet,
+            base=base,
+        )
         started = time.monotonic()
         returncode, stdout, stderr = supervise(command, environment, timeout, capture=capture, cwd=cwd)
         seconds = time.monotonic() - started

@@ -420,6 +420,7 @@ DeviceStats DeviceHeap::stats() const {
   stats.device = shared_.device;
   stats.total_bytes = info_.total_bytes;
   stats.limit_bytes = shared_.supply.limit();
+  stats.virtual_memory = !shared_.segmented();
   stats.reserved = shared_.supply.reserved();
   stats.unmapped = shared_.supply.spare_bytes();
   stats.pages_created = shared_.supply.created();

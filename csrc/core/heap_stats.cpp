@@ -102,6 +102,11 @@ HeapStats Heap::stats() const {
   stats.arena_resident = static_cast<Bytes>(stats.resident.current) - small_resident;
   stats.address_space = slabs_.touched() * kPageBytes + (arena_.highest() - arena_.first_offset());
   stats.mappings = pages_.mappings();
+  stats.removable = static_cast<Bytes>(stats.idle.current);
+  if (segments_ != nullptr) {
+    stats.segments = segments_->segments();
+    stats.removable = segments_->removable_bytes();
+  }
   stats.metadata_bytes = sizeof(*this) + pages_.metadata_bytes() + slabs_.metadata_bytes() + arena_.metadata_bytes() +
                          tracked_.size() * (sizeof(Bytes) + sizeof(Tracked)) + pending_.capacity() * sizeof(Pending);
   return stats;

@@ -13,8 +13,10 @@ std::string describe(const OutOfMemoryFigures& figures) {
   const DeviceStats& now = figures.stats;
   const auto shown = [](const Counter& counter) { return format_bytes(static_cast<Bytes>(counter.current)); };
   const Bytes free_bytes = figures.free_bytes, total_bytes = figures.total_bytes;
-  const Bytes reserved = static_cast<Bytes>(now.reserved.current), idle = static_cast<Bytes>(now.idle.current);
+  const Bytes reserved = static_cast<Bytes>(now.reserved.current);
   const Bytes room = std::min(free_bytes, now.limit_bytes > reserved ? now.limit_bytes - reserved : 0);
+  Bytes removable = now.unmapped;
+  for (const HeapStats& heap : now.heaps) removable += heap.removable;
 
   std::ostringstream text;
   text << "poolalloc: out of memory on device " << now.device << " (" << figures.device_name << "): asked for "
@@ -23,7 +25,7 @@ std::string describe(const OutOfMemoryFigures& figures) {
        << format_bytes(reserved) << ": " << shown(now.live) << " live (" << shown(now.requested) << " requested), "
        << shown(now.pending) << " pending, " << shown(now.idle)
        << " idle. The largest block that would have fitted: about "
-       << format_bytes((room + idle) / kPageBytes * kPageBytes) << ".";
+       << format_bytes((room + removable) / kPageBytes * kPageBytes) << ".";
   if (figures.addresses_missing)
     text << " No addresses are left on this stream: raise the option address_space (now " << figures.address_space
          << ").";

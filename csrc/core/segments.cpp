@@ -156,6 +156,13 @@ void Segments::return_all() {
   while (!segments_.empty()) take_out(segments_.begin());
 }
 
+Bytes Segments::removable_bytes() const {
+  Bytes bytes = 0;
+  for (const auto& place : segments_)
+    if (idle(place)) bytes += place.second.segment.bytes;
+  return bytes;
+}
+
 // --- figures -----------------------------------------------------------------------------------------------------
 
 Bytes Segments::metadata_bytes() const {

@@ -38,6 +38,7 @@ class Segments final : public PageTable {
     return page == kNoPage ? touched_[1].first * kPageBytes + kGranularity : page * kPageBytes + address % kPageBytes;
   }
   std::size_t segments() const { return segments_.size(); }
+  Bytes removable_bytes() const;  // in segments without a block
 
   void detach_idle(std::uint32_t at_most, Detached* detached) override;
   void detach_idle_since(std::uint32_t tick, std::uint32_t at_most, Detached* detached) override;

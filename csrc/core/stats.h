@@ -106,6 +106,8 @@ struct HeapStats {
                                   // resident = sum of bins' resident + uncut + arena_resident
   Bytes address_space = 0;        // addresses ever used by the arena and the slabs
   std::uint64_t mappings = 0;     // pages mapped now, aliases included
+  Bytes removable = 0;            // idle memory that can leave: all of it, or segments without a block
+  std::uint64_t segments = 0;     // whole allocations held; none where pages are mapped
   std::uint64_t metadata_bytes = 0;
   std::vector<BinStats> bins;  // only bins ever used
 };
@@ -125,7 +127,8 @@ struct DeviceStats {
   BlockStats all, small, large;
   std::uint64_t live_blocks = 0;
   std::uint64_t metadata_bytes = 0;
-  Bytes unmapped = 0;  // idle pages that belong to no stream now; part of idle
+  Bytes unmapped = 0;          // idle pages that belong to no stream now; part of idle
+  bool virtual_memory = true;  // pages are mapped where they are needed; else memory comes in whole segments
   std::vector<HeapStats> heaps;
   std::map<std::string, std::uint64_t> driver_calls;  // by kind, whole process
 };

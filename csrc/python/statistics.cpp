@@ -65,6 +65,7 @@ py::dict to_dict(const HeapStats& heap) {
   result["uncut"] = heap.uncut;
   result["address_space"] = heap.address_space;
   result["mappings"] = heap.mappings;
+  result["segments"] = heap.segments;
   py::list bins;
   for (const BinStats& bin : heap.bins) bins.append(to_dict(bin));
   result["bins"] = bins;
@@ -78,6 +79,7 @@ py::dict to_dict(const DeviceStats& stats) {
   result["device"] = stats.device;
   result["total_bytes"] = stats.total_bytes;
   result["limit_bytes"] = stats.limit_bytes;
+  result["virtual_memory"] = stats.virtual_memory;
   add_counts(result, stats);
   result["unmapped"] = stats.unmapped;
   py::list heaps;

@@ -89,6 +89,7 @@ Config read_config() {
   config.lag = number("POOLALLOC_SIM_LAG", 0, 0, 1ull << 40, &valid);
   config.copy_bytes = number("POOLALLOC_SIM_COPY_BYTES", config.copy_bytes, 0, 1ull << 44, &valid);
   config.patience_seconds = number("POOLALLOC_SIM_PATIENCE", config.patience_seconds, 0, 1u << 20, &valid);
+  config.virtual_memory = number("POOLALLOC_SIM_VIRTUAL_MEMORY", 1, 0, 1, &valid) == 1;
   config.keep_contents = number("POOLALLOC_SIM_KEEP_CONTENTS", 0, 0, 1, &valid) == 1;
   config.quiet = number("POOLALLOC_SIM_QUIET", 0, 0, 1, &valid) == 1;
   if (const char* path = std::getenv("POOLALLOC_SIM_REPORT")) config.report_path = path;

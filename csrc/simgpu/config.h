@@ -10,6 +10,7 @@
 //   POOLALLOC_SIM_OWNER           the first    pid whose report gets that name; other processes append .pid
 //   POOLALLOC_SIM_QUIET           0            1: nothing on stderr
 //   POOLALLOC_SIM_COPY_BYTES      1 MiB        how much of one copy really moves (copy.h)
+//   POOLALLOC_SIM_VIRTUAL_MEMORY  1            0: the cards have no virtual memory management
 //   POOLALLOC_SIM_KEEP_CONTENTS   0            1: bytes that the host wrote outlive launches (physical.h)
 //   CUDA_VISIBLE_DEVICES          all          the devices a process sees, by number or UUID, as for CUDA
 #pragma once
@@ -44,6 +45,7 @@ struct Config {
   std::uint64_t lag = 0;
   std::uint64_t copy_bytes = 1 << 20;
   std::uint64_t patience_seconds = 10;
+  bool virtual_memory = true;
   bool keep_contents = false;
   bool quiet = false;
   std::string report_path;

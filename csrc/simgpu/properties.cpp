@@ -122,9 +122,8 @@ Error device_attribute(const Device& device, int attribute, int* value) {
     case 99:  // host memory can be registered
       return put(1);
     case 102:  // virtual memory management
-      return put(1);
-    case 103:  // handles as file descriptors
-      return put(1);
+    case 103:  // its handles as file descriptors
+      return put(sim().config.virtual_memory ? 1 : 0);
     case 106:
       return put(card.max_blocks_per_sm);
     case 108:

@@ -30,6 +30,12 @@ struct SharedAllocation {
   int device;
 };
 
+// Frame of these calls: the card must have virtual memory management.
+template <class F>
+int vmm_call(F&& call) {
+  return driver_call([&] { return sim().config.virtual_memory ? call() : kNotSupported; });
+}
+
 unsigned long long shown(std::uint64_t value) { return value; }
 
 // The reservation that covers a whole range, or null.
@@ -78,7 +84,7 @@ Extent* resolve_allocation(std::uint64_t handle, const char* kind, const char* c
 
 SIMGPU_API int cuMemGetAllocationGranularity(std::size_t* granularity, const abi::AllocationProp* properties, int) {
   SIM_COUNT_CALL();
-  return driver_call([&] {
+  return vmm_call([&] {
     if (!granularity) return kInvalidValue;
     if (const Error error = check_properties(properties); error != kSuccess) return error;
     *granularity = kGranularity;
@@ -89,7 +95,7 @@ SIMGPU_API int cuMemGetAllocationGranularity(std::size_t* granularity, const abi
 SIMGPU_API int cuMemAddressReserve(DevicePointer* address, std::size_t size, std::size_t alignment, DevicePointer hint,
                                    unsigned long long flags) {
   SIM_COUNT_CALL();
-  return driver_call([&] {
+  return vmm_call([&] {
     const bool power = (alignment & (alignment - 1)) == 0;
     if (!address || size == 0 || size % kGranularity != 0 || !power || flags != 0) return kInvalidValue;
     const Lock lock = lock_sim();
@@ -103,7 +109,7 @@ SIMGPU_API int cuMemAddressReserve(DevicePointer* address, std::size_t size, std
 
 SIMGPU_API int cuMemAddressFree(DevicePointer address, std::size_t size) {
   SIM_COUNT_CALL();
-  return driver_call([&] {
+  return vmm_call([&] {
     const Lock lock = lock_sim();
     Region* region = sim().addresses.at(address);
     if (!region || region->kind != RegionKind::kReservation || region->size != size) {
@@ -124,7 +130,7 @@ SIMGPU_API int cuMemAddressFree(DevicePointer address, std::size_t size) {
 SIMGPU_API int cuMemCreate(std::uint64_t* handle, std::size_t size, const abi::AllocationProp* properties,
                            unsigned long long flags) {
   SIM_COUNT_CALL();
-  return driver_call([&] {
+  return vmm_call([&] {
     if (!handle || size == 0 || size % kGranularity != 0 || flags != 0) return kInvalidValue;
     if (const Error error = check_properties(properties); error != kSuccess) return error;
     const Lock lock = lock_sim();
@@ -138,7 +144,7 @@ SIMGPU_API int cuMemCreate(std::uint64_t* handle, std::size_t size, const abi::A
 
 SIMGPU_API int cuMemRelease(std::uint64_t handle) {
   SIM_COUNT_CALL();
-  return driver_call([&] {
+  return vmm_call([&] {
     const Lock lock = lock_sim();
     Extent* extent = resolve_allocation(handle, "release_unknown_handle", "cuMemRelease");
     if (!extent) return kInvalidValue;
@@ -153,7 +159,7 @@ SIMGPU_API int cuMemRelease(std::uint64_t handle) {
 SIMGPU_API int cuMemMap(DevicePointer address, std::size_t size, std::size_t offset, std::uint64_t handle,
                         unsigned long long flags) {
   SIM_COUNT_CALL();
-  return driver_call([&] {
+  return vmm_call([&] {
     // The driver documents that the offset must be zero for now.
     if (size == 0 || size % kGranularity != 0 || address % kGranularity != 0 || offset != 0 || flags != 0) {
       return kInvalidValue;
@@ -182,7 +188,7 @@ SIMGPU_API int cuMemMap(DevicePointer address, std::size_t size, std::size_t off
 
 SIMGPU_API int cuMemUnmap(DevicePointer address, std::size_t size) {
   SIM_COUNT_CALL();
-  return driver_call([&] {
+  return vmm_call([&] {
     const Lock lock = lock_sim();
     Region* region = size == 0 ? nullptr : reservation_of(address, size);
     const auto mappings =
@@ -200,7 +206,7 @@ SIMGPU_API int cuMemUnmap(DevicePointer address, std::size_t size) {
 SIMGPU_API int cuMemSetAccess(DevicePointer address, std::size_t size, const abi::MemAccessDesc* descriptors,
                               std::size_t count) {
   SIM_COUNT_CALL();
-  return driver_call([&] {
+  return vmm_call([&] {
     if (size == 0 || !descriptors || count == 0) return kInvalidValue;
     for (std::size_t i = 0; i < count; ++i) {
       const int flags = descriptors[i].flags;
@@ -231,7 +237,7 @@ SIMGPU_API int cuMemSetAccess(DevicePointer address, std::size_t size, const abi
 
 SIMGPU_API int cuMemGetAccess(unsigned long long* flags, const abi::MemLocation* location, DevicePointer address) {
   SIM_COUNT_CALL();
-  return driver_call([&] {
+  return vmm_call([&] {
     if (!flags || !location || !device_exists(location->id)) return kInvalidValue;
     const Lock lock = lock_sim();
     const PointerInfo info = find_pointer(address);
@@ -244,7 +250,7 @@ SIMGPU_API int cuMemGetAccess(unsigned long long* flags, const abi::MemLocation*
 
 SIMGPU_API int cuMemRetainAllocationHandle(std::uint64_t* handle, void* address) {
   SIM_COUNT_CALL();
-  return driver_call([&] {
+  return vmm_call([&] {
     if (!handle) return kInvalidValue;
     const Lock lock = lock_sim();
     const auto at = reinterpret_cast<std::uint64_t>(address);
@@ -261,7 +267,7 @@ SIMGPU_API int cuMemRetainAllocationHandle(std::uint64_t* handle, void* address)
 
 SIMGPU_API int cuMemGetAllocationPropertiesFromHandle(abi::AllocationProp* properties, std::uint64_t handle) {
   SIM_COUNT_CALL();
-  return driver_call([&] {
+  return vmm_call([&] {
     const Lock lock = lock_sim();
     const Extent* extent = resolve_allocation(handle, "use_unknown_handle", "cuMemGetAllocationPropertiesFromHandle");
     if (!extent || !properties) return kInvalidValue;
@@ -276,7 +282,7 @@ SIMGPU_API int cuMemGetAllocationPropertiesFromHandle(abi::AllocationProp* prope
 // A file descriptor that says which allocation it is; the bytes themselves are not shared (see ipc_calls.cpp).
 SIMGPU_API int cuMemExportToShareableHandle(void* shareable, std::uint64_t handle, int type, unsigned long long) {
   SIM_COUNT_CALL();
-  return driver_call([&] {
+  return vmm_call([&] {
     const Lock lock = lock_sim();
     const Extent* extent = resolve_allocation(handle, "use_unknown_handle", "cuMemExportToShareableHandle");
     if (!extent || !shareable) return kInvalidValue;
@@ -296,7 +302,7 @@ SIMGPU_API int cuMemExportToShareableHandle(void* shareable, std::uint64_t handl
 
 SIMGPU_API int cuMemImportFromShareableHandle(std::uint64_t* handle, void* shareable, int type) {
   SIM_COUNT_CALL();
-  return driver_call([&] {
+  return vmm_call([&] {
     if (!handle) return kInvalidValue;
     if (type != abi::kHandlePosixFd) return kNotSupported;
     SharedAllocation shared{};

@@ -95,6 +95,7 @@ def _try_swap(have_device: bool) -> dict[str, Any]:
         "problem": None,
         "backend": installed.backend,
         "library": str(installed.library),
+        "virtual_memory": stats["virtual_memory"],
         "warnings": [" ".join(str(warning.message).split()) for warning in caught],
         "accelerator": installed.accelerator,
     }
@@ -111,16 +112,18 @@ def describe(findings: dict[str, Any]) -> list[str]:
         f"driver     {driver['problem'] or driver['library']}",
     ]
     for device in findings["devices"]:
-        manages = "with" if device["virtual_memory"] else "WITHOUT"
+        manages = "with" if device["virtual_memory"] else "without"
+        means = "" if device["virtual_memory"] else ", so memory comes in whole segments"
         lines.append(
             f"GPU {device['device']:<6} {device['name']}{' (simulated)' if findings['simulated'] else ''}, "
             f"{format_size(device['total_bytes'])}, {format_size(device['free_bytes'])} free, "
-            f"{manages} virtual memory management"
+            f"{manages} virtual memory management{means}"
         )
     for name, value in findings["settings"].items():
         note = " (of torch's own allocator; without effect under poolalloc)" if name.startswith("PYTORCH") else ""
         lines.append(f"setting    {name}={value}{note}")
-    works = f"works, with the {swap['backend']} ({swap['library']})" if swap["works"] else ""
+    mode = "mapped pages" if swap.get("virtual_memory") else "whole segments"
+    works = f"works, with the {swap['backend']} ({swap['library']}) and {mode}" if swap["works"] else ""
     lines.append(f"swap       {works or 'does not work: ' + swap['problem']}")
     lines += [f"warning    {text}" for text in swap.get("warnings", [])]
     lines += ["", "What torch cannot do under poolalloc today:"]

@@ -34,6 +34,13 @@ def sim(
     lag: Annotated[
         int, typer.Option(help="Events complete only after N further launches, or at a synchronize.", metavar="N")
     ] = 0,
+    virtual_memory: Annotated[
+        bool,
+        typer.Option(
+            "--virtual-memory/--no-virtual-memory",
+            help="Whether the cards have virtual memory management (cuMemCreate, cuMemMap, ...).",
+        ),
+    ] = True,
     timeout: Annotated[
         float | None, typer.Option(help="End the program after this many seconds (exit code 124).", metavar="SECONDS")
     ] = None,
@@ -52,7 +59,9 @@ def sim(
     if timeout is not None and not (math.isfinite(timeout) and timeout > 0):
         fail(f"--timeout: {timeout:g} is no time to wait; it must be more than 0 seconds")
     try:
-        environment = simulator.sim_environment(gpu, size, devices=devices, lag=lag, report=json)
+        environment = simulator.sim_environment(
+            gpu, size, devices=devices, lag=lag, virtual_memory=virtual_memory, report=json
+        )
         if json is not None:
             _make_way_for(json)
         if timeout is None:

@@ -63,6 +63,7 @@ def on_sim(tmp_path: Path, clean_environment: dict[str, str]) -> Callable[..., O
         memory: str = "8 GiB",
         devices: int = 1,
         lag: int = 0,
+        virtual_memory: bool = True,
         code: int | None = 0,
         environment: dict[str, str] | None = None,
         command: tuple[str, ...] = (sys.executable,),
@@ -76,6 +77,7 @@ def on_sim(tmp_path: Path, clean_environment: dict[str, str]) -> Callable[..., O
             memory=parse_size(memory),
             devices=devices,
             lag=lag,
+            virtual_memory=virtual_memory,
             timeout=TIMEOUT_SECONDS,
             base={**clean_environment, **(environment or {})},
         )

@@ -1,0 +1,95 @@
+"""Torch on devices without virtual memory management: memory comes in whole segments, and everything else works."""
+
+import json
+import sys
+from collections.abc import Callable
+
+import pytest
+from conftest import Outcome
+
+from poolalloc.sim import run_simulated
+
+OnSim = Callable[..., Outcome]
+
+TRAINING = """
+    import json, torch, poolalloc
+    poolalloc.install()
+    device = torch.device("cuda")
+    model = torch.nn.Sequential(*[torch.nn.Linear(1024, 1024) for _ in range(6)]).to(device)
+    optimizer = torch.optim.AdamW(model.parameters())
+    side = torch.cuda.Stream()
+    for step in range(6):
+        batch = torch.randn(64 * (step % 3 + 1), 1024, device=device)
+        optimizer.zero_grad(set_to_none=True)
+        model(batch).square().mean().backward()
+        optimizer.step()
+        with torch.cuda.stream(side):
+            other = batch * 2
+        batch.record_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = model(other)
+    graph.replay()
+    torch.cuda.synchronize()
+    stats = poolalloc.memory_stats()
+    used = torch.cuda.device_memory_used() if hasattr(torch.cuda, "device_memory_used") else None
+    reserved = torch.cuda.memory_reserved()
+    del batch, other, result, graph, model, optimizer
+    import gc; gc.collect()
+    torch.cuda.empty_cache()
+    poolalloc._core.validate() if hasattr(poolalloc._core, "validate") else None
+    print(json.dumps({
+        "virtual_memory": stats["virtual_memory"],
+        "segments": sum(heap["segments"] for heap in stats["heaps"]),
+        "reserved": stats["reserved"]["current"],
+        "torch_reserved": reserved,
+        "summary": poolalloc.memory_summary(),
+        "left": poolalloc.memory_stats()["live"]["current"],
+    }))
+"""
+MAPPING = ("cuMemAddressReserve", "cuMemCreate", "cuMemMap", "cuMemUnmap")
+
+
+@pytest.mark.parametrize("how", ["missing", "forced"])
+def test_training_streams_and_graphs_work_in_segments(on_sim: OnSim, how: str) -> None:
+    environment = {"POOLALLOC_CONF": "segments:true"} if how == "forced" else {}
+    ran = on_sim(TRAINING, environment=environment, virtual_memory=how == "forced")
+    seen = ran.value
+    assert seen["virtual_memory"] is False
+    assert seen["segments"] > 0
+    assert seen["reserved"] == seen["torch_reserved"] > 0
+    assert "whole segments" in seen["summary"]
+    assert ran.report["violations"] == {}
+    assert not [call for call in MAPPING if call in ran.report["calls"]]
+    assert ran.report["calls"]["cuMemAlloc"] >= seen["segments"]
+
+
+def test_out_of_memory_is_torchs_error_there_too(on_sim: OnSim) -> None:
+    ran = on_sim(
+        """
+        import json, torch, poolalloc
+        poolalloc.install()
+        kept = torch.empty(600 << 20, dtype=torch.uint8, device="cuda")
+        try:
+            torch.empty(600 << 20, dtype=torch.uint8, device="cuda")
+        except torch.OutOfMemoryError as error:
+            print(json.dumps(str(error)))
+        """,
+        memory="1 GiB",
+        virtual_memory=False,
+    )
+    assert "largest block that would have fitted: about 424 MiB" in ran.value
+
+
+def test_the_doctor_says_so(clean_environment: dict[str, str]) -> None:
+    done = run_simulated(
+        [sys.executable, "-m", "poolalloc", "doctor", "--json"],
+        virtual_memory=False,
+        timeout=300,
+        base=clean_environment,
+    )
+    assert done.returncode == 0, done.stderr
+    findings = json.loads(done.stdout)
+    assert [device["virtual_memory"] for device in findings["devices"]] == [False]
+    assert findings["swap"]["works"]
+    assert findings["swap"]["virtual_memory"] is False
