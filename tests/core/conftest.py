@@ -17,6 +17,7 @@ _COUNTS_PAGES = "counts pages where a segment holds several"
 _SHARES_PAGES = "pages that move between places or streams one by one: a segment goes as a whole, or stays"
 _CALLS = "refuses or counts driver calls of virtual memory management, which segments do not make"
 _HISTORY = "that holes cost nothing is what segments cannot promise"
+_FITS = "what could leave is told as the largest block that fits; a hole in a segment that stays may be larger"
 _ROOM = "sized for a device where every idle page serves every request"
 
 OTHERWISE_WITH_SEGMENTS = {
@@ -49,6 +50,8 @@ OTHERWISE_WITH_SEGMENTS = {
     "test_an_unused_device_has_nothing_anywhere": _COUNTS_PAGES,
     "test_the_model_shows_what_lies_under_an_address": _COUNTS_PAGES,
     "test_only_the_streams_of_the_filter_go_to_the_pool": _COUNTS_PAGES,
+    "test_the_error_gives_every_figure": _FITS,
+    "test_the_block_said_to_fit_does_fit_and_the_next_page_does_not": _FITS,
     "test_no_more_goes_than_the_target_takes": _COUNTS_PAGES,
     "test_everything_idle_goes_and_the_device_sees_it": _COUNTS_PAGES,
     "test_a_limit_below_what_is_live_stops_growth_until_enough_was_freed": "a segment has room for more blocks",

@@ -32,7 +32,15 @@ def test_on_a_simulated_gpu_everything_is_found(clean_environment: dict[str, str
     assert "torch.cuda.MemPool, torch.cuda.use_mem_pool" not in findings["missing"]
 
     text = run_simulated(list(DOCTOR), timeout=300, base=clean_environment).stdout
-    for word in ("poolalloc", "torch", "H100", "simulated", "GiB free", "with virtual memory management", "mapped pages"):
+    for word in (
+        "poolalloc",
+        "torch",
+        "H100",
+        "simulated",
+        "GiB free",
+        "with virtual memory management",
+        "mapped pages",
+    ):
         assert word in text
     assert "works" in next(line for line in text.splitlines() if line.startswith("swap"))
 

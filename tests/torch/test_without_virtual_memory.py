@@ -32,19 +32,13 @@ TRAINING = """
     graph.replay()
     torch.cuda.synchronize()
     stats = poolalloc.memory_stats()
-    used = torch.cuda.device_memory_used() if hasattr(torch.cuda, "device_memory_used") else None
     reserved = torch.cuda.memory_reserved()
-    del batch, other, result, graph, model, optimizer
-    import gc; gc.collect()
-    torch.cuda.empty_cache()
-    poolalloc._core.validate() if hasattr(poolalloc._core, "validate") else None
     print(json.dumps({
         "virtual_memory": stats["virtual_memory"],
         "segments": sum(heap["segments"] for heap in stats["heaps"]),
         "reserved": stats["reserved"]["current"],
         "torch_reserved": reserved,
         "summary": poolalloc.memory_summary(),
-        "left": poolalloc.memory_stats()["live"]["current"],
     }))
 """
 MAPPING = ("cuMemAddressReserve", "cuMemCreate", "cuMemMap", "cuMemUnmap")
