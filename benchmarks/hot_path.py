@@ -207,7 +207,10 @@ def child(allocator: str, library: str, pairs: int, many_devices: bool) -> dict[
     loops = Loops(library, pairs)
     if many_devices:
         return {ONE_OF_MANY: loops.same(KIB)}
-    result = {ONE_SIZE: loops.same(KIB), ONE_LARGE: loops.same(8 * MIB)}
+    result = {}
+    if allocator == OWN:  # first: tables keep the size that they once had
+        result[METADATA] = metadata(25 * mixed_sizes(512, 4 * KIB))[0]
+    result |= {ONE_SIZE: loops.same(KIB), ONE_LARGE: loops.same(8 * MIB)}
     result[EMPTY], result[EMPTY_LARGE] = (empty(size, max(1, pairs // 10)) for size in (KIB, 8 * MIB))
     result[SMALL] = loops.mixed(512, MIB, 4096)
     loops.mixed(512, 64 * MIB, 4096)
@@ -219,8 +222,6 @@ def child(allocator: str, library: str, pairs: int, many_devices: bool) -> dict[
     for order, oldest_first in ((OLDEST, True), (ANY, False)):
         for case, live in ((FEW, 1000), (MANY, 1_000_000)):
             result[case + order] = loops.mixed(512, 4 * KIB, live, oldest_first)
-    if allocator == OWN:
-        result[METADATA] = metadata(25 * mixed_sizes(512, 4 * KIB))[0]
     result[READING] = loops.statistics()
     result[ONE_THREAD], result[TWO_THREADS] = loops.threads(1), loops.threads(2)
     return result
