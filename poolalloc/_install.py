@@ -43,7 +43,6 @@ BRIDGE_MISSING = {
         "raise RuntimeError; poolalloc.fragmentation says where every reserved byte is"
     ),
     "torch.cuda.MemPool(allocator=...)": "raises RuntimeError; a MemPool without an allocator of its own works",
-    "sharing CUDA tensors between processes (IPC)": "raises RuntimeError",
 }
 """What does not work with the bridge: feature, what happens."""
 

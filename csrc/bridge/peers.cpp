@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include "bridge/torch_allocator.h"
+#include "plugin/ipc.h"
 #include "plugin/plugin.h"
 
 namespace poolalloc::bridge {
@@ -22,14 +23,18 @@ cudaError_t TorchAllocator::memcpyAsync(void* to, int to_device, const void* fro
   return cudaMemcpyPeerAsync(to, to_device, from, from_device, bytes, stream);
 }
 
-std::shared_ptr<void> TorchAllocator::getIpcDevPtr(std::string) {
-  TORCH_CHECK(false, "poolalloc: opening CUDA memory of another process (CUDA IPC) is not supported yet.");
+// Between processes. torch counts who uses a tensor that was sent, and keeps the block until nobody does.
+c10::cuda::CUDACachingAllocator::ShareableHandle TorchAllocator::shareIpcHandle(void* memory) {
+  return as_torch_errors([&] {
+    IpcName name = ipc_share(address_of(memory));
+    return c10::cuda::CUDACachingAllocator::ShareableHandle{static_cast<ptrdiff_t>(name.offset), std::move(name.text)};
+  });
 }
 
-c10::cuda::CUDACachingAllocator::ShareableHandle TorchAllocator::shareIpcHandle(void*) {
-  TORCH_CHECK(false,
-              "poolalloc: sharing CUDA tensors between processes (CUDA IPC) is not supported yet. Move the tensor to "
-              "the CPU first (tensor.cpu().share_memory_()).");
+std::shared_ptr<void> TorchAllocator::getIpcDevPtr(std::string handle) {
+  DeviceIndex device = -1;
+  C10_CUDA_CHECK(c10::cuda::GetDevice(&device));
+  return as_torch_errors([&] { return ipc_open(handle, device); });
 }
 
 }  // namespace poolalloc::bridge

@@ -53,16 +53,6 @@ struct PoolState : c10::cuda::CUDACachingAllocator::AllocatorState {
   explicit PoolState(PoolCheckpoint checkpoint) : checkpoint(std::move(checkpoint)) {}
   PoolCheckpoint checkpoint;
 };
-
-// torch's own allocator raises RuntimeError for what cannot be done; what core throws would reach Python as ValueError.
-template <typename Call>
-auto as_torch_errors(Call&& call) {
-  try {
-    return call();
-  } catch (const UsageError& error) {
-    TORCH_CHECK(false, "poolalloc: ", error.what());
-  }
-}
 }  // namespace
 
 std::shared_ptr<c10::cuda::CUDACachingAllocator::AllocatorState> TorchAllocator::getCheckpointState(DeviceIndex device,

@@ -33,6 +33,16 @@ inline PoolId id_of(MempoolId_t pool) { return {pool.first, pool.second}; }
 inline Address address_of(const void* pointer) { return reinterpret_cast<Address>(pointer); }
 inline StreamId id_of(cudaStream_t stream) { return reinterpret_cast<StreamId>(stream); }
 
+// torch's own allocator raises RuntimeError for what cannot be done; what core throws would reach Python as ValueError.
+template <typename Call>
+auto as_torch_errors(Call&& call) {
+  try {
+    return call();
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK(false, "poolalloc: ", error.what());
+  }
+}
+
 class TorchAllocator final : public torch::cuda::CUDAPluggableAllocator::CUDAPluggableAllocator {
  public:
   TorchAllocator();

@@ -137,6 +137,26 @@ void Allocator::allow_peer(DeviceIndex device, DeviceIndex peer) {
   if (DeviceHeap* heap = existing(device)) heap->allow_access_to_mapped(peer);
 }
 
+SharedBlock Allocator::share(Address address) {
+  if (const auto block = this->block(address)) return existing(block->device)->share(address);
+  throw UsageError("this address lies in no live block of poolalloc, so it cannot be shared");
+}
+
+bool Allocator::export_pages(const SharedBlock& block, std::size_t first, std::size_t count,
+                             std::vector<int>* descriptors) {
+  DeviceHeap* heap = existing(block.device);
+  return heap != nullptr && heap->export_pages(block, first, count, descriptors);
+}
+
+Address Allocator::open_shared(DeviceIndex device, std::size_t pages,
+                               const std::function<int(std::size_t)>& descriptor_of) {
+  return device_heap(device).open_memory().open(pages, descriptor_of);
+}
+
+void Allocator::close_shared(DeviceIndex device, Address address) {
+  if (DeviceHeap* heap = existing(device)) heap->open_memory().close(address);
+}
+
 void Allocator::begin_allocate_to_pool(DeviceIndex device, PoolId pool, std::function<bool(StreamId)> filter) {
   device_heap(device).begin_allocate_to_pool(pool, std::move(filter));
 }

@@ -15,6 +15,7 @@
 #include "core/errors.h"
 #include "core/oom_callbacks.h"
 #include "core/options.h"
+#include "core/sharing.h"
 #include "core/stats.h"
 #include "core/types.h"
 #include "driver/driver.h"
@@ -73,6 +74,18 @@ class POOLALLOC_API Allocator {
 
   // Memory of `device` may be used by work on `peer`, from now on and what is mapped already. Throws DriverError.
   void allow_peer(DeviceIndex device, DeviceIndex peer);
+
+  // A name for the live block that contains `address`, under which other processes can open its pages until it is
+  // freed. Throws UsageError if there is no such block, or the device cannot share memory.
+  SharedBlock share(Address address);
+  // File descriptors that name `count` pages of a shared block, from its page `first` on; the caller closes all that
+  // were appended. False if the block was freed. Throws DriverError.
+  bool export_pages(const SharedBlock& block, std::size_t first, std::size_t count, std::vector<int>* descriptors);
+  // Pages of another process at neighbouring addresses of `device`; `descriptor_of(page)` gives the file descriptor of
+  // each in turn, and may throw. Throws DriverError.
+  Address open_shared(DeviceIndex device, std::size_t pages, const std::function<int(std::size_t)>& descriptor_of);
+  // Waits for the device first; during a capture it is put off.
+  void close_shared(DeviceIndex device, Address address);
 
   // From now on requests on `device` whose stream `filter` accepts come from `pool`, until end_allocate_to_pool.
   // A pool counts its users: every begin_allocate_to_pool is one more, the first makes it.

@@ -57,6 +57,10 @@ class DeviceHeap {
   void set_pool_use_on_oom(PoolId pool, bool use);
   void release_pool(PoolId pool);
   std::vector<BlockInfo> blocks(PoolId pool) const;
+  // `address` lies in a heap of this device.
+  SharedBlock share(Address address);
+  bool export_pages(const SharedBlock& block, std::size_t first, std::size_t count, std::vector<int>* descriptors);
+  OpenMemory& open_memory() { return open_memory_; }
   PoolCheckpoint checkpoint(PoolId pool) const;
   CheckpointDelta restore(const PoolCheckpoint& checkpoint);
 
@@ -136,6 +140,7 @@ class DeviceHeap {
   const OomCallbacks& callbacks_;
   const DeviceInfo info_;
   DeviceShared shared_;
+  OpenMemory open_memory_{shared_};
   std::atomic<double> fraction_;
   std::atomic<Bytes> limit_;  // 0: none
   std::atomic<StreamEntry*> buckets_[kBuckets] = {};

@@ -23,6 +23,7 @@
 #include "core/options.h"
 #include "core/residency.h"
 #include "core/segments.h"
+#include "core/sharing.h"
 #include "core/slabs.h"
 #include "core/stats.h"
 #include "core/types.h"
@@ -141,6 +142,11 @@ class Heap {
   Bytes reclaim_completed(std::uint32_t at_most_frames, std::optional<std::uint32_t> idle_since = {});
   // Any, and mappings that block pages too, after a wait for the stream's work until now.
   Bytes reclaim_waiting(std::uint32_t at_most_frames);
+  // A name for the live block that contains the address (sharing.h), the same each time; none if there is no block.
+  std::optional<SharedBlock> share(Address address);
+  // What stands behind some of its pages. False if it was freed since, or there are no such pages.
+  bool shared_pages(const SharedBlock& block, std::size_t first, std::size_t count,
+                    std::vector<PhysicalHandle>* handles) const;
   // Whether any page is mapped, be it idle or on its way out.
   bool mapped() const;
   // Access for another device to every page mapped now.
@@ -173,6 +179,7 @@ class Heap {
   struct Tracked {
     std::vector<StreamId> streams;  // that use the block besides its own
     bool pending = false;
+    std::uint64_t shared_as = 0;  // other processes may open it under this number; 0: not named
   };
   struct Pending {
     Bytes offset = 0;
@@ -195,7 +202,7 @@ class Heap {
   };
   // What a call must look to besides its block; nearly always nothing.
   enum Attention : std::uint8_t {
-    kTracks = 1,     // blocks that other streams use; always there with the next
+    kTracks = 1,     // blocks that other streams or processes use; always there with the next
     kWaits = 2,      // pending frees
     kPublishes = 4,  // there are several heaps
     kTranslates = 8  // memory comes in segments

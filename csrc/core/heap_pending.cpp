@@ -24,8 +24,14 @@ bool Heap::free_attentively(Address address) {
   const Bytes offset = offset_of(address);
   const Found found = find(offset);
   if (found.size == 0) return false;
-  const auto entry = tracked_.find(offset);
+  auto entry = tracked_.find(offset);
   if (entry != tracked_.end() && entry->second.pending) return false;  // freed before
+  if (entry != tracked_.end()) entry->second.shared_as = 0;
+  if (entry != tracked_.end() && entry->second.streams.empty()) {
+    tracked_.erase(entry);
+    set_attention();
+    entry = tracked_.end();
+  }
   counts_.subtract(kind_of(found.size), found.requested, found.size);
   if (entry == tracked_.end()) {
     give_back(found);

@@ -160,6 +160,8 @@ class PageTable {
   virtual void return_left_behind() = 0;
   // Access for another device to every page with memory.
   virtual Status allow_access_to_mapped(DeviceIndex peer) = 0;
+  // The physical memory under resident pages, in pieces of one page. False if it is in other pieces.
+  virtual bool handles(PageIndex, PageIndex, std::vector<PhysicalHandle>*) const { return false; }
   // Hands all memory to the supply, whatever lives there.
   virtual void return_all() = 0;
 

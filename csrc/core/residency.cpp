@@ -410,6 +410,11 @@ Status Residency::allow_access_to_mapped(DeviceIndex peer) {
   return Status::ok;
 }
 
+bool Residency::handles(PageIndex first, PageIndex last, std::vector<PhysicalHandle>* handles) const {
+  for (PageIndex page = first; page <= last; ++page) handles->push_back(frames_[frame_[page]].handle);
+  return true;
+}
+
 void Residency::return_all() {
   for (const Span& part : touched_)
     for (PageIndex page = part.first; page < part.end; ++page)

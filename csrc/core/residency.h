@@ -53,6 +53,7 @@ class Residency final : public PageTable {
   void postpone(const Detached& detached) override;
   void return_left_behind() override;
   Status allow_access_to_mapped(DeviceIndex peer) override;
+  bool handles(PageIndex first, PageIndex last, std::vector<PhysicalHandle>* handles) const override;
   void return_all() override;
   Bytes metadata_bytes() const override;
   void validate(const std::vector<std::uint32_t>& blocks_of) const override;

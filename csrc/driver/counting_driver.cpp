@@ -69,6 +69,16 @@ Status CountingDriver::unmap(DeviceIndex device, Address address, Bytes bytes) {
   return driver_.unmap(device, address, bytes);
 }
 
+Status CountingDriver::export_handle(DeviceIndex device, PhysicalHandle handle, int* descriptor) {
+  count(DriverCall::export_handle);
+  return driver_.export_handle(device, handle, descriptor);
+}
+
+Status CountingDriver::import_handle(DeviceIndex device, int descriptor, PhysicalHandle* handle) {
+  count(DriverCall::import_handle);
+  return driver_.import_handle(device, descriptor, handle);
+}
+
 Status CountingDriver::allocate_segment(DeviceIndex device, Bytes bytes, Address* address) {
   count(DriverCall::allocate_segment);
   return driver_.allocate_segment(device, bytes, address);

@@ -35,6 +35,8 @@ class POOLALLOC_API CountingDriver final : public Driver {
   Status map(DeviceIndex device, Address address, Bytes bytes, PhysicalHandle handle) override;
   Status allow_access(DeviceIndex device, Address address, Bytes bytes) override;
   Status unmap(DeviceIndex device, Address address, Bytes bytes) override;
+  Status export_handle(DeviceIndex device, PhysicalHandle handle, int* descriptor) override;
+  Status import_handle(DeviceIndex device, int descriptor, PhysicalHandle* handle) override;
   Status allocate_segment(DeviceIndex device, Bytes bytes, Address* address) override;
   Status free_segment(DeviceIndex device, Address address) override;
   Status create_event(DeviceIndex device, EventHandle* event) override;

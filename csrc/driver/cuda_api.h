@@ -24,11 +24,13 @@ inline constexpr Result kNotSupported = 801;
 inline constexpr Result kCaptureImplicit = 906;  // the legacy stream would wait for a stream that is being captured
 
 inline constexpr int kAttributeVirtualMemory = 102;
+inline constexpr int kAttributePosixDescriptors = 103;
 inline constexpr int kAttributeRdmaWithVirtualMemory = 110;
 inline constexpr unsigned kEventDisableTiming = 2;
 inline constexpr int kCaptureStatusNone = 0;
 inline constexpr int kCaptureModeRelaxed = 2;
 inline constexpr int kAllocationTypePinned = 1;
+inline constexpr int kHandleTypePosixDescriptor = 1;
 inline constexpr int kLocationTypeDevice = 1;
 inline constexpr int kAccessReadWrite = 3;
 inline constexpr int kGranularityMinimum = 0;
@@ -81,6 +83,8 @@ static_assert(sizeof(AllocationProperties) == 32 && sizeof(AccessDescription) ==
              unsigned long long flags))                                                                        \
   X(MemSetAccess, (DevicePointer address, std::size_t bytes, const AccessDescription* access, std::size_t count)) \
   X(MemUnmap, (DevicePointer address, std::size_t bytes))                                                      \
+  X(MemExportToShareableHandle, (void* descriptor, AllocationHandle handle, int type, unsigned long long flags)) \
+  X(MemImportFromShareableHandle, (AllocationHandle* handle, void* descriptor, int type))                      \
   X(MemAlloc, (DevicePointer* address, std::size_t bytes))                                                     \
   X(MemFree, (DevicePointer address))                                                                          \
   X(MemcpyDtoH, (void* host, DevicePointer address, std::size_t bytes))                                        \

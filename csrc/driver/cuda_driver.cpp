@@ -42,9 +42,10 @@ class Relaxed {
   int mode_ = cuda::kCaptureModeRelaxed;
 };
 
-cuda::AllocationProperties properties_of(int ordinal, bool rdma) {
+cuda::AllocationProperties properties_of(int ordinal, bool rdma, bool shareable) {
   cuda::AllocationProperties properties;
   properties.location.id = ordinal;
+  properties.requested_handle_types = shareable ? cuda::kHandleTypePosixDescriptor : 0;
   properties.gpu_direct_rdma_capable = rdma ? 1 : 0;
   return properties;
 }
@@ -81,7 +82,11 @@ CudaDriver::Device* CudaDriver::open(DeviceIndex index, const char* call) {
   int rdma = 0;
   if (result == cuda::kSuccess)
     result = api().DeviceGetAttribute(&rdma, cuda::kAttributeRdmaWithVirtualMemory, device.ordinal);
+  int shareable = 0;
+  if (result == cuda::kSuccess)
+    result = api().DeviceGetAttribute(&shareable, cuda::kAttributePosixDescriptors, device.ordinal);
   device.rdma = rdma != 0;
+  device.shareable = shareable != 0;
   cuda::Context context = nullptr;
   if (result == cuda::kSuccess) result = api().DevicePrimaryCtxRetain(&context, device.ordinal);
   if (result != cuda::kSuccess) {
@@ -138,11 +143,11 @@ Status CudaDriver::device_info(DeviceIndex device, DeviceInfo* info) {
   if (result == cuda::kSuccess)
     result = api().DeviceGetAttribute(&virtual_memory, cuda::kAttributeVirtualMemory, scope->ordinal);
   if (result == cuda::kSuccess && virtual_memory != 0) {
-    cuda::AllocationProperties properties = properties_of(scope->ordinal, scope->rdma);
+    cuda::AllocationProperties properties = properties_of(scope->ordinal, scope->rdma, scope->shareable);
     result = api().MemGetAllocationGranularity(&granularity, &properties, cuda::kGranularityMinimum);
   }
   if (result != cuda::kSuccess) return refused(result, "properties of device %d", device);
-  *info = {name, total, granularity, virtual_memory != 0};
+  *info = {name, total, granularity, virtual_memory != 0, virtual_memory != 0 && scope->shareable};
   return Status::ok;
 }
 
@@ -189,7 +194,7 @@ Status CudaDriver::create(DeviceIndex device, Bytes bytes, PhysicalHandle* handl
   Scope scope(*this, device, "cuMemCreate");
   if (!scope) return Status::failed;
   Relaxed relaxed;
-  cuda::AllocationProperties properties = properties_of(scope->ordinal, scope->rdma);
+  cuda::AllocationProperties properties = properties_of(scope->ordinal, scope->rdma, scope->shareable);
   cuda::AllocationHandle created = 0;
   cuda::Result result = api().MemCreate(&created, bytes, &properties, 0);
   if (result != cuda::kSuccess) return refused(result, "cuMemCreate(%" PRIu64 " bytes) on device %d", bytes, device);
@@ -234,6 +239,30 @@ Status CudaDriver::unmap(DeviceIndex device, Address address, Bytes bytes) {
   cuda::Result result = api().MemUnmap(address, bytes);
   if (result == cuda::kSuccess) return Status::ok;
   return refused(result, "cuMemUnmap(%#" PRIx64 ", %" PRIu64 " bytes) on device %d", address, bytes, device);
+}
+
+Status CudaDriver::export_handle(DeviceIndex device, PhysicalHandle handle, int* descriptor) {
+  Scope scope(*this, device, "cuMemExportToShareableHandle");
+  if (!scope) return Status::failed;
+  if (!scope->shareable) return Status::not_supported;
+  Relaxed relaxed;
+  cuda::Result result = api().MemExportToShareableHandle(descriptor, handle, cuda::kHandleTypePosixDescriptor, 0);
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuMemExportToShareableHandle(handle %#" PRIx64 ") on device %d", handle, device);
+}
+
+Status CudaDriver::import_handle(DeviceIndex device, int descriptor, PhysicalHandle* handle) {
+  Scope scope(*this, device, "cuMemImportFromShareableHandle");
+  if (!scope) return Status::failed;
+  if (!scope->shareable) return Status::not_supported;
+  Relaxed relaxed;
+  cuda::AllocationHandle imported = 0;
+  void* named = reinterpret_cast<void*>(static_cast<std::intptr_t>(descriptor));
+  cuda::Result result = api().MemImportFromShareableHandle(&imported, named, cuda::kHandleTypePosixDescriptor);
+  if (result != cuda::kSuccess)
+    return refused(result, "cuMemImportFromShareableHandle(descriptor %d) on device %d", descriptor, device);
+  *handle = imported;
+  return Status::ok;
 }
 
 Status CudaDriver::allocate_segment(DeviceIndex device, Bytes bytes, Address* address) {

@@ -1,6 +1,6 @@
 // Real CUDA devices, through libcuda.so.1 opened at first use: poolalloc links no CUDA library, so one build serves
 // every CUDA version and machines with none. Works in the primary context of a device, which is the one torch uses. Not
-// here: sharing memory with other devices or processes.
+// here: who may see the memory it makes (core, plugin).
 #pragma once
 
 #include <atomic>
@@ -32,6 +32,8 @@ class POOLALLOC_API CudaDriver final : public Driver {
   Status map(DeviceIndex device, Address address, Bytes bytes, PhysicalHandle handle) override;
   Status allow_access(DeviceIndex device, Address address, Bytes bytes) override;
   Status unmap(DeviceIndex device, Address address, Bytes bytes) override;
+  Status export_handle(DeviceIndex device, PhysicalHandle handle, int* descriptor) override;
+  Status import_handle(DeviceIndex device, int descriptor, PhysicalHandle* handle) override;
   Status allocate_segment(DeviceIndex device, Bytes bytes, Address* address) override;
   Status free_segment(DeviceIndex device, Address address) override;
   Status create_event(DeviceIndex device, EventHandle* event) override;
@@ -51,7 +53,8 @@ class POOLALLOC_API CudaDriver final : public Driver {
   struct Device {
     std::atomic<void*> context{nullptr};  // set last; null until first used
     int ordinal = 0;
-    bool rdma = false;  // memory can be reached by network cards, as torch's own allocations can
+    bool rdma = false;       // memory can be reached by network cards, as torch's own allocations can
+    bool shareable = false;  // memory can be exported as a file descriptor
   };
   class Scope;  // makes the context of a device current for one call
 

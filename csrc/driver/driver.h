@@ -32,6 +32,7 @@ struct DeviceInfo {
   Bytes total_bytes = 0;
   Bytes granularity = kPageBytes;  // smallest physical allocation
   bool virtual_memory = false;     // cuMem* virtual memory management is available
+  bool shareable = false;          // what create makes can be exported to other processes
 };
 
 class POOLALLOC_API Driver {
@@ -55,6 +56,11 @@ class POOLALLOC_API Driver {
   virtual Status allow_access(DeviceIndex device, Address address, Bytes bytes) = 0;
   // The range covers whole mappings.
   virtual Status unmap(DeviceIndex device, Address address, Bytes bytes) = 0;
+  // A file descriptor of the process that names the physical memory, and the memory that another process's descriptor
+  // names, as a handle of this one: it is destroyed apart, and the memory lives as long as any handle or mapping of any
+  // process. The descriptor may be closed right after. not_supported where DeviceInfo::shareable is false.
+  virtual Status export_handle(DeviceIndex device, PhysicalHandle handle, int* descriptor) = 0;
+  virtual Status import_handle(DeviceIndex device, int descriptor, PhysicalHandle* handle) = 0;
   // Address and physical memory in one (cuMemAlloc), for devices without virtual memory management.
   virtual Status allocate_segment(DeviceIndex device, Bytes bytes, Address* address) = 0;
   virtual Status free_segment(DeviceIndex device, Address address) = 0;
@@ -91,6 +97,8 @@ class POOLALLOC_API Driver {
   X(map)                          \
   X(allow_access)                 \
   X(unmap)                        \
+  X(export_handle)                \
+  X(import_handle)                \
   X(allocate_segment)             \
   X(free_segment)                 \
   X(create_event)                 \

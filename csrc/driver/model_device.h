@@ -88,7 +88,7 @@ struct ModelDriver::Device {
   struct Physical {
     Bytes bytes;
     std::uint32_t mappings;
-    bool destroyed;
+    std::uint32_t handles;  // created or imported, and not destroyed
   };
   struct Mapping {
     PhysicalHandle handle;

@@ -1,6 +1,9 @@
 // ModelDriver: the devices themselves, their memory, addresses and mappings. Events are in model_events.cpp.
 #include "driver/model_driver.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 #include <cinttypes>
@@ -106,7 +109,8 @@ Status ModelDriver::device_info(DeviceIndex device, DeviceInfo* info) {
     set_last_error("model driver: device_info on device %d: there are %d devices", device, options_.devices);
     return Status::failed;
   }
-  *info = {"model", options_.memory_bytes, options_.granularity, options_.virtual_memory};
+  *info = {"model", options_.memory_bytes, options_.granularity, options_.virtual_memory,
+           options_.virtual_memory && options_.shareable};
   return Status::ok;
 }
 
@@ -178,7 +182,7 @@ Status ModelDriver::take_memory(DriverCall call, DeviceIndex index, Device& devi
   }
   device.used += bytes;
   device.peak_used = std::max(device.peak_used, device.used);
-  *handle = device.handles.add({bytes, 0, false});
+  *handle = device.handles.add({bytes, 0, 1});
   return Status::ok;
 }
 
@@ -197,10 +201,44 @@ Status ModelDriver::destroy(DeviceIndex device, PhysicalHandle handle) {
   if (entry.stopped()) return entry.status;
   if (!options_.virtual_memory) return Status::not_supported;
   Device::Physical* physical = entry->handles.find(handle);
-  if (physical == nullptr || physical->destroyed)
+  if (physical == nullptr || physical->handles == 0)
     return misuse(DriverCall::destroy, device, "handle %#" PRIx64 " is not a live handle", handle);
-  physical->destroyed = true;
+  --physical->handles;
   entry->drop_if_unused(handle, *physical);
+  return Status::ok;
+}
+
+// A descriptor of a file that says which handle it names.
+Status ModelDriver::export_handle(DeviceIndex device, PhysicalHandle handle, int* descriptor) {
+  Entry entry = enter(DriverCall::export_handle, device);
+  if (entry.stopped()) return entry.status;
+  if (!options_.virtual_memory || !options_.shareable) return Status::not_supported;
+  const Device::Physical* physical = entry->handles.find(handle);
+  if (physical == nullptr || physical->handles == 0)
+    return misuse(DriverCall::export_handle, device, "handle %#" PRIx64 " is not a live handle", handle);
+  const int file = memfd_create("model-device", MFD_CLOEXEC);
+  if (file < 0 || write(file, &handle, sizeof handle) != static_cast<ssize_t>(sizeof handle)) {
+    if (file >= 0) close(file);
+    set_last_error("export_handle: no file descriptor is left");
+    return Status::failed;
+  }
+  *descriptor = file;
+  return Status::ok;
+}
+
+Status ModelDriver::import_handle(DeviceIndex device, int descriptor, PhysicalHandle* handle) {
+  Entry entry = enter(DriverCall::import_handle, device);
+  if (entry.stopped()) return entry.status;
+  if (!options_.virtual_memory || !options_.shareable) return Status::not_supported;
+  PhysicalHandle named = 0;
+  const bool read = pread(descriptor, &named, sizeof named, 0) == static_cast<ssize_t>(sizeof named);
+  Device::Physical* physical = read ? entry->handles.find(named) : nullptr;
+  if (physical == nullptr) {
+    set_last_error("import_handle: descriptor %d names no memory of device %d", descriptor, device);
+    return Status::failed;
+  }
+  ++physical->handles;
+  *handle = named;
   return Status::ok;
 }
 
@@ -244,7 +282,7 @@ Status ModelDriver::map(DeviceIndex device, Address address, Bytes bytes, Physic
   if (entry.stopped()) return entry.status;
   if (!options_.virtual_memory) return Status::not_supported;
   Device::Physical* physical = entry->handles.find(handle);
-  if (physical == nullptr || physical->destroyed)
+  if (physical == nullptr || physical->handles == 0)
     return misuse(DriverCall::map, device, "handle %#" PRIx64 " is not a live handle", handle);
   if (physical->bytes != bytes)
     return misuse(DriverCall::map, device, "%" PRIu64 " bytes, but handle %#" PRIx64 " has %" PRIu64, bytes, handle,

@@ -21,6 +21,7 @@ struct ModelOptions {
   Bytes memory_bytes = Bytes{80} << 30;  // of each device
   Bytes granularity = kPageBytes;        // a power of two
   bool virtual_memory = true;            // false: reserve, create, map and their likes are not_supported
+  bool shareable = true;                 // exported memory can be imported again in this process, by this driver
   std::uint64_t event_lag = 0;           // an event completes when time has advanced by this since it was recorded
 };
 
@@ -68,6 +69,8 @@ class POOLALLOC_API ModelDriver final : public Driver {
   Status map(DeviceIndex device, Address address, Bytes bytes, PhysicalHandle handle) override;
   Status allow_access(DeviceIndex device, Address address, Bytes bytes) override;
   Status unmap(DeviceIndex device, Address address, Bytes bytes) override;
+  Status export_handle(DeviceIndex device, PhysicalHandle handle, int* descriptor) override;
+  Status import_handle(DeviceIndex device, int descriptor, PhysicalHandle* handle) override;
   Status allocate_segment(DeviceIndex device, Bytes bytes, Address* address) override;
   Status free_segment(DeviceIndex device, Address address) override;
   Status create_event(DeviceIndex device, EventHandle* event) override;

@@ -1,5 +1,5 @@
-// Memory and events of other processes. A handle says whose memory it is and how large; opening it gives an address of
-// that size. The bytes are not shared: what another process wrote reads as zeros, like everything computed.
+// Memory and events of other processes. A handle says whose memory it is, how large, and where its contents are
+// (shared_contents.h); opening it gives an address of that size.
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 #include "simgpu/cuda_abi.h"
 #include "simgpu/memory.h"
 #include "simgpu/report.h"
+#include "simgpu/shared_contents.h"
 #include "simgpu/simulator.h"
 
 using namespace poolalloc::simgpu;
@@ -23,6 +24,8 @@ struct MemoryHandle {
   std::uint64_t size;
   std::uint64_t extent;
   int device;
+  int file;
+  std::uint64_t position;
 };
 static_assert(sizeof(MemoryHandle) <= sizeof(abi::IpcHandle));
 
@@ -40,8 +43,10 @@ Error get_handle(abi::IpcHandle* out, std::uint64_t address, const char* caller)
               static_cast<unsigned long long>(address));
     return kInvalidValue;
   }
-  MemoryHandle handle{kMagic,     getpid(), info.base, info.size, info.region->mappings.begin()->second.extent->id,
-                      info.device};
+  Extent& extent = *info.region->mappings.begin()->second.extent;
+  if (!share_contents(extent)) return kOperatingSystem;
+  const MemoryHandle handle{kMagic,    getpid(),    info.base,     info.size,
+                            extent.id, info.device, shared_file(), extent.shared_position};
   *out = {};
   std::memcpy(out, &handle, sizeof handle);
   return kSuccess;
@@ -59,10 +64,13 @@ Error open_handle(void** pointer, const abi::IpcHandle& opaque) {
   if (base != 0) {
     ++sim().addresses.at(base)->opens;
   } else {
+    Extent* extent = open_shared(handle.pid, handle.file, handle.position);
+    if (!extent) return kInvalidValue;  // its process is gone
     Region* region = sim().addresses.create(RegionKind::kImport, handle.size, kGranularity, handle.device);
-    if (!region) return kOutOfMemory;
-    Device& device = *sim().devices[static_cast<std::size_t>(handle.device)];
-    Extent* extent = create_extent(device, round_up(handle.size, kGranularity), false);
+    if (!region) {
+      release_extent(*extent);
+      return kOutOfMemory;
+    }
     Mapping& mapping = map_extent(*region, region->base, *extent, extent->size, 0);
     release_extent(*extent);
     std::fill(mapping.access.begin(), mapping.access.end(), std::uint8_t{abi::kAccessReadWrite});
@@ -91,7 +99,7 @@ Error get_event_handle(abi::IpcHandle* out, void* event, const char* caller) {
   const Event* found = resolve_event(event, caller);
   if (!found) return kInvalidHandle;
   if (!out || (found->flags & abi::kEventInterprocess) == 0) return kInvalidHandle;
-  MemoryHandle handle{kMagic, getpid(), found->handle, 0, 0, found->device->index};
+  MemoryHandle handle{kMagic, getpid(), found->handle, 0, 0, found->device->index, -1, 0};
   *out = {};
   std::memcpy(out, &handle, sizeof handle);
   return kSuccess;

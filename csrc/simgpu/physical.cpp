@@ -9,6 +9,7 @@
 
 #include "simgpu/pool.h"
 #include "simgpu/report.h"
+#include "simgpu/shared_contents.h"
 #include "simgpu/simulator.h"
 
 namespace poolalloc::simgpu {
@@ -38,6 +39,20 @@ void forget_contents(Extent& extent) {
   extent.touched = 0;
 }
 
+// Makes whole pages read as zeros by an advice that drops them; clears the edges by writing.
+void zero_pages(char* from, std::uint64_t size, int advice) {
+  const std::uint64_t start = reinterpret_cast<std::uint64_t>(from);
+  const std::uint64_t first = round_up(start, kHostPage);
+  const std::uint64_t last = (start + size) / kHostPage * kHostPage;
+  if (first >= last) {
+    std::memset(from, 0, size);
+    return;
+  }
+  std::memset(from, 0, first - start);
+  madvise(reinterpret_cast<void*>(first), last - first, advice);
+  std::memset(reinterpret_cast<void*>(last), 0, start + size - last);
+}
+
 }  // namespace
 
 Extent* create_extent(Device& device, std::uint64_t size, bool counted) {
@@ -56,12 +71,17 @@ void retain_extent(Extent& extent) { ++extent.references; }
 void release_extent(Extent& extent) {
   if (--extent.references > 0) return;
   if (extent.counted) extent.device->used -= extent.size;
-  if (extent.contents) munmap(extent.contents, extent.size);
+  if (extent.shared) {
+    unshare_contents(extent);
+  } else if (extent.contents) {
+    munmap(extent.contents, extent.size);
+  }
   sim().resident_bytes -= extent.touched;
   delete &extent;
 }
 
 bool has_contents(const Extent& extent) {
+  if (extent.shared) return true;
   return extent.touched > 0 && (sim().config.keep_contents || extent.launches == extent.device->launches);
 }
 
@@ -94,24 +114,15 @@ void read_extent(const Extent& extent, std::uint64_t offset, void* to, std::uint
 
 void clear_extent(Extent& extent, std::uint64_t offset, std::uint64_t size) {
   if (!has_contents(extent)) return;
-  if (offset == 0 && size == extent.size) {
+  if (extent.shared) {
+    zero_pages(extent.contents + offset, size, MADV_REMOVE);
+  } else if (offset == 0 && size == extent.size) {
     forget_contents(extent);
   } else {
     zero_host_pages(extent.contents + offset, size);
   }
 }
 
-void zero_host_pages(char* from, std::uint64_t size) {
-  const std::uint64_t start = reinterpret_cast<std::uint64_t>(from);
-  const std::uint64_t first = round_up(start, kHostPage);
-  const std::uint64_t last = (start + size) / kHostPage * kHostPage;
-  if (first >= last) {
-    std::memset(from, 0, size);
-    return;
-  }
-  std::memset(from, 0, first - start);
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
-  std::memset(reinterpret_cast<void*>(last), 0, start + size - last);
-}
+void zero_host_pages(char* from, std::uint64_t size) { zero_pages(from, size, MADV_DONTNEED); }
 
 }  // namespace poolalloc::simgpu

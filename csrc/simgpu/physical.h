@@ -6,7 +6,8 @@
 //
 // A launch forgets contents: a kernel may have written there, and what it would have written is not known. Otherwise a
 // tensor that a kernel computed would show what another one left in the same place, and what a program does would hang
-// on where its allocator puts things. POOLALLOC_SIM_KEEP_CONTENTS=1 turns that off.
+// on where its allocator puts things. POOLALLOC_SIM_KEEP_CONTENTS=1 turns that off, and
+// memory that was exported to other processes keeps what was copied there.
 //
 // Not here: addresses (addresses.h). The simulator's lock guards everything.
 #pragma once
@@ -34,6 +35,8 @@ struct Extent {
   char* contents = nullptr;    // address space of `size` bytes, made at the first write
   std::uint64_t touched = 0;   // upper bound of the bytes of it that are resident
   std::uint64_t launches = 0;  // of the device, when contents were last written
+  bool shared = false;         // contents are in a file that other processes map (shared_contents.h)
+  std::uint64_t shared_position = 0;
 };
 
 // Takes `size` bytes (a multiple of kGranularity if counted) from a device; null when they are more than is free, even

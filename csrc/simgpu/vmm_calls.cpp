@@ -2,15 +2,13 @@
 //
 // Every rule that the driver documents is checked, and a broken one is named: a simulated device that let them pass
 // would hide the bug until a real one.
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "simgpu/cuda_abi.h"
 #include "simgpu/memory.h"
 #include "simgpu/report.h"
+#include "simgpu/shared_contents.h"
 #include "simgpu/simulator.h"
 
 using namespace poolalloc::simgpu;
@@ -18,17 +16,6 @@ using namespace poolalloc::simgpu;
 namespace {
 
 using abi::DevicePointer;
-
-constexpr std::uint64_t kSharedMagic = 0x76616c6c6f637368;
-
-// What an exported file descriptor holds.
-struct SharedAllocation {
-  std::uint64_t magic;
-  std::int64_t pid;
-  std::uint64_t extent;
-  std::uint64_t size;
-  int device;
-};
 
 // Frame of these calls: the card must have virtual memory management.
 template <class F>
@@ -279,22 +266,16 @@ SIMGPU_API int cuMemGetAllocationPropertiesFromHandle(abi::AllocationProp* prope
   });
 }
 
-// A file descriptor that says which allocation it is; the bytes themselves are not shared (see ipc_calls.cpp).
 SIMGPU_API int cuMemExportToShareableHandle(void* shareable, std::uint64_t handle, int type, unsigned long long) {
   SIM_COUNT_CALL();
   return vmm_call([&] {
     const Lock lock = lock_sim();
-    const Extent* extent = resolve_allocation(handle, "use_unknown_handle", "cuMemExportToShareableHandle");
+    Extent* extent = resolve_allocation(handle, "use_unknown_handle", "cuMemExportToShareableHandle");
     if (!extent || !shareable) return kInvalidValue;
     if (type != abi::kHandlePosixFd) return kNotSupported;
     if ((extent->handle_types & type) == 0) return kInvalidValue;
-    const int file = memfd_create("simgpu-allocation", MFD_CLOEXEC);
-    const SharedAllocation shared{kSharedMagic, getpid(), extent->id, extent->size, extent->device->index};
+    const int file = share_contents(*extent) ? name_shared(*extent) : -1;
     if (file < 0) return kOperatingSystem;
-    if (write(file, &shared, sizeof shared) != static_cast<ssize_t>(sizeof shared)) {
-      close(file);
-      return kOperatingSystem;
-    }
     *static_cast<int*>(shareable) = file;
     return kSuccess;
   });
@@ -305,25 +286,11 @@ SIMGPU_API int cuMemImportFromShareableHandle(std::uint64_t* handle, void* share
   return vmm_call([&] {
     if (!handle) return kInvalidValue;
     if (type != abi::kHandlePosixFd) return kNotSupported;
-    SharedAllocation shared{};
-    const int file = static_cast<int>(reinterpret_cast<std::intptr_t>(shareable));
-    if (pread(file, &shared, sizeof shared, 0) != static_cast<ssize_t>(sizeof shared) || shared.magic != kSharedMagic ||
-        !device_exists(shared.device)) {
-      return kInvalidValue;
-    }
     const Lock lock = lock_sim();
-    // In the process that exported it, it is the same memory; elsewhere it is memory that the other process pays for.
-    if (shared.pid == getpid()) {
-      Extent* same = nullptr;
-      sim().allocations.for_each([&](Extent* extent) {
-        if (extent->id == shared.extent) same = extent;
-      });
-      if (same) {
-        *handle = add_handle(*same);
-        return kSuccess;
-      }
-    }
-    Extent* extent = create_extent(*sim().devices[static_cast<std::size_t>(shared.device)], shared.size, false);
+    Extent* extent = open_shared(static_cast<int>(reinterpret_cast<std::intptr_t>(shareable)));
+    if (!extent) return kInvalidValue;
+    // The reference belongs to the handle: one that exists already has it.
+    if (extent->handle != 0) release_extent(*extent);
     extent->handle_types = type;
     *handle = add_handle(*extent);
     return kSuccess;

@@ -27,6 +27,8 @@ class ForwardingDriver : public poolalloc::Driver {
   Status map(Device d, Address a, Bytes n, Handle handle) override { return to.map(d, a, n, handle); }
   Status allow_access(Device d, Address a, Bytes n) override { return to.allow_access(d, a, n); }
   Status unmap(Device d, Address a, Bytes n) override { return to.unmap(d, a, n); }
+  Status export_handle(Device d, Handle handle, int* file) override { return to.export_handle(d, handle, file); }
+  Status import_handle(Device d, int file, Handle* handle) override { return to.import_handle(d, file, handle); }
   Status allocate_segment(Device d, Bytes n, Address* a) override { return to.allocate_segment(d, n, a); }
   Status free_segment(Device d, Address a) override { return to.free_segment(d, a); }
   Status create_event(Device d, Event* event) override { return to.create_event(d, event); }

@@ -303,6 +303,12 @@ WORKS = {
             result = double(torch.ones(512, 512, device="cuda"))
         assert any(heap["pool"] != (0, 0) for heap in poolalloc.memory_stats()["heaps"])
     """,  # the whole of it: test_graph_trees.py
+    "sharing CUDA tensors between processes (IPC)": """
+        storage = block(3).untyped_storage()
+        _, handle, size, offset, *_ = storage._share_cuda_()
+        assert size == 3 * MiB and offset % 512 == 0 and len(handle) < 200
+        assert storage._share_cuda_()[1] == handle, "a block has one name"
+    """,  # the whole of it: test_ipc.py
     "torch.cuda.memory._record_memory_history(enabled=None)": """
         torch.cuda.memory._record_memory_history(enabled=None)
         assert torch._C._cuda_isHistoryEnabled() is False
@@ -316,7 +322,6 @@ RAISES = {
         "torch.cuda.memory._record_memory_history()",
     ],
     "torch.cuda.MemPool(allocator=...)": ["torch.cuda.MemPool(other)"],
-    "sharing CUDA tensors between processes (IPC)": ["block(1).untyped_storage()._share_cuda_()"],
 }
 
 

@@ -1,0 +1,140 @@
+// See sharing.h. What is named, heap by heap; then what is open.
+#include "core/sharing.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "core/device_heap.h"
+#include "core/errors.h"
+#include "core/heap.h"
+
+namespace poolalloc {
+
+// --- named to others ---------------------------------------------------------------------------------------------
+
+std::optional<SharedBlock> Heap::share(Address address) {
+  static std::atomic<std::uint64_t> last_id{0};
+  const auto block = containing(address);
+  if (!block) return std::nullopt;
+  const Bytes offset = block->first - base_;
+  const Guard guard(lock_);
+  const Found found = find(offset);
+  if (found.size == 0) return std::nullopt;
+  Tracked& tracked = tracked_[offset];
+  set_attention();
+  if (tracked.pending) return std::nullopt;
+  if (tracked.shared_as == 0) tracked.shared_as = ++last_id;
+  const Bytes first = offset / kPageBytes * kPageBytes;
+  return SharedBlock{shared_.device, base_ + first, round_up(offset + found.size, kPageBytes) - first,
+                     tracked.shared_as, base_ + offset};
+}
+
+bool Heap::shared_pages(const SharedBlock& block, std::size_t first, std::size_t count,
+                        std::vector<PhysicalHandle>* handles) const {
+  const Guard guard(lock_);
+  const auto tracked = tracked_.find(block.block - base_);
+  if (tracked == tracked_.end() || tracked->second.shared_as != block.id || block.id == 0) return false;
+  const auto page = static_cast<PageIndex>((block.block - base_) / kPageBytes + first);
+  const Bytes size = find(block.block - base_).size;
+  if (count == 0 || page + count - 1 > (block.block - base_ + size - 1) / kPageBytes) return false;
+  return pages_.handles(page, static_cast<PageIndex>(page + count - 1), handles);
+}
+
+SharedBlock DeviceHeap::share(Address address) {
+  if (shared_.segmented())
+    throw UsageError("memory in whole allocations (option segments) cannot be shared with other processes");
+  if (!info_.shareable)
+    throw UsageError("device " + std::to_string(shared_.device) + " (" + info_.name +
+                     ") cannot share memory with other processes: its driver exports no file descriptors");
+  const auto block = addresses_.find(address)->share(address);
+  if (!block) throw UsageError("this address lies in no live block, so it cannot be shared");
+  return *block;
+}
+
+bool DeviceHeap::export_pages(const SharedBlock& block, std::size_t first, std::size_t count,
+                              std::vector<int>* descriptors) {
+  // A heap of a pool could go while it is asked, if the name is stale: not while it is visited.
+  const Visit visit = all_heaps();
+  const auto heap = std::find_if(visit.heaps.begin(), visit.heaps.end(),
+                                 [&](const Heap* each) { return block.block - each->base() < each->range_bytes(); });
+  std::vector<PhysicalHandle> handles;
+  if (heap == visit.heaps.end() || !(*heap)->shared_pages(block, first, count, &handles)) return false;
+  for (PhysicalHandle handle : handles) {
+    int descriptor = -1;
+    if (shared_.driver.export_handle(shared_.device, handle, &descriptor) != Status::ok) break;
+    descriptors->push_back(descriptor);
+  }
+  if (descriptors->size() < count) throw DriverError("a page cannot be shared: " + shared_.driver.last_error());
+  // Only if the block has lived all the time were those its pages.
+  return (*heap)->shared_pages(block, first, count, &handles);
+}
+
+// --- open of others ----------------------------------------------------------------------------------------------
+
+OpenMemory::~OpenMemory() {
+  for (const Range& range : ranges_) drop(range, range.bytes);
+}
+
+Address OpenMemory::open(std::size_t pages, const std::function<int(std::size_t)>& descriptor_of) {
+  close_what_is_closing();
+  Driver& driver = shared_.driver;
+  const DeviceIndex device = shared_.device;
+  Range range{0, pages * kPageBytes, false};
+  Bytes mapped = 0;
+  const auto check = [&](Status status) {
+    if (status != Status::ok) throw DriverError("memory of another process cannot be opened: " + driver.last_error());
+  };
+  try {
+    check(driver.reserve(device, range.bytes, kPageBytes, &range.address));
+    for (std::size_t page = 0; page < pages; ++page) {
+      PhysicalHandle handle = 0;
+      check(driver.import_handle(device, descriptor_of(page), &handle));
+      const Status status = driver.map(device, range.address + mapped, kPageBytes, handle);
+      driver.destroy(device, handle);  // the mapping keeps the memory
+      check(status);
+      mapped += kPageBytes;
+    }
+    check(driver.allow_access(device, range.address, range.bytes));
+  } catch (...) {
+    // Nothing was used, but a capture forbids to unmap: then the addresses stay, with the little that was mapped.
+    if (shared_.captures.load(std::memory_order_relaxed) == 0) drop(range, mapped);
+    throw;
+  }
+  const std::lock_guard guard(mutex_);
+  ranges_.push_back(range);
+  return range.address;
+}
+
+void OpenMemory::close(Address address) {
+  {
+    const std::lock_guard guard(mutex_);
+    for (Range& range : ranges_)
+      if (range.address == address) range.closing = true;
+  }
+  close_what_is_closing();
+}
+
+void OpenMemory::close_what_is_closing() {
+  std::vector<Range> closing;
+  {
+    const std::lock_guard guard(mutex_);
+    if (shared_.captures.load(std::memory_order_relaxed) != 0) return;
+    const auto first =
+        std::partition(ranges_.begin(), ranges_.end(), [](const Range& range) { return !range.closing; });
+    closing.assign(first, ranges_.end());
+    ranges_.erase(first, ranges_.end());
+  }
+  if (closing.empty()) return;
+  const bool done = shared_.driver.synchronize_device(shared_.device) == Status::ok;
+  std::erase_if(closing, [&](const Range& range) { return done && drop(range, range.bytes); });
+  const std::lock_guard guard(mutex_);  // what the driver refuses goes another time
+  ranges_.insert(ranges_.end(), closing.begin(), closing.end());
+}
+
+bool OpenMemory::drop(const Range& range, Bytes mapped) {
+  Driver& driver = shared_.driver;
+  if (mapped != 0 && driver.unmap(shared_.device, range.address, mapped) != Status::ok) return false;
+  return range.address == 0 || driver.release(shared_.device, range.address, range.bytes) == Status::ok;
+}
+
+}  // namespace poolalloc

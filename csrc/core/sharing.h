@@ -1,0 +1,61 @@
+// Memory that several processes use: what one of them names to the others, and what this one has open of others.
+//
+// A block is named by the pages under it and a number of its own. It keeps those pages as long as it lives, as every
+// block does: no frame under a live block is mapped elsewhere, taken or unmapped. When it is freed the name ends, and
+// nobody can open it any more; that nobody still uses it is for the two processes to agree on before (torch counts).
+// Neighbours on the first and the last page are seen too, as with memory that torch's own allocator shares.
+//
+// Not here: how names and file descriptors travel (plugin/ipc.h).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <vector>
+
+#include "core/types.h"
+#include "driver/driver.h"
+
+namespace poolalloc {
+
+struct SharedBlock {
+  DeviceIndex device = 0;
+  Address pages = 0;     // the first page under the block
+  Bytes bytes = 0;       // of whole pages
+  std::uint64_t id = 0;  // never the same for two blocks of a process
+  Address block = 0;     // its start
+};
+
+struct DeviceShared;
+
+// What a device has open of other processes. It is their memory: no figure of this process counts it.
+class OpenMemory {
+ public:
+  explicit OpenMemory(DeviceShared& shared) : shared_(shared) {}
+  ~OpenMemory();
+  OpenMemory(const OpenMemory&) = delete;
+  OpenMemory& operator=(const OpenMemory&) = delete;
+
+  // So many pages at neighbouring addresses; `descriptor_of(page)` gives each one's file descriptor when it is its
+  // turn, and may throw. Throws DriverError.
+  Address open(std::size_t pages, const std::function<int(std::size_t)>& descriptor_of);
+  // Waits for the device, since work may still come through the mappings; during a capture that must wait, and is done
+  // with a later call.
+  void close(Address address);
+
+ private:
+  struct Range {
+    Address address = 0;
+    Bytes bytes = 0;
+    bool closing = false;
+  };
+
+  void close_what_is_closing();
+  bool drop(const Range& range, Bytes mapped);
+
+  DeviceShared& shared_;
+  std::mutex mutex_;
+  std::vector<Range> ranges_;
+};
+
+}  // namespace poolalloc
