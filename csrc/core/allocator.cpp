@@ -10,7 +10,8 @@ namespace poolalloc {
 Allocator::Allocator(Driver& driver, const Options& options)
     : options_(options),
       driver_(std::make_unique<CountingDriver>(driver)),
-      addresses_(std::make_unique<AddressTable>()) {
+      addresses_(std::make_unique<AddressTable>()),
+      fraction_(options.memory_fraction) {
   check_options(options_);
 }
 
@@ -33,6 +34,8 @@ DeviceHeap& Allocator::make_device_heap(DeviceIndex device) {
   std::lock_guard guard(mutex_);
   if (DeviceHeap* heap = existing(device)) return *heap;
   auto* heap = new DeviceHeap(*driver_, device, *addresses_, oom_callbacks_, options_);
+  heap->observe(observer_);
+  if (fraction_ != options_.memory_fraction) heap->set_fraction(fraction_);
   heaps_[device].store(heap, std::memory_order_release);
   return *heap;
 }
@@ -100,15 +103,42 @@ Bytes Allocator::empty_cache(PoolId pool) {
   return bytes;
 }
 
+DeviceLayout Allocator::layout(DeviceIndex device) const {
+  const DeviceHeap* heap = existing(device);
+  return heap != nullptr ? heap->layout() : DeviceLayout{};
+}
+
+void Allocator::observe(Observer* observer) {
+  std::lock_guard guard(mutex_);
+  observer_ = observer;
+  for (auto& slot : heaps_)
+    if (DeviceHeap* heap = slot.load(std::memory_order_acquire)) heap->observe(observer);
+}
+
+namespace {
+void check_fraction(double fraction) {
+  if (!(fraction >= 0 && fraction <= 1))
+    throw UsageError("memory fraction " + std::to_string(fraction) + " is not in [0, 1]");
+}
+}  // namespace
+
 void Allocator::set_memory_fraction(double fraction, DeviceIndex device) {
-  if (!(fraction > 0 && fraction <= 1))
-    throw UsageError("memory fraction " + std::to_string(fraction) + " is not in (0, 1]");
+  check_fraction(fraction);
   device_heap(device).set_fraction(fraction);
 }
 
+void Allocator::set_memory_fraction(double fraction) {
+  check_fraction(fraction);
+  std::lock_guard guard(mutex_);
+  fraction_ = fraction;
+  for (auto& slot : heaps_)
+    if (DeviceHeap* heap = slot.load(std::memory_order_acquire)) heap->set_fraction(fraction);
+}
+
 double Allocator::memory_fraction(DeviceIndex device) const {
-  const DeviceHeap* heap = existing(device);
-  return heap != nullptr ? heap->fraction() : options_.memory_fraction;
+  if (const DeviceHeap* heap = existing(device)) return heap->fraction();
+  std::lock_guard guard(mutex_);
+  return fraction_;
 }
 
 Bytes Allocator::trim(Bytes target, DeviceIndex device, bool wait) {

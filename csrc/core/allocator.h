@@ -13,6 +13,7 @@
 
 #include "core/checkpoint.h"
 #include "core/errors.h"
+#include "core/layout.h"
 #include "core/oom_callbacks.h"
 #include "core/options.h"
 #include "core/sharing.h"
@@ -49,6 +50,11 @@ class POOLALLOC_API Allocator {
 
   // The block that contains `address`, if it is ours.
   std::optional<BlockInfo> block(Address address) const;
+  // Where everything on a device lies; empty for one not used yet.
+  DeviceLayout layout(DeviceIndex device) const;
+  // Null: nobody. From now on, on every device; who was told before may still hear of what is under way.
+  void observe(Observer* observer);
+
   // Every block of a pool that cannot be handed out now; by default of the ordinary pool.
   std::vector<BlockInfo> blocks(DeviceIndex device, PoolId pool = {}) const;
 
@@ -61,8 +67,10 @@ class POOLALLOC_API Allocator {
   // that completed work has left. Returns the bytes given back.
   Bytes trim(Bytes target, DeviceIndex device, bool wait = false);
 
-  // At most this fraction of the device. Throws UsageError outside (0, 1].
+  // At most this fraction of the device, on one device or on all, those not used yet too. Throws UsageError outside
+  // [0, 1].
   void set_memory_fraction(double fraction, DeviceIndex device);
+  void set_memory_fraction(double fraction);
   double memory_fraction(DeviceIndex device) const;
   // At most so many bytes; 0: no limit but the fraction. Throws UsageError below one page.
   // Lowering either gives idle pages back where that takes no wait; what is beyond it and live stays, and nothing
@@ -126,7 +134,9 @@ class POOLALLOC_API Allocator {
   OomCallbacks oom_callbacks_;
   std::unique_ptr<CountingDriver> driver_;
   std::unique_ptr<AddressTable> addresses_;
-  mutable std::mutex mutex_;
+  mutable std::mutex mutex_;  // held while a device is made, and for what new devices start with:
+  Observer* observer_ = nullptr;
+  double fraction_;
   static constexpr int kMaxDevices = 64;
   std::atomic<DeviceHeap*> heaps_[kMaxDevices] = {};
 };

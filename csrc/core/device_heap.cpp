@@ -270,6 +270,16 @@ std::vector<BlockInfo> DeviceHeap::blocks(PoolId id) const {
   return found;
 }
 
+DeviceLayout DeviceHeap::layout() const {
+  std::lock_guard guard(mutex_);
+  DeviceLayout layout;
+  for (auto& heap : stream_heaps_) layout.heaps.push_back(heap->layout());
+  for (auto& pool : pools_)
+    for (auto& heap : pool->heaps) layout.heaps.push_back(heap->layout());
+  layout.spare = shared_.supply.spare_bytes();
+  return layout;
+}
+
 // A graph may have been launched on any stream, so the end of its pool's memory waits for all of them. Only with the
 // turn of those that wait for the device, so that no capture begins meanwhile.
 void DeviceHeap::await_released() {

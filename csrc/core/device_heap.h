@@ -63,6 +63,8 @@ class DeviceHeap {
   OpenMemory& open_memory() { return open_memory_; }
   PoolCheckpoint checkpoint(PoolId pool) const;
   CheckpointDelta restore(const PoolCheckpoint& checkpoint);
+  DeviceLayout layout() const;
+  void observe(Observer* observer) { shared_.observer.store(observer, std::memory_order_release); }
 
   // Everything mapped now. Throws DriverError.
   void allow_access_to_mapped(DeviceIndex peer);

@@ -1,5 +1,7 @@
 #include "core/heap.h"
 
+#include <algorithm>
+
 namespace poolalloc {
 
 namespace {
@@ -7,10 +9,11 @@ namespace {
 PageIndex pages_in(Bytes bytes) { return static_cast<PageIndex>(bytes / kPageBytes); }
 
 std::unique_ptr<PageTable> page_table(DeviceShared& shared, Heap& heap, Address base, PageIndex split, PageIndex pages,
-                                      const Options& options) {
+                                      const Options& options, PageJournal* journal) {
   if (shared.segmented())
-    return std::make_unique<Segments>(shared.segment_supply, *shared.segment_table, heap, split, pages);
-  return std::make_unique<Residency>(shared.driver, shared.device, shared.page_supply, base, split, pages, options);
+    return std::make_unique<Segments>(shared.segment_supply, *shared.segment_table, heap, split, pages, journal);
+  return std::make_unique<Residency>(shared.driver, shared.device, shared.page_supply, base, split, pages, options,
+                                     journal);
 }
 
 }  // namespace
@@ -19,11 +22,13 @@ Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Byt
            const Options& options)
     : base_(base),
       bin_limit_(options.bin_limit),
-      page_table_(page_table(shared, *this, base, pages_in(slab_bytes), pages_in(slab_bytes + arena_bytes), options)),
+      page_table_(page_table(shared, *this, base, pages_in(slab_bytes), pages_in(slab_bytes + arena_bytes), options,
+                             &journal_)),
       pages_(*page_table_),
       segments_(shared.segmented() ? static_cast<Segments*>(page_table_.get()) : nullptr),
       slabs_(pages_, pages_in(slab_bytes)),
       arena_(pages_, pages_in(slab_bytes), static_cast<int>(options.placement_candidates)),
+      journal_(shared.observer, {shared.device, stream, pool}),
       shared_(shared),
       stream_(stream),
       pool_(pool) {
@@ -185,8 +190,9 @@ bool Heap::mapped() const {
 
 BlockInfo Heap::describe(Bytes offset, Bytes size, Bytes requested) const {
   const auto entry = tracked_.find(offset);
-  const bool pending = entry != tracked_.end() && entry->second.pending;
-  return {address_of(offset), size, requested, pending, shared_.device, stream_, pool_};
+  const bool tracked = entry != tracked_.end();
+  const bool pending = tracked && entry->second.pending;
+  return {address_of(offset), size, requested, pending, tracked, shared_.device, stream_, pool_};
 }
 
 std::optional<BlockInfo> Heap::block(Address address) const {
@@ -204,11 +210,35 @@ std::optional<BlockInfo> Heap::block(Address address) const {
 
 void Heap::append_blocks(std::vector<BlockInfo>& blocks) const {
   const Guard guard(lock_);
+  append_blocks_locked(blocks);
+}
+
+void Heap::append_blocks_locked(std::vector<BlockInfo>& blocks) const {
   const auto add = [&](Bytes offset, Bytes size, Bytes requested) {
     blocks.push_back(describe(offset, size, requested));
   };
   slabs_.visit(add);
   arena_.visit(add);
+}
+
+HeapLayout Heap::layout() const {
+  const Guard guard(lock_);
+  HeapLayout layout{{shared_.device, stream_, pool_}, {}, {}};
+  pages_.visit_counted([&](PageIndex first, PageIndex last, bool idle) {
+    const bool small = slabs_.serves(first) && !idle;
+    Address end = 0;
+    for (PageIndex page = first; page <= last; ++page) {  // neighbours, but perhaps in segments far apart
+      const Address address = address_of(page * kPageBytes);
+      if (page == first || address != end) layout.pages.push_back({address, 0, small, idle});
+      layout.pages.back().bytes += kPageBytes;
+      end = address + kPageBytes;
+    }
+  });
+  append_blocks_locked(layout.blocks);
+  const auto by_address = [](const auto& a, const auto& b) { return a.address < b.address; };
+  std::sort(layout.pages.begin(), layout.pages.end(), by_address);
+  std::sort(layout.blocks.begin(), layout.blocks.end(), by_address);
+  return layout;
 }
 
 }  // namespace poolalloc

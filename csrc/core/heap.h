@@ -20,6 +20,8 @@
 #include "core/biased_lock.h"
 #include "core/block_counts.h"
 #include "core/checkpoint.h"
+#include "core/layout.h"
+#include "core/observer.h"
 #include "core/options.h"
 #include "core/residency.h"
 #include "core/segments.h"
@@ -53,14 +55,15 @@ struct DeviceShared {
       : driver(driver),
         device(device),
         segment_table(segment_table),
-        page_supply(driver, device),
-        segment_supply(driver, device),
+        page_supply(driver, device, &observer),
+        segment_supply(driver, device, &observer),
         supply(segmented() ? static_cast<Supply&>(segment_supply) : page_supply) {}
   bool segmented() const { return segment_table != nullptr; }
 
   Driver& driver;
   const DeviceIndex device;
   AddressTable* const segment_table;
+  std::atomic<Observer*> observer{nullptr};
   PageSupply page_supply;
   SegmentSupply segment_supply;
   Supply& supply;                          // the one of the two that is in use
@@ -123,8 +126,9 @@ class Heap {
   std::optional<std::pair<Address, Bytes>> containing(Address address) const;
   // The same with all that is known of the block.
   std::optional<BlockInfo> block(Address address) const;
-  // Every block, by address in each of slabs and arena.
+  // Every block, by address.
   void append_blocks(std::vector<BlockInfo>& blocks) const;
+  HeapLayout layout() const;
 
   // Finishes pending frees whose events have completed. Returns how many.
   std::size_t poll_pending();
@@ -221,6 +225,7 @@ class Heap {
   }
   Found find(Bytes offset) const;
   BlockInfo describe(Bytes offset, Bytes size, Bytes requested) const;
+  void append_blocks_locked(std::vector<BlockInfo>& blocks) const;
   [[gnu::noinline]] Status allocate_elsewhere(Bytes bytes, Address* address);
   [[gnu::noinline]] bool free_elsewhere(Bytes offset);
   void give_back(const Found& found);
@@ -298,6 +303,7 @@ class Heap {
   Segments* const segments_;  // null where pages are mapped
   Slabs slabs_;
   Arena arena_;
+  PageJournal journal_;
   DeviceShared& shared_;
   const StreamId stream_;
   const PoolId pool_;

@@ -127,8 +127,11 @@ void Heap::finish(const Pending& pending) {
   waiting.bytes -= static_cast<std::int64_t>(pending.size);
   --all_waiting_.blocks;
   all_waiting_.bytes -= static_cast<std::int64_t>(pending.size);
+  const Found found = find(pending.offset);
+  if (Observer* observer = shared_.observer.load(std::memory_order_acquire)) [[unlikely]]
+    observer->free_completed(describe(pending.offset, found.size, found.requested));
   tracked_.erase(pending.offset);
-  give_back(find(pending.offset));
+  give_back(found);
 }
 
 std::size_t Heap::wait_pending() {

@@ -15,6 +15,7 @@ Status PageSupply::take(std::size_t count, std::vector<PhysicalHandle>* pages) {
     if (missing != 0 && !claim(missing * kPageBytes)) return Status::out_of_memory;
     taken.assign(spare_.end() - static_cast<std::ptrdiff_t>(spare), spare_.end());
     spare_.resize(spare_.size() - spare);
+    tell_spare((spare_.size() + spare) * kPageBytes, spare_.size() * kPageBytes);
   }
   Status status = Status::ok;
   std::size_t made = 0;
@@ -32,6 +33,7 @@ Status PageSupply::take(std::size_t count, std::vector<PhysicalHandle>* pages) {
   } else {
     std::lock_guard guard(lock_);
     spare_.insert(spare_.end(), taken.begin(), taken.end());
+    tell_spare((spare_.size() - taken.size()) * kPageBytes, spare_.size() * kPageBytes);
   }
   return status;
 }
@@ -39,6 +41,7 @@ Status PageSupply::take(std::size_t count, std::vector<PhysicalHandle>* pages) {
 void PageSupply::give(PhysicalHandle page) {
   std::lock_guard guard(lock_);
   spare_.push_back(page);
+  tell_spare((spare_.size() - 1) * kPageBytes, spare_.size() * kPageBytes);
 }
 
 Bytes PageSupply::destroy_spare(Bytes bytes) {
@@ -48,12 +51,14 @@ Bytes PageSupply::destroy_spare(Bytes bytes) {
     const std::size_t count = std::min<std::size_t>(bytes / kPageBytes, spare_.size());
     pages.assign(spare_.end() - static_cast<std::ptrdiff_t>(count), spare_.end());
     spare_.resize(spare_.size() - count);
+    tell_spare((spare_.size() + count) * kPageBytes, spare_.size() * kPageBytes);
   }
   const std::size_t all = pages.size();
   std::erase_if(pages, [this](PhysicalHandle page) { return driver_.destroy(device_, page) == Status::ok; });
   const Bytes destroyed = (all - pages.size()) * kPageBytes;
   std::lock_guard guard(lock_);
   spare_.insert(spare_.end(), pages.begin(), pages.end());
+  tell_spare((spare_.size() - pages.size()) * kPageBytes, spare_.size() * kPageBytes);
   count_destroyed(destroyed);
   return destroyed;
 }

@@ -6,8 +6,9 @@
 
 namespace poolalloc {
 
-PageTable::PageTable(PageIndex split, PageIndex pages)
+PageTable::PageTable(PageIndex split, PageIndex pages, PageJournal* journal)
     : page_count_(pages),
+      journal_(journal),
       state_(pages),
       blocks_(pages),
       idle_since_(pages),

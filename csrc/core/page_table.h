@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "core/lazy_array.h"
+#include "core/page_journal.h"
 #include "core/stats.h"
 #include "core/types.h"
 #include "driver/driver.h"
@@ -38,8 +39,9 @@ class PageTable {
     std::uint32_t maps = 0;      // of them, pages that need a driver call
   };
 
-  // The range has two parts, pages 0 .. split - 1 and split .. pages - 1, each used from its start on.
-  PageTable(PageIndex split, PageIndex pages);
+  // The range has two parts, pages 0 .. split - 1 and split .. pages - 1, each used from its start on. Where memory
+  // comes to count and ceases to is noted in the journal, if there is one.
+  PageTable(PageIndex split, PageIndex pages, PageJournal* journal);
   virtual ~PageTable() = default;
   PageTable(const PageTable&) = delete;
   PageTable& operator=(const PageTable&) = delete;
@@ -167,6 +169,20 @@ class PageTable {
 
   const Counter& resident() const { return resident_; }
   const Counter& held() const { return held_; }  // resident and idle
+
+  // visit(first, last, idle) for each run of pages at which memory counts (observer.h), by address.
+  template <typename Visit>
+  void visit_counted(Visit visit) const {
+    for (const Span& part : touched_)
+      for (PageIndex first = part.first, last; first < part.end; first = last + 1) {
+        last = first;
+        if (!counts(first)) continue;
+        const int resident = state_[first] & kResident;
+        while (last + 1 < part.end && counts(last + 1) && (state_[last + 1] & kResident) == resident) ++last;
+        visit(first, last, resident == 0);
+      }
+  }
+
   // Pages of memory under no block; detached ones not counted.
   std::uint32_t idle_frames() const {
     return static_cast<std::uint32_t>(static_cast<Bytes>(held_.current - resident_.current) / kPageBytes) - leaving_;
@@ -203,12 +219,27 @@ class PageTable {
   // Memory for every page of the range that has none, or whose own is replaced. On any status but ok no page has less
   // or more than before, except that blocked pages may be empty now.
   virtual Status provide(PageIndex first, PageIndex last) = 0;
+  // Whether memory counts at this page: once for every page of it that is held, on its way out too.
+  virtual bool counts(PageIndex page) const = 0;
   // State of a range with aliased pages: all of it becomes resident, or idle.
   virtual void set_live(PageIndex first, PageIndex last, bool live) = 0;
   // Pages up to `last` may have been used from now on.
   void touch(PageIndex last);
 
+  // Memory for a page came to count at this address, or ceased to.
+  void page_came(Address address) {
+    if (journal_ != nullptr) journal_->came(address);
+  }
+  void page_left(Address address) {
+    if (journal_ != nullptr) journal_->left(address);
+  }
+  // At the end of an operation that moved any.
+  void tell_journal() {
+    if (journal_ != nullptr) journal_->tell();
+  }
+
   const PageIndex page_count_;
+  PageJournal* const journal_;
   LazyArray<std::uint8_t> state_;
   LazyArray<std::uint16_t> blocks_;      // blocks that overlap the page
   LazyArray<std::uint32_t> idle_since_;  // when its last block died: a tick of the heap's clock

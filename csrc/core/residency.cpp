@@ -7,8 +7,8 @@
 namespace poolalloc {
 
 Residency::Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split,
-                     PageIndex pages, const Options& options)
-    : PageTable(split, pages),
+                     PageIndex pages, const Options& options, PageJournal* journal)
+    : PageTable(split, pages, journal),
       driver_(driver),
       device_(device),
       supply_(supply),
@@ -56,11 +56,14 @@ std::uint32_t Residency::headroom() const {
 
 void Residency::set_live(PageIndex first, PageIndex last, bool live) {
   for (PageIndex page = first; page <= last; ++page) {
-    if (!live)
+    if (!live) {
       make_idle(page);
-    else if ((state_[page] & kResident) == 0)
-      make_live(page);
+    } else {
+      if ((state_[page] & kResident) == 0) make_live(page);
+      count_at(page);
+    }
   }
+  if (live) tell_journal();
 }
 
 // Makes every ready page of the range live, so that its frame is not taken for another, and every other page empty.
@@ -90,6 +93,7 @@ Status Residency::provide(PageIndex first, PageIndex last) {
     if (blocks_[page] == 0 && (state_[page] & kResident) != 0) make_idle(page);
   if (status == Status::ok)
     for (const PageIndex page : empty) limit_aliases(page);
+  tell_journal();
   return status;
 }
 
@@ -184,7 +188,7 @@ void Residency::undo_map(PageIndex page, bool from_supply) {
   const PhysicalHandle handle = frames_[frame].handle;
   make_idle(page);
   remove_alias(page);
-  mark_detached(page, handle, from_supply);
+  mark_detached(page, handle, from_supply, from_supply);
   if (from_supply) {
     drop_frame(frame);
     ++leaving_;
@@ -204,6 +208,18 @@ void Residency::set_aliases(PageIndex page, std::uint8_t own, std::uint8_t other
   }
   for (PageIndex alias = first; alias != kNoPage; alias = next_alias_[alias])
     state_[alias] = (alias == page ? own : others) | kAliased;
+}
+
+// The page becomes the first of its frame's aliases.
+void Residency::count_at(PageIndex page) {
+  Frame& frame = frames_[frame_[page]];
+  if (frame.first_alias == page) return;
+  count_moves(frame.first_alias, page);
+  PageIndex* link = &next_alias_[frame.first_alias];
+  while (*link != page) link = &next_alias_[*link];
+  *link = next_alias_[page];
+  next_alias_[page] = frame.first_alias;
+  frame.first_alias = page;
 }
 
 // For how many ticks the frame of a ready page has been idle: since the last of its pages was in use.
@@ -283,6 +299,7 @@ void Residency::add_alias(PageIndex page, FrameIndex frame) {
   frame_[page] = frame;
   next_alias_[page] = frames_[frame].first_alias;
   frames_[frame].first_alias = page;
+  count_moves(next_alias_[page], page);
 }
 
 void Residency::remove_alias(PageIndex page) {
@@ -290,6 +307,7 @@ void Residency::remove_alias(PageIndex page) {
   PageIndex* link = &frame.first_alias;
   while (*link != page) link = &next_alias_[*link];
   *link = next_alias_[page];
+  if (link == &frame.first_alias && *link != kNoPage) count_moves(page, *link);
   if (frame.first_alias != kNoPage && next_alias_[frame.first_alias] == kNoPage)
     state_[frame.first_alias] &= static_cast<std::uint8_t>(~kAliased);
   --frame.aliases;
@@ -301,19 +319,20 @@ void Residency::remove_alias(PageIndex page) {
 // --- leaving -----------------------------------------------------------------------------------------------------
 
 // The driver still has the mapping.
-void Residency::mark_detached(PageIndex page, PhysicalHandle handle, bool frame_goes) {
+void Residency::mark_detached(PageIndex page, PhysicalHandle handle, bool frame_goes, bool counted) {
   Parting& parting = parting_[handle];
   ++parting.pages;
   parting.frame_goes |= frame_goes;
   if (frame_[page] == kNoFrame) count_mappings(1);
   frame_[page] = kDetached;
-  state_[page] = kMapped | kBlocked;
+  state_[page] = kMapped | kBlocked | (counted ? kCounted : 0);
 }
 
 void Residency::detach_frame(PageIndex victim, Detached* detached) {
   const FrameIndex frame = frame_[victim];
-  for (PageIndex page = frames_[frame].first_alias; page != kNoPage; page = next_alias_[page]) {
-    mark_detached(page, frames_[frame].handle, true);
+  const PageIndex counted = frames_[frame].first_alias;
+  for (PageIndex page = counted; page != kNoPage; page = next_alias_[page]) {
+    mark_detached(page, frames_[frame].handle, true, page == counted);
     detached->push_back({page, frames_[frame].handle});
   }
   drop_frame(frame);
@@ -353,7 +372,7 @@ void Residency::detach_blocked(Detached* detached) {
       if ((state_[page] & kBlocked) == 0 || frame_[page] == kDetached) continue;
       const PhysicalHandle handle = frames_[frame_[page]].handle;
       remove_alias(page);
-      mark_detached(page, handle, false);
+      mark_detached(page, handle, false, false);
       detached->push_back({page, handle});
     }
   }
@@ -371,11 +390,18 @@ std::uint32_t Residency::return_detached(const Detached& detached) {
       left_behind_.push_back(leaving);
       continue;
     }
+    const bool counted = (state_[leaving.page] & kCounted) != 0;
     frame_[leaving.page] = kNoFrame;
     state_[leaving.page] = 0;
     count_mappings(-1);
     const auto parting = parting_.find(leaving.handle);
-    if (--parting->second.pages != 0) continue;
+    --parting->second.pages;
+    if (counted) {
+      const PageIndex next = parting->second.pages != 0 ? another_detached(leaving, detached) : kNoPage;
+      count_moves(leaving.page, next);
+      if (next != kNoPage) state_[next] |= kCounted;
+    }
+    if (parting->second.pages != 0) continue;
     if (parting->second.frame_goes) {
       supply_.give(leaving.handle);
       held_.subtract(kPageBytes);
@@ -384,7 +410,17 @@ std::uint32_t Residency::return_detached(const Detached& detached) {
     }
     parting_.erase(parting);
   }
+  tell_journal();
   return frames;
+}
+
+// One more page of the same frame that is still to be unmapped.
+PageIndex Residency::another_detached(const Leaving& leaving, const Detached& detached) const {
+  for (const Detached* list : {&detached, &left_behind_, &postponed_})
+    for (const Leaving& other : *list)
+      if (other.handle == leaving.handle && other.page != leaving.page && frame_[other.page] == kDetached)
+        return other.page;
+  return kNoPage;
 }
 
 void Residency::postpone(const Detached& detached) {
@@ -418,11 +454,15 @@ bool Residency::handles(PageIndex first, PageIndex last, std::vector<PhysicalHan
 void Residency::return_all() {
   for (const Span& part : touched_)
     for (PageIndex page = part.first; page < part.end; ++page)
+      if (counts(page)) count_moves(page, kNoPage);
+  for (const Span& part : touched_)
+    for (PageIndex page = part.first; page < part.end; ++page)
       if (state_[page] != 0) driver_.unmap(device_, address_of(page), kPageBytes);
   for (const Frame& frame : frames_)
     if (frame.first_alias != kNoPage) supply_.give(frame.handle);
   for (const auto& [handle, parting] : parting_)
     if (parting.frame_goes) supply_.give(handle);
+  tell_journal();
   supply_.count_mappings(-static_cast<std::int64_t>(mappings_));
 }
 
@@ -435,17 +475,21 @@ Bytes Residency::metadata_bytes() const {
 
 void Residency::validate(const std::vector<std::uint32_t>& blocks_of) const {
   PageTable::validate(blocks_of);
-  std::uint32_t detached = 0;
+  std::uint32_t detached = 0, leaving = 0;
   std::vector<std::uint32_t> aliases_of(frames_.size()), live_of(frames_.size());
   const auto check_page = [&](PageIndex page) {
     const std::uint8_t state = state_[page];
     POOLALLOC_ENSURE(((state & kMapped) != 0) == (frame_[page] != kNoFrame), "a page is mapped if it has a frame");
     if (frame_[page] == kDetached) {
-      POOLALLOC_ENSURE(state == (kMapped | kBlocked), "a detached page is blocked");
+      POOLALLOC_ENSURE((state & ~kCounted) == (kMapped | kBlocked), "a detached page is blocked");
+      leaving += (state & kCounted) != 0;
       ++detached;
     } else if (frame_[page] != kNoFrame) {
       ++aliases_of[frame_[page]];
-      if ((state & kResident) != 0) ++live_of[frame_[page]];
+      if ((state & kResident) != 0) {
+        POOLALLOC_ENSURE(counts(page), "a frame counts where it is live");
+        ++live_of[frame_[page]];
+      }
     }
   };
   for (const Span& part : touched_)
@@ -469,6 +513,7 @@ void Residency::validate(const std::vector<std::uint32_t>& blocks_of) const {
   }
   POOLALLOC_ENSURE(held_.current == static_cast<std::int64_t>((held + leaving_) * kPageBytes),
                    "frames held = frames mapped + detached frames");
+  POOLALLOC_ENSURE(leaving == leaving_, "every frame on its way out counts at one page");
   POOLALLOC_ENSURE(mappings_ == aliases + detached, "mappings = aliases + detached pages");
 }
 

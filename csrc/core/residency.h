@@ -38,7 +38,7 @@ class Residency final : public PageTable {
 
   // Pages 0 .. pages - 1 of addresses from `base` on, which are reserved.
   Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split, PageIndex pages,
-            const Options& options = {});
+            const Options& options = {}, PageJournal* journal = nullptr);
 
   Address base() const { return base_; }
   Address address_of(PageIndex page) const { return base_ + page * kPageBytes; }
@@ -62,6 +62,7 @@ class Residency final : public PageTable {
   using FrameIndex = std::uint32_t;
   static constexpr FrameIndex kNoFrame = 0;  // so that fresh zeroed memory is an empty table
   static constexpr FrameIndex kDetached = ~FrameIndex{0};
+  static constexpr std::uint8_t kCounted = 16;  // one more bit of a page's state: detached, and its frame counts here
 
   struct Frame {
     PhysicalHandle handle = 0;
@@ -81,6 +82,12 @@ class Residency final : public PageTable {
   void judge(PageIndex first, PageIndex last, std::uint8_t any, Cost* cost) const override;
   Status provide(PageIndex first, PageIndex last) override;
   void set_live(PageIndex first, PageIndex last, bool live) override;
+  // A frame counts at the first of its aliases, where it was last live; a detached one at a page still to be unmapped.
+  bool counts(PageIndex page) const override {
+    const FrameIndex frame = frame_[page];
+    if (frame == kNoFrame) return false;
+    return frame == kDetached ? (state_[page] & kCounted) != 0 : frames_[frame].first_alias == page;
+  }
 
   // Nothing uses the page's mapping any more: all work enqueued before its last block died has completed.
   bool replaceable(PageIndex page) const override {
@@ -103,7 +110,13 @@ class Residency final : public PageTable {
   void drop_frame(FrameIndex frame);
   void add_alias(PageIndex page, FrameIndex frame);
   void remove_alias(PageIndex page);
-  void mark_detached(PageIndex page, PhysicalHandle handle, bool frame_goes);
+  void mark_detached(PageIndex page, PhysicalHandle handle, bool frame_goes, bool counted);
+  PageIndex another_detached(const Leaving& leaving, const Detached& detached) const;
+  void count_at(PageIndex page);
+  void count_moves(PageIndex from, PageIndex to) {
+    if (from != kNoPage) page_left(address_of(from));
+    if (to != kNoPage) page_came(address_of(to));
+  }
   void detach_frame(PageIndex victim, Detached* detached);
   void count_mappings(std::int64_t change) {
     mappings_ += static_cast<std::uint64_t>(change);

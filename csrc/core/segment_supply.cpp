@@ -21,7 +21,9 @@ bool SegmentSupply::take_spare(Bytes pages, Bytes most, Segment* segment) {
       best = each;
   if (best == spare_.end()) return false;
   *segment = *best;
+  const Bytes before = spare_sum();
   spare_.erase(best);
+  tell_spare(before, before - segment->bytes);
   return true;
 }
 
@@ -46,22 +48,26 @@ Status SegmentSupply::make(Bytes pages, Segment* segment) {
     }
     aligned_.store(false, std::memory_order_relaxed);
     spare_.push_back(made);
+    tell_spare(spare_sum() - made.bytes, spare_sum());
   }
 }
 
 void SegmentSupply::give(const Segment& segment) {
   std::lock_guard guard(lock_);
   spare_.push_back(segment);
+  tell_spare(spare_sum() - segment.bytes, spare_sum());
 }
 
 Bytes SegmentSupply::destroy_spare(Bytes bytes) {
   std::vector<Segment> segments;
   {
     std::lock_guard guard(lock_);
+    const Bytes before = spare_sum();
     for (Bytes chosen = 0; chosen < bytes && !spare_.empty(); spare_.pop_back()) {
       segments.push_back(spare_.back());
       chosen += spare_.back().bytes;
     }
+    tell_spare(before, spare_sum());
   }
   Bytes destroyed = 0;
   std::erase_if(segments, [&](const Segment& segment) {
@@ -70,13 +76,19 @@ Bytes SegmentSupply::destroy_spare(Bytes bytes) {
     return true;
   });
   std::lock_guard guard(lock_);
+  const Bytes before = spare_sum();
   spare_.insert(spare_.end(), segments.begin(), segments.end());
+  tell_spare(before, spare_sum());
   count_destroyed(destroyed);
   return destroyed;
 }
 
 Bytes SegmentSupply::spare_bytes() const {
   std::lock_guard guard(lock_);
+  return spare_sum();
+}
+
+Bytes SegmentSupply::spare_sum() const {
   Bytes bytes = 0;
   for (const Segment& segment : spare_) bytes += segment.bytes;
   return bytes;

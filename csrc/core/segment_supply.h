@@ -38,6 +38,7 @@ class SegmentSupply final : public Supply {
  private:
   bool take_spare(Bytes pages, Bytes most, Segment* segment);
   Status make(Bytes pages, Segment* segment);
+  Bytes spare_sum() const;
 
   std::vector<Segment> spare_;
   std::atomic<bool> aligned_{true};  // as far as the driver has shown

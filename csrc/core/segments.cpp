@@ -16,8 +16,9 @@ constexpr Bytes kMediumSegment = Bytes{20} << 20;
 
 }  // namespace
 
-Segments::Segments(SegmentSupply& supply, AddressTable& addresses, Heap& owner, PageIndex split, PageIndex pages)
-    : PageTable(split, pages), supply_(supply), addresses_(addresses), owner_(owner), start_(pages) {}
+Segments::Segments(SegmentSupply& supply, AddressTable& addresses, Heap& owner, PageIndex split, PageIndex pages,
+                   PageJournal* journal)
+    : PageTable(split, pages, journal), supply_(supply), addresses_(addresses), owner_(owner), start_(pages) {}
 
 Bytes Segments::pages_for(Bytes bytes) {
   const Bytes size = bytes <= kSmallBlock ? kSmallSegment : bytes < kMediumBlock ? kMediumSegment : bytes;
@@ -69,7 +70,9 @@ void Segments::place(const Segment& segment, PageIndex first, PageIndex end) {
     state_[page] = kMapped;
     idle_since_[page] = tick_;
     start_[page] = segment.start() + (page - first) * kPageBytes;
+    page_came(start_[page]);
   }
+  tell_journal();
   touch(end - 1);
   addresses_.set_pages(segment.start(), first, end - first, &owner_);
   segments_[first] = {segment, end};
@@ -144,7 +147,11 @@ std::uint32_t Segments::return_detached(const Detached& detached) {
 std::uint32_t Segments::take_out(Map::iterator place) {
   const auto [first, placed] = *place;
   addresses_.set_pages(placed.segment.start(), 0, placed.end - first, nullptr);
-  for (PageIndex page = first; page < placed.end; ++page) state_[page] = 0;
+  for (PageIndex page = first; page < placed.end; ++page) {
+    state_[page] = 0;
+    page_left(start_[page]);
+  }
+  tell_journal();
   mappings_ -= placed.end - first;
   held_.subtract(placed.segment.bytes);
   segments_.erase(place);

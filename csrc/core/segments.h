@@ -24,7 +24,8 @@ namespace poolalloc {
 
 class Segments final : public PageTable {
  public:
-  Segments(SegmentSupply& supply, AddressTable& addresses, Heap& owner, PageIndex split, PageIndex pages);
+  Segments(SegmentSupply& supply, AddressTable& addresses, Heap& owner, PageIndex split, PageIndex pages,
+           PageJournal* journal = nullptr);
 
   // How many pages a new segment gets for a block of so many bytes.
   static Bytes pages_for(Bytes bytes);
@@ -65,6 +66,7 @@ class Segments final : public PageTable {
   void judge(PageIndex first, PageIndex last, std::uint8_t any, Cost* cost) const override;
   Status provide(PageIndex first, PageIndex last) override;
   void set_live(PageIndex, PageIndex, bool) override {}  // no page is aliased
+  bool counts(PageIndex page) const override { return (state_[page] & kMapped) != 0; }
   PageIndex alias_within(PageIndex, PageIndex, PageIndex) const override { return kNoPage; }
   bool replaceable(PageIndex) const override { return false; }
 

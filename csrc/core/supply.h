@@ -4,7 +4,10 @@
 //   reserved = memory in heaps + spare memory
 #pragma once
 
+#include <atomic>
+
 #include "core/lock.h"
+#include "core/observer.h"
 #include "core/stats.h"
 #include "core/types.h"
 #include "driver/driver.h"
@@ -13,7 +16,8 @@ namespace poolalloc {
 
 class Supply {
  public:
-  Supply(Driver& driver, DeviceIndex device) : driver_(driver), device_(device) {}
+  Supply(Driver& driver, DeviceIndex device, const std::atomic<Observer*>* observer = nullptr)
+      : driver_(driver), device_(device), observer_(observer) {}
   virtual ~Supply() = default;
   Supply(const Supply&) = delete;
   Supply& operator=(const Supply&) = delete;
@@ -53,8 +57,15 @@ class Supply {
     destroyed_ += bytes / kPageBytes;
   }
 
+  // With the lock held.
+  void tell_spare(Bytes before, Bytes now) const {
+    if (observer_ == nullptr || before == now) return;
+    if (Observer* observer = observer_->load(std::memory_order_acquire)) observer->spare_changed(device_, before, now);
+  }
+
   Driver& driver_;
   const DeviceIndex device_;
+  const std::atomic<Observer*>* const observer_;  // null: nobody asks
   mutable Lock lock_;  // of what follows and of what is spare; never held across a driver call
   Counter reserved_;
   std::uint64_t created_ = 0;

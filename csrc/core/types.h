@@ -35,7 +35,8 @@ struct BlockInfo {
   Address address = 0;
   Bytes rounded = 0;
   Bytes requested = 0;
-  bool pending = false;  // freed, waiting for a stream
+  bool pending = false;         // freed, waiting for a stream
+  bool used_elsewhere = false;  // by other streams: when it is freed it will be pending
   DeviceIndex device = 0;
   StreamId stream = 0;
   PoolId pool;

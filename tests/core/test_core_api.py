@@ -77,7 +77,7 @@ def test_stub_has_the_constants_of_the_module() -> None:
         (lambda engine: engine.allocate(1, device=-1), errors.UsageError, "no device -1"),
         (lambda engine: engine.allocate(2**40), errors.OutOfMemoryError, "asked for 1 TiB"),
         (lambda engine: engine.allocate(2**64 - 1), errors.OutOfMemoryError, "asked for"),
-        (lambda engine: engine.set_memory_fraction(0.0), errors.UsageError, "fraction"),
+        (lambda engine: engine.set_memory_fraction(-0.1), errors.UsageError, "fraction"),
         (lambda engine: engine.release_pool(0, (1, 2)), errors.UsageError, "pool"),
         (lambda engine: engine.fail("no_such_call"), errors.UsageError, "reserve"),
         (lambda engine: engine.fail("create", 1, "perhaps"), errors.UsageError, "out_of_memory"),
