@@ -13,7 +13,10 @@ void TorchAllocator::endAllocateToPool(DeviceIndex device, MempoolId_t pool) {
   poolalloc_end_allocate_to_pool(device, pool);
 }
 
-void TorchAllocator::releasePool(DeviceIndex device, MempoolId_t pool) { poolalloc_release_pool(device, pool); }
+void TorchAllocator::releasePool(DeviceIndex device, MempoolId_t pool) {
+  const History::Cause cause(RecordContext::ALL);
+  poolalloc_release_pool(device, pool);
+}
 
 int TorchAllocator::getPoolUseCount(DeviceIndex device, MempoolId_t pool) {
   return plugin_allocator().pool_users(device, id_of(pool));

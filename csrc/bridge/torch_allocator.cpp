@@ -61,6 +61,19 @@ TorchAllocator::TorchAllocator() : CUDAPluggableAllocator(&poolalloc_malloc, &po
 
 inline void* TorchAllocator::get(std::size_t bytes, DeviceIndex device, cudaStream_t stream) {
   if (bytes == 0) return nullptr;
+  if (History::on()) [[unlikely]]
+    return get_recorded(bytes, device, stream);
+  return get_unrecorded(bytes, device, stream);
+}
+
+void* TorchAllocator::get_recorded(std::size_t bytes, DeviceIndex device, cudaStream_t stream) {
+  const History::Cause cause(RecordContext::STATE);
+  void* memory = get_unrecorded(bytes, device, stream);
+  History::instance().allocated(memory);
+  return memory;
+}
+
+inline void* TorchAllocator::get_unrecorded(std::size_t bytes, DeviceIndex device, cudaStream_t stream) {
   void* memory = nullptr;
   try {
     memory = poolalloc_malloc(bytes, device, stream);
@@ -97,43 +110,62 @@ void* TorchAllocator::raw_alloc_with_stream(std::size_t bytes, cudaStream_t stre
   return get(bytes, current_device(), stream);
 }
 
-// Called from destructors: never throws (poolalloc_free reports failures).
-void TorchAllocator::release(void* memory) {
-  if (memory == nullptr) return;
+namespace {
+
+template <typename Free>
+inline void free_unrecorded(void* memory, Free free) {
   if (const c10::impl::PyInterpreter* tracer = c10::impl::GPUTrace::get_trace()) [[unlikely]]
     (*tracer)->trace_gpu_memory_deallocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(memory));
   if (profiled()) [[unlikely]]
-    return free_under_profiler(memory, [memory] { poolalloc_free(memory, 0, 0, nullptr); });
-  poolalloc_free(memory, 0, 0, nullptr);
+    return free_under_profiler(memory, [=] { free(memory); });
+  free(memory);
+}
+
+template <typename Free>
+[[gnu::noinline]] void free_recorded(void* memory, Free free) {
+  const History::Cause cause(RecordContext::ALL);
+  History::instance().freeing(memory);
+  free_unrecorded(memory, free);
+}
+
+template <typename Free>
+inline void free_block(void* memory, Free free) {
+  if (memory == nullptr) return;
+  if (History::on()) [[unlikely]]
+    return free_recorded(memory, free);
+  free_unrecorded(memory, free);
+}
+
+}  // namespace
+
+// Called from destructors: never throws (poolalloc_free reports failures).
+void TorchAllocator::release(void* memory) {
+  free_block(memory, [](void* block) { poolalloc_free(block, 0, 0, nullptr); });
 }
 
 void TorchAllocator::raw_delete(void* memory) {
-  if (memory == nullptr) return;
-  if (const c10::impl::PyInterpreter* tracer = c10::impl::GPUTrace::get_trace()) [[unlikely]]
-    (*tracer)->trace_gpu_memory_deallocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(memory));
-  const auto free = [memory] { plugin_allocator().free(address_of(memory)); };
-  if (profiled()) [[unlikely]]
-    return free_under_profiler(memory, free);
-  free();
+  free_block(memory, [](void* block) { plugin_allocator().free(address_of(block)); });
 }
 
 // --- out of memory -----------------------------------------------------------------------------------------------
 
 void* TorchAllocator::after_out_of_memory(std::size_t bytes, DeviceIndex device, cudaStream_t stream,
                                           const std::string& text) {
-  if (!run_free_memory_callbacks()) raise_out_of_memory(bytes, device, text);
+  if (!run_free_memory_callbacks()) raise_out_of_memory(bytes, device, stream, text);
   try {
     return poolalloc_malloc(bytes, device, stream);
   } catch (const OutOfMemory& error) {
-    raise_out_of_memory(bytes, device, error.what());
+    raise_out_of_memory(bytes, device, stream, error.what());
   }
 }
 
-void TorchAllocator::raise_out_of_memory(std::size_t bytes, DeviceIndex device, const std::string& text) {
+void TorchAllocator::raise_out_of_memory(std::size_t bytes, DeviceIndex device, cudaStream_t stream,
+                                         const std::string& text) {
   const DeviceStats stats = plugin_allocator().stats(device);
   c10::reportOutOfMemoryToProfiler(static_cast<std::int64_t>(bytes), static_cast<std::size_t>(stats.live.current),
                                    static_cast<std::size_t>(stats.reserved.current), c10::Device(c10::kCUDA, device));
   const auto [free_bytes, total_bytes] = getMemoryInfo(device);
+  if (History::on()) History::instance().out_of_memory(device, id_of(stream), bytes, free_bytes);
   std::vector<OutOfMemoryObserver> observers;
   {
     const std::lock_guard guard(mutex_);
@@ -169,6 +201,7 @@ void TorchAllocator::init(int device_count) {
 }
 
 void TorchAllocator::emptyCache(MempoolId_t pool) {
+  const History::Cause cause(RecordContext::ALL);
   if (pool == MempoolId_t{0, 0})
     poolalloc_empty_cache();
   else

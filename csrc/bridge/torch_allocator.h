@@ -18,16 +18,15 @@
 #include <unordered_set>
 #include <vector>
 
+#include "bridge/history.h"
 #include "core/allocator.h"
 
 namespace poolalloc::bridge {
 
-using c10::DeviceIndex;
 using c10::MempoolId_t;
 using Caching = c10::cuda::CUDACachingAllocator::CUDAAllocator;
 using OutOfMemoryObserver = c10::cuda::CUDACachingAllocator::OutOfMemoryObserver;
 using RejectionObserver = std::function<void(std::int64_t, std::size_t, std::size_t, std::size_t)>;
-using c10::CachingDeviceAllocator::AllocatorTraceTracker;
 
 inline PoolId id_of(MempoolId_t pool) { return {pool.first, pool.second}; }
 inline Address address_of(const void* pointer) { return reinterpret_cast<Address>(pointer); }
@@ -84,13 +83,21 @@ class TorchAllocator final : public torch::cuda::CUDAPluggableAllocator::CUDAPlu
   c10::cuda::CUDACachingAllocator::CheckpointDelta setCheckpointPoolState(
       DeviceIndex device, std::shared_ptr<c10::cuda::CUDACachingAllocator::AllocatorState> state) override;
 
-  // History: history.cpp
-  bool isHistoryEnabled() override { return false; }
+  // History: recording.cpp; the state at one moment: snapshot.cpp
+  bool isHistoryEnabled() override;
   void recordHistory(bool enabled, c10::cuda::CUDACachingAllocator::CreateContextFn recorder, std::size_t max_entries,
                      c10::CachingDeviceAllocator::RecordContext when, bool clear,
                      const std::vector<std::string>& skip_actions) override;
   c10::cuda::CUDACachingAllocator::SnapshotInfo snapshot(MempoolId_t pool, bool include_traces = true) override;
   void attachAllocatorTraceTracker(AllocatorTraceTracker tracker) override;
+  void recordAnnotation(const std::vector<std::pair<std::string, std::string>>& pairs) override;
+  void pushCompileContext(std::string& name) override;
+  void popCompileContext() override;
+  bool supportsUserMetadata() { return true; }
+  void setUserMetadata(const std::string& text) override;
+  std::string getUserMetadata() override;
+  void annotateMemory(const void* memory, const std::string& text);
+  std::shared_ptr<c10::GatheredContext> getContextForPointer(const void* memory);
 
   // Figures: figures.cpp
   c10::CachingDeviceAllocator::DeviceStats getDeviceStats(DeviceIndex device) override;
@@ -106,8 +113,11 @@ class TorchAllocator final : public torch::cuda::CUDAPluggableAllocator::CUDAPlu
   static void release(void* memory);
   DeviceIndex current_device() const;
   void* get(std::size_t bytes, DeviceIndex device, cudaStream_t stream);
+  void* get_unrecorded(std::size_t bytes, DeviceIndex device, cudaStream_t stream);
+  [[gnu::noinline]] void* get_recorded(std::size_t bytes, DeviceIndex device, cudaStream_t stream);
   void* after_out_of_memory(std::size_t bytes, DeviceIndex device, cudaStream_t stream, const std::string& text);
-  [[noreturn]] void raise_out_of_memory(std::size_t bytes, DeviceIndex device, const std::string& text);
+  [[noreturn]] void raise_out_of_memory(std::size_t bytes, DeviceIndex device, cudaStream_t stream,
+                                        const std::string& text);
 
   int devices_ = 0;   // visible ones; 0: not known yet
   std::mutex mutex_;  // guards what follows; never held while a callback runs

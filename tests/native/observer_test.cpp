@@ -102,9 +102,9 @@ struct Device {
     for (const auto& [page, stream] : ledger.pages) CHECK(shown.count(page) == 1);
   }
 
+  Ledger ledger;  // outlives those who tell it
   ModelDriver model;
   Allocator allocator;
-  Ledger ledger;
 };
 
 TEST(a_page_counts_where_it_was_used_last) {
