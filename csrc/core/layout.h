@@ -15,7 +15,7 @@ namespace poolalloc {
 struct PageRun {
   Address address = 0;
   Bytes bytes = 0;
-  bool small = false;  // cut into size classes
+  bool small = false;  // cut into size classes now
   bool idle = false;   // no block overlaps them
 };
 
