@@ -39,9 +39,6 @@ MISSING = {
 
 
 BRIDGE_MISSING = {
-    "torch.cuda.memory_snapshot, memory._snapshot, memory._record_memory_history": (
-        "raise RuntimeError; poolalloc.fragmentation says where every reserved byte is"
-    ),
     "torch.cuda.MemPool(allocator=...)": "raises RuntimeError; a MemPool without an allocator of its own works",
 }
 """What does not work with the bridge: feature, what happens."""

@@ -309,18 +309,20 @@ WORKS = {
         assert size == 3 * MiB and offset % 512 == 0 and len(handle) < 200
         assert storage._share_cuda_()[1] == handle, "a block has one name"
     """,  # the whole of it: test_ipc.py
-    "torch.cuda.memory._record_memory_history(enabled=None)": """
-        torch.cuda.memory._record_memory_history(enabled=None)
+    "torch.cuda.memory._record_memory_history, _snapshot, _dump_snapshot, memory_snapshot": """
+        memory = torch.cuda.memory
+        memory._record_memory_history(stacks="python")
+        kept = block(3)
+        snapshot = memory._snapshot()
+        (entry,) = [entry for entry in snapshot["device_traces"][0] if entry["action"] == "alloc"]
+        assert entry["size"] == 3 * MiB and [frame["name"] for frame in entry["frames"]] == ["block", "<module>"]
+        assert sum(segment["total_size"] for segment in memory.memory_snapshot()) == torch.cuda.memory_reserved()
+        memory._record_memory_history(enabled=None)
         assert torch._C._cuda_isHistoryEnabled() is False
     """,
 }
 
 RAISES = {
-    "torch.cuda.memory_snapshot, memory._snapshot, memory._record_memory_history": [
-        "torch.cuda.memory_snapshot()",
-        "torch.cuda.memory._snapshot()",
-        "torch.cuda.memory._record_memory_history()",
-    ],
     "torch.cuda.MemPool(allocator=...)": ["torch.cuda.MemPool(other)"],
 }
 

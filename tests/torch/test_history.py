@@ -269,9 +269,12 @@ def test_several_devices_have_traces_of_their_own(on_bridge: Callable) -> None:
     on_bridge(
         """
         memory._record_memory_history(stacks="python")
-        held = [torch.empty(size * MiB, dtype=torch.uint8, device=f"cuda:{device}") for device, size in [(0, 2), (1, 3)]]
+        held = []
+        for device, size in [("cuda:0", 2), ("cuda:1", 3)]:
+            held.append(torch.empty(size * MiB, dtype=torch.uint8, device=device))
         snapshot = memory._snapshot()
-        sizes = [[entry["size"] for entry in trace if entry["action"] == "alloc"] for trace in snapshot["device_traces"]]
+        traces = snapshot["device_traces"]
+        sizes = [[entry["size"] for entry in trace if entry["action"] == "alloc"] for trace in traces]
         assert sizes == [[2 * MiB], [3 * MiB], []]
         assert {segment["device"]: segment["requested_size"] for segment in snapshot["segments"]} == {
             0: 2 * MiB, 1: 3 * MiB}
@@ -341,10 +344,12 @@ def test_a_snapshot_survives_the_importer(on_bridge: Callable, tmp_path: Path) -
         memory="2 GiB",
     ).value
     trace, report = import_snapshot(file.read_bytes(), file.name)
-    assert len(set(report.balance())) == 1 and not report.left_out
+    assert len(set(report.balance())) == 1
+    assert not report.left_out
     assert not any(count for what, count in report.inferred.items() if "lost" in what), report.inferred
     account = report.devices[0]
-    assert account["expandable"] and account["reserved_at_start"] == 0
+    assert account["expandable"]
+    assert account["reserved_at_start"] == 0
     assert account["reserved_at_end"] == stats["reserved_bytes.all.current"]
     assert account["reserved_peak"] == stats["reserved_bytes.all.peak"]
     assert account["allocated_at_end"] == stats["allocated_bytes.all.current"]
