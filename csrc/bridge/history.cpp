@@ -85,16 +85,30 @@ void History::allocated(const void* memory) {
   add_block(TraceEntry::ALLOC, *block, std::move(context));
 }
 
-// A free that nothing holds up is completed by the time the address can be handed out again, so both are told now.
 void History::freeing(const void* memory) {
-  const auto block = block_at(memory);
-  if (!block || block->pending) return;
+  if (const auto block = block_at(memory); block && !block->pending) freeing(*block);
+}
+
+// A free that nothing holds up is completed by the time the address can be handed out again, so both are told now.
+void History::freeing(const BlockInfo& block) {
   Context context = cause();
-  if (context == nullptr) context = context_of(block->device, block->address);
-  add_block(TraceEntry::FREE_REQUESTED, *block, context);
-  if (block->used_elsewhere) return;
-  add_block(TraceEntry::FREE_COMPLETED, *block, std::move(context));
-  if (forget_context(block->device, block->address)) decide();
+  if (context == nullptr) context = context_of(block.device, block.address);
+  add_block(TraceEntry::FREE_REQUESTED, block, context);
+  if (block.used_elsewhere) return;
+  add_block(TraceEntry::FREE_COMPLETED, block, std::move(context));
+  if (forget_context(block.device, block.address)) decide();
+}
+
+void History::restored(const std::vector<BlockInfo>& before, std::vector<Address> gone, std::vector<Address> came) {
+  std::sort(gone.begin(), gone.end());
+  std::sort(came.begin(), came.end());
+  const auto among = [](const std::vector<Address>& all, Address one) {
+    return std::binary_search(all.begin(), all.end(), one);
+  };
+  for (const BlockInfo& block : before)
+    if (among(gone, block.address) && !among(came, block.address)) freeing(block);
+  for (const Address block : came)
+    if (!among(gone, block)) allocated(reinterpret_cast<void*>(block));
 }
 
 void History::out_of_memory(DeviceIndex device, StreamId stream, Bytes asked, Bytes free_bytes) {

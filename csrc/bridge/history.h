@@ -84,6 +84,8 @@ class History final : public Observer {
   // Inside a Cause.
   void allocated(const void* memory);
   void freeing(const void* memory);
+  // A pool was brought back to an earlier state: the blocks it had, those that went and those that came.
+  void restored(const std::vector<BlockInfo>& before, std::vector<Address> gone, std::vector<Address> came);
   void out_of_memory(DeviceIndex device, StreamId stream, Bytes asked, Bytes free_bytes);
   void annotated(const void* memory, const std::string& text);
   void snapshot_taken(DeviceIndex device, PoolId pool, Bytes active);
@@ -118,6 +120,7 @@ class History final : public Observer {
   using Trackers = std::vector<AllocatorTraceTracker>;
 
   void add(TraceEntry::Action action, const HeapId& heap, Address address, Bytes bytes, Context context);
+  void freeing(const BlockInfo& block);
   void add_block(TraceEntry::Action action, const BlockInfo& block, Context context);
   bool forget_context(DeviceIndex device, Address address);
   Context cause() const;

@@ -71,7 +71,11 @@ c10::cuda::CUDACachingAllocator::CheckpointDelta TorchAllocator::setCheckpointPo
   const auto* pool = dynamic_cast<const PoolState*>(state.get());
   TORCH_CHECK(pool != nullptr && pool->checkpoint.device == device,
               "poolalloc: this is no state of a pool that poolalloc made on device ", static_cast<int>(device), ".");
+  const History::Cause cause(RecordContext::ALL);
+  std::vector<BlockInfo> before;
+  if (History::on()) before = plugin_allocator().blocks(device, pool->checkpoint.pool);
   const CheckpointDelta restored = as_torch_errors([&] { return plugin_allocator().restore(pool->checkpoint); });
+  if (History::on()) History::instance().restored(before, restored.freed, restored.allocated);
   c10::cuda::CUDACachingAllocator::CheckpointDelta delta;
   for (const Address block : restored.freed) delta.ptrs_freed.push_back(reinterpret_cast<void*>(block));
   for (const Address block : restored.allocated) {
