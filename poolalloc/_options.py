@@ -102,6 +102,57 @@ OPTIONS = (
             "memory until the device or the limit is nearly full."
         ),
     ),
+    Option(
+        "prealloc",
+        "bytes",
+        0,
+        0,
+        1152921504606846976,
+        "bytes",
+        (
+            "Physical memory created when a device is first used, so that a program does not wait for the driver "
+            "while it grows. The background thread never goes below it."
+        ),
+    ),
+    Option(
+        "reserve_ahead",
+        "bytes",
+        0,
+        0,
+        1152921504606846976,
+        "bytes",
+        "Physical memory that a background thread keeps created beyond what is mapped; 0 means none.",
+    ),
+    Option(
+        "trim_high",
+        "bytes",
+        0,
+        0,
+        1152921504606846976,
+        "bytes",
+        (
+            "When more than this is idle, a background thread gives idle memory back until trim_low is left; 0 means "
+            "never."
+        ),
+    ),
+    Option(
+        "trim_low",
+        "bytes",
+        0,
+        0,
+        1152921504606846976,
+        "bytes",
+        "What trim_high leaves idle; at most trim_high.",
+    ),
+    Option(
+        "trim_after",
+        "number",
+        0.0,
+        0.0,
+        1000000.0,
+        "seconds",
+        "A background thread gives memory back that has been idle for so long, or a quarter longer; 0 means never.",
+    ),
 )
 
 
@@ -137,6 +188,24 @@ class Options:
     created. balanced: new memory up to 5 % over the most that was live, then idle memory. fast: new memory until the
     device or the limit is nearly full. Allowed: tight, balanced or fast.
     """
+    prealloc: int = 0
+    """Physical memory created when a device is first used, so that a program does not wait for the driver while it
+    grows. The background thread never goes below it. Allowed: 0 B to 1048576 TiB.
+    """
+    reserve_ahead: int = 0
+    """Physical memory that a background thread keeps created beyond what is mapped; 0 means none. Allowed: 0 B to
+    1048576 TiB.
+    """
+    trim_high: int = 0
+    """When more than this is idle, a background thread gives idle memory back until trim_low is left; 0 means never.
+    Allowed: 0 B to 1048576 TiB.
+    """
+    trim_low: int = 0
+    """What trim_high leaves idle; at most trim_high. Allowed: 0 B to 1048576 TiB."""
+    trim_after: float = 0.0
+    """A background thread gives memory back that has been idle for so long, or a quarter longer; 0 means never.
+    Allowed: 0 to 1e+06 (seconds).
+    """
 
     def __init__(
         self,
@@ -149,6 +218,11 @@ class Options:
         segments: bool = False,
         max_mappings: int = 500000,
         growth: str = "tight",
+        prealloc: int | str = 0,
+        reserve_ahead: int | str = 0,
+        trim_high: int | str = 0,
+        trim_low: int | str = 0,
+        trim_after: float = 0.0,
     ) -> None:
         self._set(
             {
@@ -160,6 +234,11 @@ class Options:
                 "segments": segments,
                 "max_mappings": max_mappings,
                 "growth": growth,
+                "prealloc": prealloc,
+                "reserve_ahead": reserve_ahead,
+                "trim_high": trim_high,
+                "trim_low": trim_low,
+                "trim_after": trim_after,
             }
         )
 

@@ -322,6 +322,12 @@ def _check_together(values: Mapping[str, Any]) -> None:
     if values["memory_fraction"] == 0:
         problem = "leaves poolalloc no memory, so nothing could be allocated"
         raise _refusal(_TABLE["memory_fraction"], 0, problem)
+    for name, most, bound in (
+        ("prealloc", "memory_limit", values["memory_limit"] or math.inf),
+        ("trim_low", "trim_high", values["trim_high"]),
+    ):
+        if values[name] > bound:
+            raise _refusal(_TABLE[name], values[name], f"is more than {most}, {format_size(int(bound))}")
 
 
 def _refusal(option: Option, value: object, problem: str) -> ConfigError:

@@ -1,7 +1,10 @@
 #include "core/allocator.h"
 
+#include <algorithm>
+#include <chrono>
 #include <sstream>
 
+#include "core/caretaker.h"
 #include "core/device_heap.h"
 #include "driver/counting_driver.h"
 
@@ -16,6 +19,7 @@ Allocator::Allocator(Driver& driver, const Options& options)
 }
 
 Allocator::~Allocator() {
+  caretaker_.reset();
   for (auto& slot : heaps_) delete slot.load();
 }
 
@@ -34,10 +38,25 @@ DeviceHeap& Allocator::make_device_heap(DeviceIndex device) {
   std::lock_guard guard(mutex_);
   if (DeviceHeap* heap = existing(device)) return *heap;
   auto* heap = new DeviceHeap(*driver_, device, *addresses_, oom_callbacks_, options_);
+  if (tended(options_)) {
+    if (caretaker_ == nullptr) {
+      const double seconds = options_.trim_after != 0 ? std::clamp(options_.trim_after / 4, 0.001, 0.1) : 0.1;
+      caretaker_ = std::make_unique<Caretaker>(std::chrono::nanoseconds(static_cast<std::int64_t>(seconds * 1e9)),
+                                               [this] { tend(); });
+    }
+    heap->watch_reserve([this] { caretaker_->wake(); });
+  }
   heap->observe(observer_);
   if (fraction_ != options_.memory_fraction) heap->set_fraction(fraction_);
   heaps_[device].store(heap, std::memory_order_release);
+  if (caretaker_ != nullptr) caretaker_->wake();
   return *heap;
+}
+
+void Allocator::tend() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  for (DeviceIndex device : devices())
+    existing(device)->tend(static_cast<std::uint64_t>(std::chrono::nanoseconds(now).count()));
 }
 
 void Allocator::check_device(DeviceIndex device) const {

@@ -24,6 +24,7 @@
 namespace poolalloc {
 
 class AddressTable;
+class Caretaker;
 class DeviceHeap;
 class CountingDriver;
 
@@ -128,6 +129,7 @@ class POOLALLOC_API Allocator {
   [[gnu::noinline]] DeviceHeap& make_device_heap(DeviceIndex device);
   DeviceHeap* existing(DeviceIndex device) const;
   void check_device(DeviceIndex device) const;
+  void tend();
   [[noreturn]] void unknown(Address address) const;
 
   Options options_;
@@ -139,6 +141,7 @@ class POOLALLOC_API Allocator {
   double fraction_;
   static constexpr int kMaxDevices = 64;
   std::atomic<DeviceHeap*> heaps_[kMaxDevices] = {};
+  std::unique_ptr<Caretaker> caretaker_;  // where an option asks for it, from the first device on
 };
 
 }  // namespace poolalloc

@@ -31,6 +31,21 @@ DeviceHeap::DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& address
     throw DriverError("device " + std::to_string(device) + " allocates in units of " + format_bytes(info_.granularity) +
                       "; poolalloc works in pages of " + format_bytes(kPageBytes));
   apply_limit();
+  if (tended(options_)) shared_.several_heaps = true;  // the background thread reads the totals
+  preallocate();
+}
+
+// Pages only: a segment made ahead would fit few requests.
+void DeviceHeap::preallocate() {
+  if (shared_.segmented()) return;
+  const Status status = shared_.page_supply.prepare(options_.prealloc);
+  if (status == Status::ok) return;
+  const std::string problem = status == Status::out_of_memory ? "" : ": " + shared_.driver.last_error();
+  const Bytes made = shared_.supply.destroy_spare();
+  throw OutOfMemory("poolalloc: the option prealloc asks for " + format_bytes(options_.prealloc) + " on device " +
+                    std::to_string(shared_.device) + " (" + info_.name + "), of which " + format_bytes(made) +
+                    " could be had" + problem + "; poolalloc may hold " + format_bytes(shared_.supply.limit()) +
+                    " of its " + format_bytes(info_.total_bytes));
 }
 
 DeviceHeap::~DeviceHeap() {
@@ -378,6 +393,37 @@ Bytes DeviceHeap::trim_to(Bytes target, Wait wait) {
   return given + supply.destroy_spare(excess());
 }
 
+// Looks at totals, and into heaps only where something is to go: a thread that comes seldom costs a heap's own thread
+// dear (biased_lock.h).
+void DeviceHeap::tend(std::uint64_t now) {
+  const std::unique_lock<Lock> turn(gathering_, std::try_to_lock);
+  if (!turn.owns_lock() || shared_.captures.load() != 0) return;
+  Supply& supply = shared_.supply;
+  const Bytes reserved = static_cast<Bytes>(supply.reserved().current);
+  const Bytes kept = static_cast<Bytes>(std::max<std::int64_t>(shared_.resident.current.load(), 0)) +
+                     std::min(supply.spare_bytes(), options_.reserve_ahead);
+  const Bytes idle = reserved > kept ? reserved - kept : 0;
+  if (options_.trim_high != 0 && idle > options_.trim_high)
+    trim_to(std::max(options_.prealloc, reserved - (idle - options_.trim_low)), Wait::no);
+  if (options_.trim_after != 0 && idle != 0 && now >= next_aging_) trim_aged(now);
+  if (!shared_.segmented()) shared_.page_supply.prepare(options_.reserve_ahead);
+}
+
+void DeviceHeap::trim_aged(std::uint64_t now) {
+  const auto age = static_cast<std::uint64_t>(options_.trim_after * 1e9);
+  next_aging_ = now + age / 4;
+  Supply& supply = shared_.supply;
+  const Bytes reserved = static_cast<Bytes>(supply.reserved().current);
+  const Bytes spare = std::min(supply.spare_bytes(), spare_before_);
+  Bytes going = spare > options_.reserve_ahead ? spare - options_.reserve_ahead : 0;
+  const Bytes most = reserved > options_.prealloc ? reserved - options_.prealloc : 0;
+  const Visit visit = reclaimable_heaps();
+  for (Heap* heap : visit.heaps)
+    if (going < most) going += heap->reclaim_aged(static_cast<std::uint32_t>((most - going) / kPageBytes), now, age);
+  supply.destroy_spare(std::min(going, most));
+  spare_before_ = supply.spare_bytes();
+}
+
 Bytes DeviceHeap::live_bytes() const {
   const Visit visit = all_heaps();
   Bytes live = 0;
@@ -486,6 +532,7 @@ void DeviceHeap::reset_peaks() {
 }
 
 void DeviceHeap::validate() const {
+  const std::lock_guard<Lock> turn(gathering_);  // the background thread may be creating pages
   Bytes held = 0;
   const Visit visit = all_heaps();
   for (Heap* heap : visit.heaps) {

@@ -44,6 +44,12 @@ class DeviceHeap {
   // has left; with Wait::yes the rest of the work is waited for. Returns the bytes.
   Bytes trim(Bytes target, Wait wait);
   Bytes empty_cache(PoolId pool);
+  // What the background thread does now and then; `now` is in nanoseconds. Waits for nothing.
+  void tend(std::uint64_t now);
+  // Calls `wake` when the reserve falls short. Before the first allocation.
+  void watch_reserve(std::function<void()> wake) {
+    if (options_.reserve_ahead != 0) shared_.page_supply.watch_spare(options_.reserve_ahead, std::move(wake));
+  }
   // What may be held is the smaller of the two. Idle pages beyond it go at once, as far as that takes no wait.
   void set_fraction(double fraction);
   double fraction() const { return fraction_; }
@@ -123,6 +129,8 @@ class DeviceHeap {
   std::unique_ptr<Heap> new_heap(StreamId stream, PoolId pool);
   [[gnu::noinline]] Address climb_ladder(Heap& heap, Bytes bytes, Status status);
   Bytes trim_to(Bytes target, Wait wait);
+  void trim_aged(std::uint64_t now);
+  void preallocate();
   Bytes live_bytes() const;
   Visit all_heaps() const;
   Visit reclaimable_heaps() const;
@@ -151,8 +159,10 @@ class DeviceHeap {
   // The turn of those that take memory out of heaps: what another thread has on its way out would be missing, and a
   // request refused that fits. They wait for the device anyway, so they may wait for each other, before all other
   // locks; a request that finds memory never does.
-  Lock gathering_;
-  mutable std::mutex mutex_;  // of what follows; taken before a heap's lock, never after
+  mutable Lock gathering_;
+  std::uint64_t next_aging_ = 0;  // guarded by it, as what follows
+  Bytes spare_before_ = 0;        // at the last look
+  mutable std::mutex mutex_;      // of what follows; taken before a heap's lock, never after
   std::vector<std::unique_ptr<Heap>> stream_heaps_;
   std::vector<std::unique_ptr<StreamEntry>> entries_;
   std::vector<std::unique_ptr<PrivatePool>> pools_;

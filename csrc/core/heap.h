@@ -144,6 +144,8 @@ class Heap {
   // Those that the stream is done with, as far as it says so when it is asked: nothing waits. With `idle_since` only
   // the ones that were idle at that tick of the heap's clock.
   Bytes reclaim_completed(std::uint32_t at_most_frames, std::optional<std::uint32_t> idle_since = {});
+  // Those that have been idle for `age`, by the caller's looks at it: `now` is the time of this one. Nothing waits.
+  Bytes reclaim_aged(std::uint32_t at_most_frames, std::uint64_t now, std::uint64_t age);
   // Any, and mappings that block pages too, after a wait for the stream's work until now.
   Bytes reclaim_waiting(std::uint32_t at_most_frames);
   // A name for the live block that contains the address (sharing.h), the same each time; none if there is no block.
@@ -317,6 +319,11 @@ class Heap {
   std::unordered_map<Bytes, Tracked> tracked_;
   std::vector<Pending> pending_;
   std::vector<EventHandle> unused_events_;
+  struct Look {
+    std::uint64_t time;
+    std::uint32_t tick;
+  };
+  std::vector<Look> looks_;  // of reclaim_aged, no older than it takes; oldest first
   std::vector<Mark> marks_;  // that the stream has not reached yet, oldest first; at most kMarks
   struct {
     std::int64_t requested = 0, live = 0, pending = 0, resident = 0;

@@ -1,6 +1,9 @@
 // How idle frames leave a heap for the page supply, and so for other streams or the device: only behind work that has
 // completed. Called by threads that serve another stream or none, so no driver call is made under the heap's lock.
 // Not for choosing whose frames go: ladder.h and device_heap.h.
+#include <algorithm>
+#include <iterator>
+
 #include "core/heap.h"
 
 namespace poolalloc {
@@ -77,6 +80,20 @@ Bytes Heap::reclaim_completed(std::uint32_t at_most_frames, std::optional<std::u
     pages_.detach_left_behind(&leaving);
   }
   return hand_over(leaving);
+}
+
+Bytes Heap::reclaim_aged(std::uint32_t at_most_frames, std::uint64_t now, std::uint64_t age) {
+  std::uint32_t tick = 0;
+  {
+    const Guard guard(lock_);
+    looks_.push_back({now, pages_.tick()});
+    const auto young =
+        std::find_if(looks_.begin(), looks_.end(), [&](const Look& look) { return look.time + age > now; });
+    if (young == looks_.begin()) return 0;
+    tick = std::prev(young)->tick;
+    looks_.erase(looks_.begin(), std::prev(young));
+  }
+  return reclaim_completed(at_most_frames, tick);
 }
 
 Bytes Heap::reclaim_waiting(std::uint32_t at_most_frames) {

@@ -314,6 +314,12 @@ void check_options(const Options& options) {
                 "is less than one page of " + format_bytes(kPageBytes) + ", so nothing could be allocated");
   if (options.memory_fraction == 0)
     throw_value(find_option("memory_fraction"), "0", "leaves poolalloc no memory, so nothing could be allocated");
+  if (options.memory_limit != 0 && options.prealloc > options.memory_limit)
+    throw_value(find_option("prealloc"), format_bytes(options.prealloc),
+                "is more than memory_limit, " + format_bytes(options.memory_limit));
+  if (options.trim_low > options.trim_high)
+    throw_value(find_option("trim_low"), format_bytes(options.trim_low),
+                "is more than trim_high, " + format_bytes(options.trim_high));
 }
 
 Bytes parse_bytes(const std::string& text) {

@@ -40,6 +40,10 @@ POOLALLOC_API void set_option(Options& options, const std::string& name, const s
 POOLALLOC_API void parse_options(Options& options, const std::string& text);
 // Throws ConfigError if an option is out of range or two contradict each other.
 POOLALLOC_API void check_options(const Options& options);
+// Whether they ask for the background thread.
+inline bool tended(const Options& options) {
+  return options.reserve_ahead != 0 || options.trim_high != 0 || options.trim_after != 0;
+}
 // "262144", "256 KiB", "2MiB", "1.5 GiB" or "10 GB" to bytes. Throws ConfigError.
 POOLALLOC_API Bytes parse_bytes(const std::string& text);
 // 2097152 to "2 MiB", 1536 to "1.50 KiB".

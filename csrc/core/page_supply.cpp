@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <mutex>
+#include <utility>
 
 namespace poolalloc {
 
 Status PageSupply::take(std::size_t count, std::vector<PhysicalHandle>* pages) {
   std::vector<PhysicalHandle> taken;
   std::size_t missing = 0;
+  Bytes spare_left = 0;
   {
     std::lock_guard guard(lock_);
     const std::size_t spare = std::min(count, spare_.size());
@@ -15,8 +17,10 @@ Status PageSupply::take(std::size_t count, std::vector<PhysicalHandle>* pages) {
     if (missing != 0 && !claim(missing * kPageBytes)) return Status::out_of_memory;
     taken.assign(spare_.end() - static_cast<std::ptrdiff_t>(spare), spare_.end());
     spare_.resize(spare_.size() - spare);
+    spare_left = spare_.size() * kPageBytes;
     tell_spare((spare_.size() + spare) * kPageBytes, spare_.size() * kPageBytes);
   }
+  if (spare_left < watched_) wake_();
   Status status = Status::ok;
   std::size_t made = 0;
   for (; made < missing && status == Status::ok; made += status == Status::ok) {
@@ -36,6 +40,27 @@ Status PageSupply::take(std::size_t count, std::vector<PhysicalHandle>* pages) {
     tell_spare((spare_.size() - taken.size()) * kPageBytes, spare_.size() * kPageBytes);
   }
   return status;
+}
+
+Status PageSupply::prepare(Bytes spare) {
+  for (;;) {
+    {
+      std::lock_guard guard(lock_);
+      if (spare_.size() * kPageBytes >= spare) return Status::ok;
+      if (!claim(kPageBytes)) return Status::out_of_memory;
+    }
+    PhysicalHandle page = 0;
+    const Status status = driver_.create(device_, kPageBytes, &page);
+    std::lock_guard guard(lock_);
+    settle(kPageBytes, status == Status::ok ? kPageBytes : 0);
+    if (status != Status::ok) return status;
+    spare_.push_back(page);
+  }
+}
+
+void PageSupply::watch_spare(Bytes spare, std::function<void()> wake) {
+  watched_ = spare;
+  wake_ = std::move(wake);
 }
 
 void PageSupply::give(PhysicalHandle page) {

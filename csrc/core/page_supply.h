@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <vector>
 
 #include "core/supply.h"
@@ -17,6 +18,11 @@ class PageSupply final : public Supply {
   // Appends `count` pages that no heap holds: spare ones, then new ones. On any status but ok nothing is appended:
   // out_of_memory when the limit says so, before any page is made, or the device does; pages made by then are spare.
   Status take(std::size_t count, std::vector<PhysicalHandle>* pages);
+  // Creates pages until so many bytes of them are spare. out_of_memory when the limit or the device ends it.
+  Status prepare(Bytes spare);
+  // `wake` is called, on the thread that takes pages, whenever it leaves less than that spare. Once, before any is
+  // taken.
+  void watch_spare(Bytes spare, std::function<void()> wake);
   // The page is mapped nowhere and no work touches it any more.
   void give(PhysicalHandle page);
 
@@ -34,6 +40,8 @@ class PageSupply final : public Supply {
  private:
   std::vector<PhysicalHandle> spare_;
   std::atomic<std::int64_t> mappings_{0};
+  Bytes watched_ = 0;
+  std::function<void()> wake_;
 };
 
 }  // namespace poolalloc

@@ -41,6 +41,8 @@ def values():
             fields[option.name] = st.just(0) | st.integers(2 << 20, option.maximum)
         elif option.type == "boolean":
             fields[option.name] = st.booleans()
+        elif option.name in ("prealloc", "trim_low"):  # no more than others, which may be small
+            fields[option.name] = st.just(0)
         else:
             fields[option.name] = st.integers(option.minimum, option.maximum)
     return st.fixed_dictionaries({}, optional=fields)

@@ -37,3 +37,7 @@ find_path(POOLALLOC_CUDA_INCLUDE cuda.h HINTS ENV CUDA_HOME ENV CUDA_PATH /usr/l
 if(POOLALLOC_CUDA_INCLUDE)
   target_include_directories(native_cuda_abi_test SYSTEM PRIVATE ${POOLALLOC_CUDA_INCLUDE})
 endif()
+
+# How long a growing program waits for memory (docs/memory-limits.md).
+add_executable(native_growth EXCLUDE_FROM_ALL ${CMAKE_SOURCE_DIR}/benchmarks/growth.cpp)
+target_link_libraries(native_growth PRIVATE poolalloc_testing)

@@ -72,6 +72,20 @@ TEST(segments_are_as_sound_where_there_is_no_virtual_memory_management) {
   program.finish();
 }
 
+TEST(a_background_thread_creates_and_trims_among_the_others) {
+  Options options;
+  options.reserve_ahead = 4 * kPageBytes;
+  options.trim_high = 8 * kPageBytes;
+  options.trim_low = 2 * kPageBytes;
+  options.trim_after = 0.004;
+  Program program(160, Lie::none, true, options);
+  stress::run(program, 400, [](Actor& actor) {
+    for (int i = 0; i < 2000; ++i) live_with_graphs(actor, i);
+  });
+  program.allocator.set_memory_limit(kPageBytes, 0);  // room for no more than one page ahead
+  program.finish(kPageBytes);
+}
+
 // Each thread's blocks lie on so many pages at most that all of them fit: nobody may run out, though most of the memory
 // is idle on another stream, or on its way from there, when it is needed.
 TEST(what_fits_never_runs_out) {

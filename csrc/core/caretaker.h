@@ -1,0 +1,28 @@
+// A thread that does some work now and then, or when it is woken: what need not keep a request waiting. Not for what
+// the work is: Allocator::tend.
+//
+// It takes no signals, ends before the process does, and is forgotten in a child of fork(), which has no such thread.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+
+namespace poolalloc {
+
+class Caretaker {
+ public:
+  Caretaker(std::chrono::nanoseconds period, std::function<void()> work);
+  // Waits for the work under way.
+  ~Caretaker();
+  Caretaker(const Caretaker&) = delete;
+  Caretaker& operator=(const Caretaker&) = delete;
+
+  void wake();
+
+ private:
+  struct Thread;
+  std::unique_ptr<Thread> thread_;
+};
+
+}  // namespace poolalloc
