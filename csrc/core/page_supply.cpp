@@ -55,6 +55,7 @@ Status PageSupply::prepare(Bytes spare) {
     settle(kPageBytes, status == Status::ok ? kPageBytes : 0);
     if (status != Status::ok) return status;
     spare_.push_back(page);
+    tell_spare((spare_.size() - 1) * kPageBytes, spare_.size() * kPageBytes);
   }
 }
 
