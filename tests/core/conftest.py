@@ -18,6 +18,7 @@ _SHARES_PAGES = "pages that move between places or streams one by one: a segment
 _CALLS = "refuses or counts driver calls of virtual memory management, which segments do not make"
 _HISTORY = "that holes cost nothing is what segments cannot promise"
 _FITS = "what could leave is told as the largest block that fits; a hole in a segment that stays may be larger"
+_AHEAD = "memory is created ahead in pages alone"
 _ROOM = "sized for a device where every idle page serves every request"
 
 OTHERWISE_WITH_SEGMENTS = {
@@ -55,6 +56,16 @@ OTHERWISE_WITH_SEGMENTS = {
     "test_no_more_goes_than_the_target_takes": _COUNTS_PAGES,
     "test_everything_idle_goes_and_the_device_sees_it": _COUNTS_PAGES,
     "test_a_limit_below_what_is_live_stops_growth_until_enough_was_freed": "a segment has room for more blocks",
+    "test_memory_asked_for_ahead_is_there_at_the_first_use_and_growth_makes_none": _AHEAD,
+    "test_part_of_a_page_is_a_page": _AHEAD,
+    "test_what_cannot_be_had_is_said_and_nothing_is_kept": _AHEAD,
+    "test_a_reserve_is_made_and_made_again_within_the_limit": _AHEAD,
+    "test_a_child_of_fork_does_without_the_thread": _AHEAD,
+    "test_too_much_idle_memory_goes_down_to_the_low_mark": _COUNTS_PAGES,
+    "test_the_thread_never_goes_below_what_was_allocated_ahead": _COUNTS_PAGES,
+    "test_what_has_been_idle_for_long_goes_and_what_is_used_stays": _COUNTS_PAGES,
+    "test_spare_pages_grow_old_as_well": _COUNTS_PAGES,
+    "test_the_thread_leaves_a_capture_alone": _COUNTS_PAGES,
     "test_it_is_called_again_as_long_as_it_frees": "a segment has room for more blocks",
 }
 
