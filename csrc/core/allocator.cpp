@@ -6,6 +6,7 @@
 
 #include "core/caretaker.h"
 #include "core/device_heap.h"
+#include "core/event_log.h"
 #include "driver/counting_driver.h"
 
 namespace poolalloc {
@@ -67,11 +68,15 @@ void Allocator::check_device(DeviceIndex device) const {
 
 Address Allocator::allocate(Bytes bytes, DeviceIndex device, StreamId stream) {
   if (bytes == 0) return 0;
+  if (EventLog* log = log_.load(std::memory_order_acquire)) [[unlikely]]
+    return allocate_logged(*log, bytes, device, stream);
   return device_heap(device).allocate(bytes, stream);
 }
 
 void Allocator::free(Address address) {
   if (address == 0) return;
+  if (EventLog* log = log_.load(std::memory_order_acquire)) [[unlikely]]
+    log->add(LogOp::free, 0, 0, {}, address, 0);
   Heap* heap = addresses_->find(address);
   if (heap == nullptr || !heap->free(address)) [[unlikely]]
     unknown(address);
@@ -81,6 +86,8 @@ void Allocator::record_stream(Address address, StreamId stream) {
   if (address == 0) return;
   Heap* heap = addresses_->find(address);
   if (heap == nullptr || !heap->record_stream(address, stream)) unknown(address);
+  if (EventLog* log = log_.load(std::memory_order_acquire))
+    log->add(LogOp::record_stream, 0, stream, {}, address, 0);
 }
 
 void Allocator::unknown(Address address) const {
@@ -231,7 +238,53 @@ CheckpointDelta Allocator::restore(const PoolCheckpoint& checkpoint) {
   return device_heap(checkpoint.device).restore(checkpoint);
 }
 
-void Allocator::release_pool(DeviceIndex device, PoolId pool) { device_heap(device).release_pool(pool); }
+void Allocator::release_pool(DeviceIndex device, PoolId pool) {
+  device_heap(device).release_pool(pool);
+  if (EventLog* log = log_.load(std::memory_order_acquire); log != nullptr && pool_users(device, pool) == 0)
+    log->add(LogOp::release_pool, device, 0, pool, 0, 0);
+}
+
+// --- recording ---------------------------------------------------------------------------------------------------
+
+Address Allocator::allocate_logged(EventLog& log, Bytes bytes, DeviceIndex device, StreamId stream) {
+  try {
+    const Address address = device_heap(device).allocate(bytes, stream);
+    log.add(LogOp::alloc, device, stream, addresses_->find(address)->pool(), address, bytes);
+    return address;
+  } catch (const OutOfMemory&) {
+    log.add(LogOp::out_of_memory, device, stream, {}, 0, bytes);
+    throw;
+  }
+}
+
+void Allocator::start_log(const std::string& path, const std::string& header) {
+  std::lock_guard guard(mutex_);
+  if (logging()) throw UsageError("a recording is going on already; stop it first");
+  logs_.push_back(std::make_unique<EventLog>(path, header));
+  EventLog& log = *logs_.back();
+  log_.store(&log, std::memory_order_release);
+  // A block that comes now is in the log twice; its alloc tells the reader to forget it here.
+  for (DeviceIndex device = 0; device < kMaxDevices; ++device)
+    if (const DeviceHeap* heap = existing(device))
+      for (const HeapLayout& part : heap->layout().heaps)
+        for (const BlockInfo& block : part.blocks)
+          if (!block.pending)
+            log.add(LogOp::initial, device, block.stream, block.pool, block.address, block.requested);
+}
+
+std::uint64_t Allocator::stop_log() {
+  std::lock_guard guard(mutex_);
+  EventLog* log = log_.exchange(nullptr);
+  if (log == nullptr) throw UsageError("there is no recording to stop");
+  log->close();
+  if (const std::string problem = log->problem(); !problem.empty())
+    throw UsageError("the recording could not be written to its end: " + problem);
+  return log->events();
+}
+
+void Allocator::mark(const std::string& text) {
+  if (EventLog* log = log_.load(std::memory_order_acquire)) log->mark(text);
+}
 
 std::vector<DeviceIndex> Allocator::devices() const {
   std::vector<DeviceIndex> used;

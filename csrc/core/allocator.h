@@ -27,6 +27,7 @@ class AddressTable;
 class Caretaker;
 class DeviceHeap;
 class CountingDriver;
+class EventLog;
 
 class POOLALLOC_API Allocator {
  public:
@@ -114,6 +115,16 @@ class POOLALLOC_API Allocator {
   // are freed and empty_cache is called, or memory runs out.
   void release_pool(DeviceIndex device, PoolId pool);
 
+  // From now on everything asked of the allocator is written to a file (event_log.h), beginning with the blocks that
+  // are there. Throws UsageError if the file cannot be written, or another recording is going on.
+  void start_log(const std::string& path, const std::string& header);
+  // Ends the file. Returns how many events it has. Throws UsageError if there is no recording, or part of it could not
+  // be written.
+  std::uint64_t stop_log();
+  bool logging() const { return log_.load(std::memory_order_relaxed) != nullptr; }
+  // Where the program is, in the recording's words; nothing without one.
+  void mark(const std::string& text);
+
   // Devices this process has used.
   std::vector<DeviceIndex> devices() const;
   // Zeros for a device not used yet. Throws UsageError (no such device).
@@ -131,6 +142,7 @@ class POOLALLOC_API Allocator {
   void check_device(DeviceIndex device) const;
   void tend();
   [[noreturn]] void unknown(Address address) const;
+  [[gnu::noinline]] Address allocate_logged(EventLog& log, Bytes bytes, DeviceIndex device, StreamId stream);
 
   Options options_;
   OomCallbacks oom_callbacks_;
@@ -141,6 +153,8 @@ class POOLALLOC_API Allocator {
   double fraction_;
   static constexpr int kMaxDevices = 64;
   std::atomic<DeviceHeap*> heaps_[kMaxDevices] = {};
+  std::atomic<EventLog*> log_{nullptr};
+  std::vector<std::unique_ptr<EventLog>> logs_;  // ended ones stay: a thread may be about to add to one
   std::unique_ptr<Caretaker> caretaker_;  // where an option asks for it, from the first device on
 };
 

@@ -1,0 +1,104 @@
+// A recording: what a program asks of the allocator, written to a file while it runs. The file is a stream of frames
+// that can be read up to the last one that is whole, so a killed process leaves a recording too. poolalloc/trace/log.py
+// reads it and makes the trace file of it; the two agree on what stands here. Not for statistics: stats.h; nor for
+// physical pages: observer.h.
+//
+//   file   = magic, then frames        frame = kind u32, bytes u32, payload
+//   events = records of 48 bytes, in the order in which they took effect
+//
+// Adding an event takes one short lock and no system call; a thread of the log writes. Memory is bounded: whoever
+// finds kMostChunks waiting for the disk waits too.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/lock.h"
+#include "core/types.h"
+
+namespace poolalloc {
+
+// Numbers as in the trace file (docs/trace-format.md).
+enum class LogOp : std::uint8_t {
+  alloc = 1,
+  free = 2,
+  free_completed = 3,
+  record_stream = 4,
+  out_of_memory = 9,
+  mark = 10,
+  release_pool = 12,
+  initial = 64,  // a block that was there when the recording began; no op of the trace file
+};
+
+struct LogEvent {
+  std::uint64_t time_ns = 0;
+  Address address = 0;  // mark: its number among the marks. out_of_memory: bytes free on the device
+  Bytes requested = 0;
+  StreamId stream = 0;
+  std::uint32_t thread = 0;  // as the system numbers it
+  std::uint32_t pool = 0;    // number in the order of the pool frames; 0 is the ordinary one
+  LogOp op = LogOp::alloc;
+  std::uint8_t device = 0;
+  std::uint16_t unused_a = 0;
+  std::uint32_t unused_b = 0;
+};
+static_assert(sizeof(LogEvent) == 48);
+
+class POOLALLOC_API EventLog {
+ public:
+  // `header`: JSON, kept as it is. Throws UsageError if the file cannot be written.
+  EventLog(const std::string& path, const std::string& header);
+  ~EventLog() { close(); }
+  EventLog(const EventLog&) = delete;
+  EventLog& operator=(const EventLog&) = delete;
+
+  // An alloc is added once the block is there, a free before it is gone: so no two blocks ever share an address.
+  void add(LogOp op, DeviceIndex device, StreamId stream, PoolId pool, Address address, Bytes requested);
+  void mark(const std::string& text);
+  // Writes what is there and ends the file. What is added later is dropped, so that nobody has to be waited for.
+  void close();
+
+  std::uint64_t events() const;
+  // What went wrong when writing, or nothing. The log stops there.
+  std::string problem() const;
+
+ private:
+  enum class Frame : std::uint32_t { header = 1, events = 2, mark = 3, pool = 4 };
+  struct Chunk {
+    Frame kind = Frame::events;
+    std::vector<char> bytes;
+  };
+  static constexpr std::size_t kChunkEvents = 4096;
+  static constexpr std::size_t kMostChunks = 256;  // 48 MiB
+
+  LogEvent& next_event();
+  void hand_over();
+  void hand_over_now(std::unique_lock<std::mutex>& waiting);
+  void flush();
+  void write_for_ever();
+  bool write(const Chunk& chunk);
+
+  mutable Lock lock_;  // of the chunk being filled and the tables
+  bool closed_ = false;
+  std::vector<LogEvent> filling_;
+  std::vector<PoolId> pools_;
+  std::uint64_t events_ = 0;
+  std::uint64_t marks_ = 0;
+  std::uint64_t last_time_ = 0;
+
+  mutable std::mutex mutex_;  // of what waits for the writer; taken after lock_, never before
+  std::condition_variable work_, room_;
+  std::vector<Chunk> waiting_;
+  bool closing_ = false;
+  std::string problem_;
+  std::FILE* file_;
+  std::thread writer_;
+};
+
+}  // namespace poolalloc

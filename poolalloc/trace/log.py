@@ -1,0 +1,225 @@
+"""Recordings as the engine writes them while a program runs, and the traces they become. The writer: csrc/core/event_log.h.
+
+A recording names blocks by address, a trace by id. Frames are read up to the last one that is whole, so what a killed
+process left is a recording too.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from poolalloc.trace.format import EVENT, DeviceInfo, Op, Trace, TraceError
+
+MAGIC = b"poolalloc log 1\n"
+_FRAME = struct.Struct("<II")
+_HEADER, _EVENTS, _MARK, _POOL = 1, 2, 3, 4
+_INITIAL = 64
+_RECORD = np.dtype(
+    [
+        ("time_ns", "<u8"),
+        ("address", "<u8"),
+        ("requested", "<u8"),
+        ("stream", "<u8"),
+        ("thread", "<u4"),
+        ("pool", "<u4"),
+        ("op", "u1"),
+        ("device", "u1"),
+        ("unused", "V6"),
+    ]
+)
+_KNOWN = (
+    Op.ALLOC,
+    Op.FREE,
+    Op.FREE_COMPLETED,
+    Op.RECORD_STREAM,
+    Op.SEGMENT_MAP,
+    Op.SEGMENT_UNMAP,
+    Op.OUT_OF_MEMORY,
+    Op.MARK,
+    Op.RELEASE_POOL,
+    _INITIAL,
+)
+_OF_BLOCKS = (_INITIAL, Op.ALLOC, Op.FREE, Op.FREE_COMPLETED, Op.RECORD_STREAM)
+_BIRTHS = (_INITIAL, Op.ALLOC)
+
+Numbers = npt.NDArray[np.int64]
+
+
+def trace_of(data: bytes, **provenance: Any) -> Trace:
+    """Return the trace of a recording. `provenance` is added to what the recording says of itself.
+
+    Raises:
+        TraceError: it is no recording, or one of a kind this reader does not know.
+    """
+    header, records, marks, pools, cut_off = _read_frames(data)
+    records, dropped = _only_what_makes_sense(records)
+    streams, stream_numbers = _table(records["stream"])
+    threads, thread_numbers = _table(records["thread"].astype(np.uint64))
+    initial = records["op"] == _INITIAL
+    events = np.zeros(len(records), EVENT)
+    for name in ("time_ns", "requested", "pool"):
+        events[name] = records[name]
+    events["op"] = np.where(initial, Op.ALLOC, records["op"])
+    events["device"] = records["device"]
+    events["stream"] = stream_numbers
+    events["thread"] = thread_numbers
+    is_mark = records["op"] == Op.MARK
+    events["id"][is_mark] = records["address"][is_mark]
+    _number_blocks(events, records)
+    of_blocks = np.isin(events["op"], _OF_BLOCKS)
+    events["rounded"][of_blocks] = _rounded(events["requested"][of_blocks], int(header.get("bin_limit", 0)))
+    first = np.flatnonzero(initial)
+    order = np.concatenate([first, np.flatnonzero(~initial)])
+    events = events[order]
+    if len(first) < len(events):
+        events["time_ns"][: len(first)] = events["time_ns"][:].min()
+    about = {**header.get("provenance", {}), **provenance}
+    if cut_off:
+        about["bytes_cut_off"] = cut_off
+    if dropped:
+        about["events_left_out"] = dropped
+    return Trace(
+        events,
+        streams=streams,
+        threads=threads,
+        pools=((0, 0), *pools),
+        marks=tuple(marks),
+        devices=tuple(DeviceInfo(**row) for row in header.get("devices", ())),
+        initial_events=len(first),
+        clock="monotonic",
+        provenance=about,
+    )
+
+
+def _read_frames(data: bytes) -> tuple[dict[str, Any], npt.NDArray[Any], list[str], list[tuple[int, int]], int]:
+    if not data.startswith(MAGIC):
+        raise TraceError("it is no recording of poolalloc, or of a version this reader does not know")
+    header: dict[str, Any] | None = None
+    events: list[npt.NDArray[Any]] = []
+    marks: list[str] = []
+    pools: list[tuple[int, int]] = []
+    at = len(MAGIC)
+    while at + _FRAME.size <= len(data):
+        kind, size = _FRAME.unpack_from(data, at)
+        payload = data[at + _FRAME.size : at + _FRAME.size + size]
+        if len(payload) < size:
+            break
+        if kind == _HEADER and header is None:
+            header = _read_header(payload)
+        elif kind == _EVENTS and size % _RECORD.itemsize == 0:
+            events.append(np.frombuffer(payload, _RECORD))
+        elif kind == _MARK:
+            marks.append(payload.decode("utf-8", "replace"))
+        elif kind == _POOL and size == 16:
+            first, second = struct.unpack("<QQ", payload)
+            pools.append((first, second))
+        else:
+            raise TraceError(f"it has a frame of the unknown kind {kind} with {size} bytes at byte {at}")
+        at += _FRAME.size + size
+    if header is None:
+        raise TraceError("it was cut off before its header")
+    records = np.concatenate(events) if events else np.zeros(0, _RECORD)
+    if len(records) == 0:
+        raise TraceError("it has no events")
+    unknown = np.flatnonzero(~np.isin(records["op"], _KNOWN))
+    if len(unknown):
+        raise TraceError(f"its event {unknown[0]} is of the unknown kind {records['op'][unknown[0]]}")
+    return header, records, marks, pools, len(data) - at
+
+
+def _read_header(payload: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(payload)
+    except (ValueError, RecursionError):
+        raise TraceError("its header is no JSON text") from None
+    if not isinstance(header, dict):
+        raise TraceError("its header is no table")
+    return header
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def _by_address(records: npt.NDArray[Any]) -> tuple[Numbers, npt.NDArray[np.bool_]]:
+    """The events of blocks ordered by address, then as they came; and which of them begins another address."""
+    places = np.flatnonzero(np.isin(records["op"], _OF_BLOCKS))
+    places = places[np.argsort(records["address"][places], kind="stable")]
+    addresses = records["address"][places]
+    begins = np.ones(len(places), bool)
+    begins[1:] = addresses[1:] != addresses[:-1]
+    return places, begins
+
+
+def _birth_of(ops: npt.NDArray[np.uint8], begins: npt.NDArray[np.bool_]) -> Numbers:
+    """For each event in that order, where its block's birth stands; -1 where there was none at this address."""
+    here = np.arange(len(ops))
+    births = np.maximum.accumulate(np.where(np.isin(ops, _BIRTHS), here, -1)) if len(ops) else here
+    return np.where(births >= np.maximum.accumulate(np.where(begins, here, 0)), births, -1) if len(ops) else births
+
+
+def _only_what_makes_sense(records: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
+    """Leave out events of blocks nobody was given: second frees, what a program passed by mistake; and count them.
+
+    A block that came while the recording began stands among the initial ones and has an alloc: that one counts.
+    """
+    places, begins = _by_address(records)
+    ops = records["op"][places]
+    wrong = np.zeros(len(places), bool)
+    twice = np.zeros(len(places), bool)
+    twice[:-1] = (ops[:-1] == _INITIAL) & (ops[1:] == Op.ALLOC) & ~begins[1:]
+    births = _birth_of(ops, begins)
+    wrong |= births < 0
+    for op in (Op.FREE, Op.FREE_COMPLETED):
+        here = np.flatnonzero((ops == op) & ~wrong)
+        first = np.zeros(len(places), bool)
+        first[here[np.unique(births[here], return_index=True)[1]]] = True
+        wrong |= (ops == op) & ~first
+    freed = np.full(len(places) + 1, len(places))
+    frees = np.flatnonzero((ops == Op.FREE) & ~wrong)
+    freed[births[frees]] = frees
+    wrong |= (ops == Op.RECORD_STREAM) & (np.arange(len(places)) > freed[births])
+    wrong |= (ops == Op.FREE_COMPLETED) & (np.arange(len(places)) < freed[births])
+    keep = np.ones(len(records), bool)
+    keep[places[wrong | twice]] = False
+    return records[keep], int(np.count_nonzero(wrong))
+
+
+def _number_blocks(events: npt.NDArray[Any], records: npt.NDArray[Any]) -> None:
+    """Ids count the births; whatever happens to a block carries its size, device, pool and, but for uses, stream."""
+    places, begins = _by_address(records)
+    births = places[_birth_of(records["op"][places], begins)]
+    born = np.flatnonzero(np.isin(records["op"], _BIRTHS))
+    numbers = np.zeros(len(records), np.uint64)
+    numbers[born] = np.arange(1, len(born) + 1)
+    events["id"][places] = numbers[births]
+    for name in ("requested", "device", "pool"):
+        events[name][places] = events[name][births]
+    own = places[records["op"][places] != Op.RECORD_STREAM]
+    events["stream"][own] = events["stream"][births[records["op"][places] != Op.RECORD_STREAM]]
+
+
+def _rounded(requested: npt.NDArray[np.uint64], bin_limit: int) -> npt.NDArray[np.uint64]:
+    """What the engine set aside for each: size classes up to `bin_limit`, 512 B multiples above."""
+    from poolalloc import _core
+
+    sizes, back = np.unique(requested, return_inverse=True)
+    granularity = _core.GRANULARITY
+    rounded = [
+        _core.bin_bytes(_core.bin_of(size)) if size <= bin_limit else -(-size // granularity) * granularity
+        for size in sizes.tolist()
+    ]
+    return np.array(rounded, np.uint64)[back]
+
+
+def _table(values: npt.NDArray[np.uint64]) -> tuple[tuple[int, ...], npt.NDArray[np.uint32]]:
+    """Numbers for values in the order in which they first appear; 0 is number 0."""
+    found, first, back = np.unique(np.concatenate([[np.uint64(0)], values]), return_index=True, return_inverse=True)
+    order = np.argsort(first, kind="stable")
+    number = np.empty(len(order), np.uint32)
+    number[order] = np.arange(len(order))
+    return tuple(found[order].tolist()), number[back][1:]
