@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         memory_summary,
         reset_peak_stats,
     )
+    from poolalloc.recording import Recording, mark, record
 
 __all__ = [
     "AlreadyInitializedError",
@@ -51,6 +52,7 @@ __all__ = [
     "NotInstalledError",
     "OomCallback",
     "OutOfMemoryError",
+    "Recording",
     "Share",
     "UsageError",
     "__version__",
@@ -61,11 +63,13 @@ __all__ = [
     "install",
     "installation",
     "is_installed",
+    "mark",
     "memory_fraction",
     "memory_limit",
     "memory_stats",
     "memory_summary",
     "on_oom",
+    "record",
     "reset_peak_stats",
     "set_memory_fraction",
     "set_memory_limit",
@@ -92,6 +96,7 @@ _HOME = {
         "set_memory_limit",
         "trim",
     ),
+    "poolalloc.recording": ("Recording", "mark", "record"),
     "poolalloc.memory": (
         "BinShare",
         "Fragmentation",

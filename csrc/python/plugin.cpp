@@ -137,6 +137,16 @@ void bind_plugin(py::module_& module) {
   module.def("base_allocation", &base_allocation, py::arg("address"),
              "The start and rounded size of the block that contains the address, or None.");
   module.def(
+      "start_recording",
+      [](const std::string& path, const std::string& header) { plugin_allocator().start_log(path, header); },
+      py::arg("path"), py::arg("header"), Unlocked(), "Everything asked of the allocator goes to a file from now on.");
+  module.def(
+      "stop_recording", [] { return plugin_allocator().stop_log(); }, Unlocked(),
+      "Ends the recording. Returns the number of its events.");
+  module.def(
+      "mark_recording", [](const std::string& text) { plugin_allocator().mark(text); }, py::arg("text"), Unlocked(),
+      "Where the program is, in the recording's words.");
+  module.def(
       "validate", [] { plugin_allocator().validate(); }, Unlocked(),
       "Checks every equation of every structure. Raises InvariantViolation.");
 }

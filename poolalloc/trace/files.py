@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from poolalloc.trace import log
 from poolalloc.trace.format import (
     CLOCKS,
     EVENT,
@@ -102,7 +103,10 @@ def _header(trace: Trace) -> dict[str, Any]:
 
 
 def read(path: str | os.PathLike[str]) -> Trace:
-    """Return the trace in a file. Raises TraceError for one that is missing, damaged, or of a kind it does not know."""
+    """Return the trace in a file; a recording whose process did not end it counts up to its last whole part.
+
+    Raises TraceError for one that is missing, damaged, or of a kind it does not know.
+    """
     name = os.path.basename(os.fspath(path))
     try:
         with open(path, "rb") as file:
@@ -116,7 +120,12 @@ def read(path: str | os.PathLike[str]) -> Trace:
 
 
 def _read_archive(file: Any) -> Trace:
-    if file.read(4) != b"PK\x03\x04":
+    start = file.read(len(log.MAGIC))
+    if start == log.MAGIC:
+        trace = log.trace_of(start + file.read())
+        check(trace)
+        return trace
+    if not start.startswith(b"PK\x03\x04"):
         raise TraceError("it is no trace file; snapshots and logs of other programs become one by: poolalloc import")
     try:
         with zipfile.ZipFile(file) as archive:

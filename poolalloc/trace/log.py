@@ -1,4 +1,4 @@
-"""Recordings as the engine writes them while a program runs, and the traces they become. The writer: csrc/core/event_log.h.
+"""Recordings as the engine writes them while a program runs (csrc/core/event_log.h), and the traces they become.
 
 A recording names blocks by address, a trace by id. Frames are read up to the last one that is whole, so what a killed
 process left is a recording too.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,8 @@ _BIRTHS = (_INITIAL, Op.ALLOC)
 Numbers = npt.NDArray[np.int64]
 
 
-def trace_of(data: bytes, **provenance: Any) -> Trace:
-    """Return the trace of a recording. `provenance` is added to what the recording says of itself.
+def trace_of(data: bytes, devices: Sequence[DeviceInfo] = (), provenance: Mapping[str, Any] | None = None) -> Trace:
+    """Return the trace of a recording. `devices` and `provenance` are what is known besides what it says itself.
 
     Raises:
         TraceError: it is no recording, or one of a kind this reader does not know.
@@ -78,7 +79,7 @@ def trace_of(data: bytes, **provenance: Any) -> Trace:
     events = events[order]
     if len(first) < len(events):
         events["time_ns"][: len(first)] = events["time_ns"][:].min()
-    about = {**header.get("provenance", {}), **provenance}
+    about = {**header.get("provenance", {}), **(provenance or {})}
     if cut_off:
         about["bytes_cut_off"] = cut_off
     if dropped:
@@ -89,7 +90,7 @@ def trace_of(data: bytes, **provenance: Any) -> Trace:
         threads=threads,
         pools=((0, 0), *pools),
         marks=tuple(marks),
-        devices=tuple(DeviceInfo(**row) for row in header.get("devices", ())),
+        devices=tuple(devices),
         initial_events=len(first),
         clock="monotonic",
         provenance=about,

@@ -1,0 +1,145 @@
+"""Recording what a program asks of poolalloc, into a trace that `poolalloc replay`, `fit` and `tune` read anywhere.
+
+    with poolalloc.record("run.npz"):
+        for step in range(10):
+            poolalloc.mark(f"step {step}")
+            train()
+
+While it goes on, events are streamed into the file by a thread of their own, 48 bytes each; memory stays bounded. When
+it ends, the file becomes a trace. What a killed process left can be read too, up to the last half second.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from poolalloc._version import __version__
+from poolalloc.errors import UsageError
+
+if TYPE_CHECKING:
+    from poolalloc.trace.format import DeviceInfo
+
+_lock = threading.Lock()
+_current: Recording | None = None
+
+
+class Recording:
+    """A recording that goes on until stop(), the end of a `with`, or the end of the process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        """Where the trace will be."""
+        self.events: int | None = None
+        """How many events were recorded; None while it goes on."""
+
+    def stop(self) -> None:
+        """End the recording and make a trace of it. A second call does nothing.
+
+        Raises:
+            UsageError: part of it could not be written.
+        """
+        _stop(self)
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = "going on" if self.events is None else f"{self.events} events"
+        return f"<Recording {self.path}: {state}>"
+
+
+def record(path: str | os.PathLike[str]) -> Recording:
+    """Record every allocation, free and use by another stream on poolalloc into a trace file (.npz) from now on.
+
+    Blocks that are there already stand at the trace's beginning. Start while no other thread allocates if their order
+    matters. One recording goes on at a time.
+
+    Raises:
+        UsageError: another recording is going on, or the file cannot be written.
+        NotInstalledError: poolalloc does not serve this process.
+    """
+    global _current  # noqa: PLW0603
+    from poolalloc import _core
+    from poolalloc._install import installation
+    from poolalloc.errors import NotInstalledError
+
+    if (installed := installation()) is None:
+        raise NotInstalledError("poolalloc.record: call poolalloc.install() first")
+    target = Path(path)
+    with _lock:
+        if _current is not None:
+            raise UsageError(f"a recording into {_current.path} is going on; stop it first")
+        header = {
+            "bin_limit": installed.config.bin_limit,
+            "provenance": {
+                "tool": f"poolalloc {__version__} record",
+                "allocator": "poolalloc",
+                "settings": installed.config.to_conf(),
+                "torch": installed.torch_version,
+            },
+        }
+        _core.start_recording(os.fspath(target), json.dumps(header))
+        _current = Recording(target)
+        return _current
+
+
+def mark(text: str) -> None:
+    """Say in the recording where the program is, as `mark("step 12")`; does nothing where nothing is recorded."""
+    if _current is not None:
+        from poolalloc import _core
+
+        _core.mark_recording(text)
+
+
+def current() -> Recording | None:
+    """Return the recording that goes on, or None."""
+    return _current
+
+
+def _stop(ended: Recording) -> None:
+    global _current  # noqa: PLW0603
+    from poolalloc import _core
+    from poolalloc.trace import files, log, steps
+
+    with _lock:
+        if ended is not _current:
+            return
+        _current = None
+        devices, peaks = _figures()
+        ended.events = _core.stop_recording()
+    if ended.events == 0:
+        ended.path.unlink(missing_ok=True)
+        return
+    trace = log.trace_of(ended.path.read_bytes(), devices, {"peaks": peaks})
+    files.write(steps.with_marks(trace), ended.path)
+
+
+def _figures() -> tuple[list[DeviceInfo], dict[str, dict[str, int]]]:
+    """Return what the run says of itself at its end: devices, and the peaks that a replay must give again."""
+    from poolalloc import _core
+    from poolalloc.trace.format import DeviceInfo
+
+    names = {row["device"]: row["name"] for row in _core.probe_devices()["devices"]}
+    devices, peaks = [], {}
+    for device in _core.devices():
+        stats = _core.stats(device)
+        devices.append(DeviceInfo(device, names.get(device), stats["total_bytes"]))
+        peaks[str(device)] = {name: stats[name]["peak"] for name in ("requested", "live", "reserved")}
+    return devices, peaks
+
+
+@atexit.register
+def _end_with_process() -> None:
+    if _current is not None:
+        _current.stop()

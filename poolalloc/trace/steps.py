@@ -1,0 +1,98 @@
+"""Where the steps of a program begin that does the same again and again: found in its allocations alone.
+
+The period is the distance, in allocations, at which most requests ask for the same size again; the shortest of those
+that are about as good. Its steps begin where the program holds least, and are followed from one to the next by what is
+asked there, so that a step with a few requests more or less loses nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from poolalloc.trace.format import EVENT, Op, Trace, requested_over_time
+
+_FEWEST = 3  # steps; two of anything may be chance
+_AGREEMENT = 0.2  # of requests that have the size of the one a period later
+_ABOUT_AS_GOOD = 0.9
+_LATEST = 1 << 18  # requests in which the period is looked for
+_WINDOW = 32  # requests by which the next beginning is known
+_SLACK = 0.05  # of the period: how far from its place it may be
+
+Indexes = npt.NDArray[np.int64]
+
+
+def find(trace: Trace) -> Indexes:
+    """Return the events at which steps begin, in order; none where the program does not repeat itself."""
+    events = trace.events
+    births = np.flatnonzero(events["op"] == Op.ALLOC)
+    births = births[births >= trace.initial_events]
+    keys = np.unique(events[births][["device", "stream", "requested"]], return_inverse=True)[1].reshape(-1)
+    period = _period(keys)
+    if period == 0:
+        return np.zeros(0, np.int64)
+    held = requested_over_time(events)[births]
+    beginnings = _follow(keys, len(keys) - period + int(np.argmin(held[-period:])), period)
+    return births[beginnings] if len(beginnings) >= _FEWEST else np.zeros(0, np.int64)
+
+
+def with_marks(trace: Trace) -> Trace:
+    """Return the trace with a mark at the beginning of each step found; as it is where the program set marks itself."""
+    if trace.marks:
+        return trace
+    starts = find(trace)
+    if len(starts) == 0:
+        return trace
+    marks = np.zeros(len(starts), EVENT)
+    for name in ("time_ns", "device", "thread"):
+        marks[name] = trace.events[name][starts]
+    marks["op"] = Op.MARK
+    marks["id"] = np.arange(len(starts))
+    texts = tuple(f"step {number} (found)" for number in range(1, len(starts) + 1))
+    return replace(trace, events=np.insert(trace.events, starts, marks), marks=texts)
+
+
+def _period(keys: Indexes) -> int:
+    """The distance at which requests agree best, or 0. Looked for in the later half: the beginning is something else."""
+    late = keys[-min(len(keys) // 2, _LATEST) :]
+    longest = len(late) // 2
+    if longest < 2:
+        return 0
+    # The autocorrelation of random signs, one for each size, is about the number of requests that agree.
+    chance = np.random.default_rng(0)
+    agree = np.zeros(longest + 1)
+    for _ in range(8):
+        signs = chance.choice((-1.0, 1.0), int(keys.max()) + 1)[late]
+        spectrum = np.fft.rfft(signs, 2 * len(late))
+        agree += np.fft.irfft(spectrum * spectrum.conj())[: longest + 1]
+    agree /= len(late) - np.arange(longest + 1)
+    likely = 1 + np.argsort(-agree[1:], kind="stable")[:64]
+    shares = {int(d): float(np.mean(late[d:] == late[:-d])) for d in likely}
+    best = max(shares.values())
+    if best < _AGREEMENT:
+        return 0
+    return min(distance for distance, share in shares.items() if share >= _ABOUT_AS_GOOD * best)
+
+
+def _follow(keys: Indexes, start: int, period: int) -> Indexes:
+    """The beginnings of all steps, from one to its neighbours on both sides as long as they look alike."""
+    window = min(period, _WINDOW)
+    slack = int(period * _SLACK)
+    found = [start]
+    for direction in (-1, 1):
+        at = start
+        while True:
+            places = at + direction * period + np.arange(-slack, slack + 1)
+            places = places[(places >= 0) & (places + window <= len(keys))]
+            if len(places) == 0:
+                break
+            alike = (keys[places[:, None] + np.arange(window)] == keys[at : at + window]).mean(axis=1)
+            off = np.abs(places - (at + direction * period))
+            best = int(np.lexsort((off, -alike))[0])
+            if alike[best] < _AGREEMENT:
+                break
+            at = int(places[best])
+            found.append(at)
+    return np.unique(found)
