@@ -32,9 +32,11 @@ _current: Recording | None = None
 class Recording:
     """A recording that goes on until stop(), the end of a `with`, or the end of the process."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reserved_at_start: dict[int, int]) -> None:
         self.path = path
         """Where the trace will be."""
+        self.reserved_at_start = reserved_at_start
+        """What poolalloc held on each device when it began, in bytes."""
         self.events: int | None = None
         """How many events were recorded; None while it goes on."""
 
@@ -89,8 +91,9 @@ def record(path: str | os.PathLike[str]) -> Recording:
                 "torch": installed.torch_version,
             },
         }
+        reserved = _reserved()
         _core.start_recording(os.fspath(target), json.dumps(header))
-        _current = Recording(target)
+        _current = Recording(target, reserved)
         return _current
 
 
@@ -116,27 +119,31 @@ def _stop(ended: Recording) -> None:
         if ended is not _current:
             return
         _current = None
-        devices, peaks = _figures()
+        devices = _devices(ended)
         ended.events = _core.stop_recording()
     if ended.events == 0:
         ended.path.unlink(missing_ok=True)
         return
-    trace = log.trace_of(ended.path.read_bytes(), devices, {"peaks": peaks})
-    files.write(steps.with_marks(trace), ended.path)
+    files.write(steps.with_marks(log.trace_of(ended.path.read_bytes(), devices)), ended.path)
 
 
-def _figures() -> tuple[list[DeviceInfo], dict[str, dict[str, int]]]:
-    """Return what the run says of itself at its end: devices, and the peaks that a replay must give again."""
+def _reserved() -> dict[int, int]:
+    from poolalloc import _core
+
+    return {device: _core.stats(device)["reserved"]["current"] for device in _core.devices()}
+
+
+def _devices(ended: Recording) -> list[DeviceInfo]:
     from poolalloc import _core
     from poolalloc.trace.format import DeviceInfo
 
     names = {row["device"]: row["name"] for row in _core.probe_devices()["devices"]}
-    devices, peaks = [], {}
-    for device in _core.devices():
-        stats = _core.stats(device)
-        devices.append(DeviceInfo(device, names.get(device), stats["total_bytes"]))
-        peaks[str(device)] = {name: stats[name]["peak"] for name in ("requested", "live", "reserved")}
-    return devices, peaks
+    return [
+        DeviceInfo(
+            device, names.get(device), _core.stats(device)["total_bytes"], ended.reserved_at_start.get(device, 0)
+        )
+        for device in _core.devices()
+    ]
 
 
 @atexit.register

@@ -299,8 +299,12 @@ void History::follow(AllocatorTraceTracker tracker) {
 // Blocks whose stack is known must be followed to their end, even after the recording's.
 void History::decide() {
   const bool told = recording() || followed_;
-  plugin_allocator().observe(told || held_contexts_ != 0 ? this : nullptr);
-  on_ = told || held_contexts_ != 0;
+  const bool on = told || held_contexts_ != 0;
+  if (on)
+    plugin_allocator().add_observer(*this);
+  else
+    plugin_allocator().remove_observer(*this);
+  on_ = on;
 }
 
 }  // namespace poolalloc::bridge

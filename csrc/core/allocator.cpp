@@ -47,7 +47,7 @@ DeviceHeap& Allocator::make_device_heap(DeviceIndex device) {
     }
     heap->watch_reserve([this] { caretaker_->wake(); });
   }
-  heap->observe(observer_);
+  heap->observe(observers_.empty() ? nullptr : &observers_);
   if (fraction_ != options_.memory_fraction) heap->set_fraction(fraction_);
   heaps_[device].store(heap, std::memory_order_release);
   if (caretaker_ != nullptr) caretaker_->wake();
@@ -86,8 +86,7 @@ void Allocator::record_stream(Address address, StreamId stream) {
   if (address == 0) return;
   Heap* heap = addresses_->find(address);
   if (heap == nullptr || !heap->record_stream(address, stream)) unknown(address);
-  if (EventLog* log = log_.load(std::memory_order_acquire))
-    log->add(LogOp::record_stream, 0, stream, {}, address, 0);
+  if (EventLog* log = log_.load(std::memory_order_acquire)) log->add(LogOp::record_stream, 0, stream, {}, address, 0);
 }
 
 void Allocator::unknown(Address address) const {
@@ -134,11 +133,23 @@ DeviceLayout Allocator::layout(DeviceIndex device) const {
   return heap != nullptr ? heap->layout() : DeviceLayout{};
 }
 
-void Allocator::observe(Observer* observer) {
+void Allocator::add_observer(Observer& observer) {
   std::lock_guard guard(mutex_);
-  observer_ = observer;
+  observers_.add(observer);
+  tell_observers();
+}
+
+void Allocator::remove_observer(Observer& observer) {
+  std::lock_guard guard(mutex_);
+  observers_.remove(observer);
+  tell_observers();
+}
+
+// Under mutex_.
+void Allocator::tell_observers() {
   for (auto& slot : heaps_)
-    if (DeviceHeap* heap = slot.load(std::memory_order_acquire)) heap->observe(observer);
+    if (DeviceHeap* heap = slot.load(std::memory_order_acquire))
+      heap->observe(observers_.empty() ? nullptr : &observers_);
 }
 
 namespace {
@@ -247,6 +258,7 @@ void Allocator::release_pool(DeviceIndex device, PoolId pool) {
 // --- recording ---------------------------------------------------------------------------------------------------
 
 Address Allocator::allocate_logged(EventLog& log, Bytes bytes, DeviceIndex device, StreamId stream) {
+  log.wait_for_room();
   try {
     const Address address = device_heap(device).allocate(bytes, stream);
     log.add(LogOp::alloc, device, stream, addresses_->find(address)->pool(), address, bytes);
@@ -262,20 +274,23 @@ void Allocator::start_log(const std::string& path, const std::string& header) {
   if (logging()) throw UsageError("a recording is going on already; stop it first");
   logs_.push_back(std::make_unique<EventLog>(path, header));
   EventLog& log = *logs_.back();
+  observers_.add(log);
+  tell_observers();
   log_.store(&log, std::memory_order_release);
   // A block that comes now is in the log twice; its alloc tells the reader to forget it here.
   for (DeviceIndex device = 0; device < kMaxDevices; ++device)
     if (const DeviceHeap* heap = existing(device))
       for (const HeapLayout& part : heap->layout().heaps)
         for (const BlockInfo& block : part.blocks)
-          if (!block.pending)
-            log.add(LogOp::initial, device, block.stream, block.pool, block.address, block.requested);
+          if (!block.pending) log.add(LogOp::initial, device, block.stream, block.pool, block.address, block.requested);
 }
 
 std::uint64_t Allocator::stop_log() {
   std::lock_guard guard(mutex_);
   EventLog* log = log_.exchange(nullptr);
   if (log == nullptr) throw UsageError("there is no recording to stop");
+  observers_.remove(*log);
+  tell_observers();
   log->close();
   if (const std::string problem = log->problem(); !problem.empty())
     throw UsageError("the recording could not be written to its end: " + problem);

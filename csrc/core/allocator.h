@@ -14,6 +14,7 @@
 #include "core/checkpoint.h"
 #include "core/errors.h"
 #include "core/layout.h"
+#include "core/observer_list.h"
 #include "core/oom_callbacks.h"
 #include "core/options.h"
 #include "core/sharing.h"
@@ -54,8 +55,9 @@ class POOLALLOC_API Allocator {
   std::optional<BlockInfo> block(Address address) const;
   // Where everything on a device lies; empty for one not used yet.
   DeviceLayout layout(DeviceIndex device) const;
-  // Null: nobody. From now on, on every device; who was told before may still hear of what is under way.
-  void observe(Observer* observer);
+  // From now on, on every device. Who is told no more may still hear of what is under way.
+  void add_observer(Observer& observer);
+  void remove_observer(Observer& observer);
 
   // Every block of a pool that cannot be handed out now; by default of the ordinary pool.
   std::vector<BlockInfo> blocks(DeviceIndex device, PoolId pool = {}) const;
@@ -139,6 +141,7 @@ class POOLALLOC_API Allocator {
   DeviceHeap& device_heap(DeviceIndex device);
   [[gnu::noinline]] DeviceHeap& make_device_heap(DeviceIndex device);
   DeviceHeap* existing(DeviceIndex device) const;
+  void tell_observers();
   void check_device(DeviceIndex device) const;
   void tend();
   [[noreturn]] void unknown(Address address) const;
@@ -149,7 +152,7 @@ class POOLALLOC_API Allocator {
   std::unique_ptr<CountingDriver> driver_;
   std::unique_ptr<AddressTable> addresses_;
   mutable std::mutex mutex_;  // held while a device is made, and for what new devices start with:
-  Observer* observer_ = nullptr;
+  ObserverList observers_;
   double fraction_;
   static constexpr int kMaxDevices = 64;
   std::atomic<DeviceHeap*> heaps_[kMaxDevices] = {};

@@ -5,11 +5,13 @@
 //
 //   file   = magic, then frames        frame = kind u32, bytes u32, payload
 //   events = records of 48 bytes, in the order in which they took effect
+//   clock  = ticks u64, nanoseconds u64: the same moment on the events' cheap clock and on the monotonic one
 //
-// Adding an event takes one short lock and no system call; a thread of the log writes. Memory is bounded: whoever
-// finds kMostChunks waiting for the disk waits too.
+// Adding an event takes one short lock and no system call; a thread of the log writes. Memory is bounded: a request
+// that finds kMostChunks waiting for the disk waits too, but never under a lock of the allocator.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdio>
@@ -20,6 +22,7 @@
 #include <vector>
 
 #include "core/lock.h"
+#include "core/observer.h"
 #include "core/types.h"
 
 namespace poolalloc {
@@ -30,6 +33,8 @@ enum class LogOp : std::uint8_t {
   free = 2,
   free_completed = 3,
   record_stream = 4,
+  pages_came = 7,
+  pages_left = 8,
   out_of_memory = 9,
   mark = 10,
   release_pool = 12,
@@ -37,7 +42,7 @@ enum class LogOp : std::uint8_t {
 };
 
 struct LogEvent {
-  std::uint64_t time_ns = 0;
+  std::uint64_t ticks = 0;
   Address address = 0;  // mark: its number among the marks. out_of_memory: bytes free on the device
   Bytes requested = 0;
   StreamId stream = 0;
@@ -50,7 +55,7 @@ struct LogEvent {
 };
 static_assert(sizeof(LogEvent) == 48);
 
-class POOLALLOC_API EventLog {
+class POOLALLOC_API EventLog final : public Observer {
  public:
   // `header`: JSON, kept as it is. Throws UsageError if the file cannot be written.
   EventLog(const std::string& path, const std::string& header);
@@ -61,15 +66,25 @@ class POOLALLOC_API EventLog {
   // An alloc is added once the block is there, a free before it is gone: so no two blocks ever share an address.
   void add(LogOp op, DeviceIndex device, StreamId stream, PoolId pool, Address address, Bytes requested);
   void mark(const std::string& text);
+  // For a thread that holds no lock, before it adds.
+  void wait_for_room() {
+    if (backlog_.load(std::memory_order_relaxed) >= kMostChunks) [[unlikely]]
+      wait_for_writer();
+  }
   // Writes what is there and ends the file. What is added later is dropped, so that nobody has to be waited for.
   void close();
+
+  void pages_came(const HeapId& heap, Address address, Bytes bytes) override;
+  void pages_left(const HeapId& heap, Address address, Bytes bytes) override;
+  void spare_changed(DeviceIndex device, Bytes before, Bytes now) override;
+  void free_completed(const BlockInfo& block) override;
 
   std::uint64_t events() const;
   // What went wrong when writing, or nothing. The log stops there.
   std::string problem() const;
 
  private:
-  enum class Frame : std::uint32_t { header = 1, events = 2, mark = 3, pool = 4 };
+  enum class Frame : std::uint32_t { header = 1, events = 2, mark = 3, pool = 4, clock = 5 };
   struct Chunk {
     Frame kind = Frame::events;
     std::vector<char> bytes;
@@ -79,8 +94,9 @@ class POOLALLOC_API EventLog {
 
   LogEvent& next_event();
   void hand_over();
-  void hand_over_now(std::unique_lock<std::mutex>& waiting);
-  void flush();
+  void send(Frame kind, std::vector<char> bytes);
+  void send_clock();
+  [[gnu::noinline]] void wait_for_writer();
   void write_for_ever();
   bool write(const Chunk& chunk);
 
@@ -90,11 +106,12 @@ class POOLALLOC_API EventLog {
   std::vector<PoolId> pools_;
   std::uint64_t events_ = 0;
   std::uint64_t marks_ = 0;
-  std::uint64_t last_time_ = 0;
+  std::uint64_t last_ticks_ = 0;
 
   mutable std::mutex mutex_;  // of what waits for the writer; taken after lock_, never before
   std::condition_variable work_, room_;
   std::vector<Chunk> waiting_;
+  std::atomic<std::size_t> backlog_{0};  // chunks not written yet
   bool closing_ = false;
   std::string problem_;
   std::FILE* file_;

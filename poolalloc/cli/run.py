@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 
 from poolalloc.cli.common import fail
 
-_WITH_VALUE = ("--config", "--conf")
+_WITH_VALUE = ("--config", "--conf", "--record")
 
 
 class _RunCommand(TyperCommand):
@@ -43,35 +43,39 @@ def run(
     ] = None,
     config: Annotated[str | None, typer.Option(help="A TOML file with options.", metavar="FILE")] = None,
     conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
+    record: Annotated[str | None, typer.Option(help="Record into this trace file.", metavar="FILE.npz")] = None,
 ) -> None:
     """Run a Python program with poolalloc serving its CUDA memory. The program needs no change.
 
     `sys.argv`, `sys.path`, `__main__`, tracebacks and the exit code are as under python. Processes that the program
     starts are not covered: use `torchrun --no-python poolalloc run train.py`, or `import poolalloc.auto` in it.
 
-    Example: poolalloc run --conf bin_limit:512KiB train.py --epochs 3
+    Example: poolalloc run --record run.npz train.py --epochs 3
     """
     if not program or program == ["-m"]:
         fail("run: give a script or -m MODULE; see poolalloc run --help")
     if program[0] == "-m":
-        _install(config, conf)
+        _install(config, conf, record)
         _run_module(program[1], program[2:])
     elif program[0].startswith("-"):
         fail(f'run: no option is named "{program[0]}"; see poolalloc run --help')
     elif not os.path.exists(program[0]):
         fail(f"run: there is no file {program[0]}")
     else:
-        _install(config, conf)
+        _install(config, conf, record)
         _run_script(program[0], program[1:])
 
 
-def _install(config: str | None, conf: str | None) -> None:
+def _install(config: str | None, conf: str | None, record: str | None) -> None:
+    from poolalloc import recording
     from poolalloc._install import install
     from poolalloc.config import Config
     from poolalloc.errors import PoolallocError
 
     try:
         install(Config.load(config=config, conf=conf))
+        if record is not None:
+            recording.record(record)
     except PoolallocError as error:
         fail(f"run: {error}")
 

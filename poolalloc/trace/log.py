@@ -18,11 +18,11 @@ from poolalloc.trace.format import EVENT, DeviceInfo, Op, Trace, TraceError
 
 MAGIC = b"poolalloc log 1\n"
 _FRAME = struct.Struct("<II")
-_HEADER, _EVENTS, _MARK, _POOL = 1, 2, 3, 4
+_HEADER, _EVENTS, _MARK, _POOL, _CLOCK = 1, 2, 3, 4, 5
 _INITIAL = 64
 _RECORD = np.dtype(
     [
-        ("time_ns", "<u8"),
+        ("ticks", "<u8"),
         ("address", "<u8"),
         ("requested", "<u8"),
         ("stream", "<u8"),
@@ -57,13 +57,14 @@ def trace_of(data: bytes, devices: Sequence[DeviceInfo] = (), provenance: Mappin
     Raises:
         TraceError: it is no recording, or one of a kind this reader does not know.
     """
-    header, records, marks, pools, cut_off = _read_frames(data)
+    header, records, marks, pools, clock, cut_off = _read_frames(data)
     records, dropped = _only_what_makes_sense(records)
     streams, stream_numbers = _table(records["stream"])
     threads, thread_numbers = _table(records["thread"].astype(np.uint64))
     initial = records["op"] == _INITIAL
     events = np.zeros(len(records), EVENT)
-    for name in ("time_ns", "requested", "pool"):
+    events["time_ns"] = _times(records["ticks"], clock)
+    for name in ("requested", "pool"):
         events[name] = records[name]
     events["op"] = np.where(initial, Op.ALLOC, records["op"])
     events["device"] = records["device"]
@@ -72,6 +73,8 @@ def trace_of(data: bytes, devices: Sequence[DeviceInfo] = (), provenance: Mappin
     is_mark = records["op"] == Op.MARK
     events["id"][is_mark] = records["address"][is_mark]
     _number_blocks(events, records)
+    pages = np.isin(events["op"], (Op.SEGMENT_MAP, Op.SEGMENT_UNMAP))
+    events["rounded"][pages] = events["requested"][pages]
     of_blocks = np.isin(events["op"], _OF_BLOCKS)
     events["rounded"][of_blocks] = _rounded(events["requested"][of_blocks], int(header.get("bin_limit", 0)))
     first = np.flatnonzero(initial)
@@ -97,13 +100,17 @@ def trace_of(data: bytes, devices: Sequence[DeviceInfo] = (), provenance: Mappin
     )
 
 
-def _read_frames(data: bytes) -> tuple[dict[str, Any], npt.NDArray[Any], list[str], list[tuple[int, int]], int]:
+_Pairs = list[tuple[int, int]]
+
+
+def _read_frames(data: bytes) -> tuple[dict[str, Any], npt.NDArray[Any], list[str], _Pairs, _Pairs, int]:
     if not data.startswith(MAGIC):
         raise TraceError("it is no recording of poolalloc, or of a version this reader does not know")
     header: dict[str, Any] | None = None
     events: list[npt.NDArray[Any]] = []
     marks: list[str] = []
-    pools: list[tuple[int, int]] = []
+    pools: _Pairs = []
+    clock: _Pairs = []
     at = len(MAGIC)
     while at + _FRAME.size <= len(data):
         kind, size = _FRAME.unpack_from(data, at)
@@ -116,9 +123,9 @@ def _read_frames(data: bytes) -> tuple[dict[str, Any], npt.NDArray[Any], list[st
             events.append(np.frombuffer(payload, _RECORD))
         elif kind == _MARK:
             marks.append(payload.decode("utf-8", "replace"))
-        elif kind == _POOL and size == 16:
+        elif kind in (_POOL, _CLOCK) and size == 16:
             first, second = struct.unpack("<QQ", payload)
-            pools.append((first, second))
+            (pools if kind == _POOL else clock).append((first, second))
         else:
             raise TraceError(f"it has a frame of the unknown kind {kind} with {size} bytes at byte {at}")
         at += _FRAME.size + size
@@ -130,7 +137,18 @@ def _read_frames(data: bytes) -> tuple[dict[str, Any], npt.NDArray[Any], list[st
     unknown = np.flatnonzero(~np.isin(records["op"], _KNOWN))
     if len(unknown):
         raise TraceError(f"its event {unknown[0]} is of the unknown kind {records['op'][unknown[0]]}")
-    return header, records, marks, pools, len(data) - at
+    return header, records, marks, pools, clock, len(data) - at
+
+
+def _times(ticks: npt.NDArray[np.uint64], clock: _Pairs) -> npt.NDArray[np.uint64]:
+    """Nanoseconds of the monotonic clock for ticks of the cheap one, between the moments at which both were read."""
+    if not clock:
+        return ticks
+    start_ticks, start_ns = clock[0]
+    known_ticks = np.array([moment[0] - start_ticks for moment in clock], np.float64)
+    known_ns = np.array([moment[1] - start_ns for moment in clock], np.float64)
+    since = ticks.astype(np.float64) - start_ticks
+    return np.maximum.accumulate((np.interp(since, known_ticks, known_ns) + start_ns).astype(np.uint64))
 
 
 def _read_header(payload: bytes) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Where the steps of a program begin that does the same again and again: found in its allocations alone.
 
-The period is the distance, in allocations, at which most requests ask for the same size again; the shortest of those
-that are about as good. Its steps begin where the program holds least, and are followed from one to the next by what is
-asked there, so that a step with a few requests more or less loses nothing.
+The period is the distance, in allocations, at which most requests ask for the same size again, the rarer the size the
+more it counts; the shortest of those that are about as good. Its steps begin where the program holds least, and are
+followed from one to the next by what is asked there, so that a step with a few requests more or less loses nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def find(trace: Trace) -> Indexes:
     if period == 0:
         return np.zeros(0, np.int64)
     held = requested_over_time(events)[births]
-    beginnings = _follow(keys, len(keys) - period + int(np.argmin(held[-period:])), period)
+    beginnings = _follow(keys, len(keys) - 2 * period + int(np.argmin(held[-2 * period : -period])), period)
     return births[beginnings] if len(beginnings) >= _FEWEST else np.zeros(0, np.int64)
 
 
@@ -55,21 +55,32 @@ def with_marks(trace: Trace) -> Trace:
 
 
 def _period(keys: Indexes) -> int:
-    """The distance at which requests agree best, or 0. Looked for in the later half: the beginning is something else."""
+    """The distance at which requests agree best, or 0; in the later half, since the beginning is something else."""
     late = keys[-min(len(keys) // 2, _LATEST) :]
     longest = len(late) // 2
     if longest < 2:
         return 0
-    # The autocorrelation of random signs, one for each size, is about the number of requests that agree.
+    # Sizes count by how rare they are: what a layer asks comes again with the next layer, the loss once a step. What is
+    # asked only for a while, as with one batch's length, does not count.
+    counts = np.bincount(late)
+    here = np.arange(len(late))
+    first, last = np.full(len(counts), len(late)), np.full(len(counts), -1)
+    np.minimum.at(first, late, here)
+    np.maximum.at(last, late, here)
+    throughout = last - first >= len(late) // 2
+    weight = np.where(throughout, 1 / np.maximum(counts, 1), 0.0)[late]
+    if not weight.any():
+        return 0
+    # The autocorrelation of random signs, one for each size, is about what agrees.
     chance = np.random.default_rng(0)
     agree = np.zeros(longest + 1)
     for _ in range(8):
-        signs = chance.choice((-1.0, 1.0), int(keys.max()) + 1)[late]
+        signs = chance.choice((-1.0, 1.0), len(counts))[late] * np.sqrt(weight)
         spectrum = np.fft.rfft(signs, 2 * len(late))
         agree += np.fft.irfft(spectrum * spectrum.conj())[: longest + 1]
     agree /= len(late) - np.arange(longest + 1)
     likely = 1 + np.argsort(-agree[1:], kind="stable")[:64]
-    shares = {int(d): float(np.mean(late[d:] == late[:-d])) for d in likely}
+    shares = {int(d): float(weight[d:][late[d:] == late[:-d]].sum() / weight[d:].sum()) for d in likely}
     best = max(shares.values())
     if best < _AGREEMENT:
         return 0

@@ -51,7 +51,7 @@ struct Device {
         }()),
         allocator(model, Options{}) {}
 
-  void observe() { allocator.observe(&ledger); }
+  void observe() { allocator.add_observer(ledger); }
 
   // The pages shown, each with whether it is idle.
   std::map<Address, bool> check_layout() const {
@@ -149,7 +149,7 @@ TEST(nobody_is_told_after_the_observer_left) {
   device.observe();
   device.allocator.allocate(kPageBytes, 0, 0);
   CHECK(device.ledger.pages.size() == 1);
-  device.allocator.observe(nullptr);
+  device.allocator.remove_observer(device.ledger);
   device.allocator.allocate(kPageBytes, 0, 0);
   CHECK(device.ledger.pages.size() == 1);
   CHECK(device.check_layout().size() == 2);

@@ -1,0 +1,195 @@
+"""Recording: a trace of what a program asked, whose replay gives the peaks that the run itself reported."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from poolalloc.replay import replay
+from poolalloc.sim import sim_environment
+from poolalloc.sizes import parse_size
+from poolalloc.trace import Op, read
+
+TRAIN = """
+    import json
+    import torch
+    import poolalloc
+
+    poolalloc.install()
+    recording = poolalloc.record("run.npz")
+    model = torch.nn.Sequential(*[torch.nn.Linear(256, 256) for _ in range(6)]).cuda()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for step in range(8):
+        {mark}
+        rows = 2048 + {varying} * (37 * step % 200) * 64
+        model(torch.empty(rows, 256, device="cuda")).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    stats = poolalloc.memory_stats()
+    recording.stop()
+    print(json.dumps({{name: stats[name]["peak"] for name in ("requested", "live", "reserved")}}))
+"""
+
+
+@pytest.mark.parametrize("varying", [0, 1])
+def test_a_replay_gives_the_peaks_of_the_run(
+    on_sim: Callable, varying: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    reported = on_sim(TRAIN.format(mark="pass", varying=varying)).value
+    trace = read(tmp_path / "run.npz")
+    again = replay(trace).devices[0]
+    assert {name: again.peak(name) for name in reported} == reported
+    assert again.recorded is not None
+    assert again.recorded.peak_reserved == reported["reserved"]
+    assert trace.provenance["settings"] == ""
+    assert trace.marks == tuple(f"step {number} (found)" for number in range(1, len(trace.marks) + 1))
+    assert len(trace.marks) in (7, 8)
+
+
+def test_marks_stand_where_the_program_set_them(
+    on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    on_sim(TRAIN.format(mark='poolalloc.mark(f"step {step}")', varying=0))
+    trace = read(tmp_path / "run.npz")
+    assert trace.marks == tuple(f"step {step}" for step in range(8))
+    marks = np.flatnonzero(trace.events["op"] == Op.MARK)
+    allocations = np.searchsorted(np.flatnonzero(trace.events["op"] == Op.ALLOC), marks)
+    assert len(set(np.diff(allocations)[1:].tolist())) == 1  # from the second step on, the same each time
+
+
+def test_blocks_of_other_streams_and_pools_and_what_was_there_before(
+    on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    on_sim(
+        """
+        import torch, poolalloc
+        poolalloc.install()
+        before = torch.empty(1000, dtype=torch.uint8, device="cuda")
+        pool = torch.cuda.MemPool()
+        with poolalloc.record("run.npz"):
+            other = torch.cuda.Stream()
+            shared = torch.empty(5 << 20, dtype=torch.uint8, device="cuda")
+            shared.record_stream(other)
+            with torch.cuda.stream(other):
+                torch.cuda._sleep(1000)
+                own = torch.empty(3 << 20, dtype=torch.uint8, device="cuda")
+            del shared
+            with torch.cuda.use_mem_pool(pool):
+                inside = torch.empty(7 << 20, dtype=torch.uint8, device="cuda")
+            del before
+            torch.cuda.synchronize()
+            torch.empty(5 << 20, dtype=torch.uint8, device="cuda")
+        """,
+        lag=3,
+    )
+    trace = read(tmp_path / "run.npz")
+    events = trace.events
+    assert trace.initial_events == 1
+    assert events["requested"][0] == 1000
+    of_size = {size: events[events["requested"] == size << 20] for size in (3, 5, 7)}
+    assert list(of_size[5]["op"][:3]) == [Op.ALLOC, Op.RECORD_STREAM, Op.FREE]
+    assert Op.FREE_COMPLETED in of_size[5]["op"]
+    other = trace.streams[of_size[5]["stream"][1]]
+    assert other != 0
+    assert trace.streams[of_size[3]["stream"][0]] == other
+    assert trace.pools[of_size[7]["pool"][0]] != (0, 0)
+    assert list(events["op"][events["id"] == events["id"][0]]) == [Op.ALLOC, Op.FREE]
+
+
+def test_threads_record_side_by_side(on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    on_sim(
+        """
+        import threading, torch, poolalloc
+        poolalloc.install()
+        torch.cuda.init()
+        def work(number):
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for step in range(3000):
+                    torch.empty(1000 + 512 * (step % 50) + number, dtype=torch.uint8, device="cuda")
+        with poolalloc.record("run.npz"):
+            threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+            for thread in threads: thread.start()
+            for thread in threads: thread.join()
+        """
+    )
+    trace = read(tmp_path / "run.npz")
+    assert np.count_nonzero(trace.events["op"] == Op.ALLOC) == 12000
+    assert np.count_nonzero(trace.events["op"] == Op.FREE) == 12000
+    assert len(trace.threads) == 5  # and "not recorded"
+    assert "events_left_out" not in trace.provenance
+
+
+def test_what_a_killed_process_left_is_a_trace(clean_environment: dict[str, str], tmp_path: Path) -> None:
+    script = tmp_path / "endless.py"
+    script.write_text(
+        "import torch, poolalloc, time\n"
+        "poolalloc.install()\n"
+        'poolalloc.record("run.npz")\n'
+        "kept = [torch.empty(2 << 20, device='cuda') for _ in range(5)]\n"
+        'poolalloc.mark("all there")\n'
+        "print('ready', flush=True)\n"
+        "while True: time.sleep(0.05); torch.empty(10, device='cuda')\n"
+    )
+    environment = sim_environment(memory=parse_size("8 GiB"), base=clean_environment)
+    with subprocess.Popen(
+        [sys.executable, str(script)], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(200):  # until the first half second is on the disk
+            time.sleep(0.1)
+            if (tmp_path / "run.npz").stat().st_size > 1000:
+                break
+        process.send_signal(signal.SIGKILL)
+    trace = read(tmp_path / "run.npz")
+    blocks = trace.events[trace.events["op"] == Op.ALLOC]
+    assert np.count_nonzero(blocks["requested"] == 8 << 20) == 5
+    assert trace.marks == ("all there",)
+
+
+def test_run_records_a_program_as_it_is(on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    on_sim(
+        "import torch; torch.empty(1 << 20, device='cuda')",
+        command=(sys.executable, "-m", "poolalloc", "run", "--record", "run.npz"),
+    )
+    trace = read(tmp_path / "run.npz")
+    assert [Op(op) for op in trace.events["op"] if op in (Op.ALLOC, Op.FREE)] == [Op.ALLOC, Op.FREE]
+    assert trace.device_info(0).name
+
+
+def test_mistakes_are_one_clear_error(on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    errors = on_sim(
+        """
+        import json, poolalloc
+        poolalloc.mark("nobody listens")
+        errors = []
+        def attempt(call):
+            try:
+                call()
+            except Exception as error:
+                errors.append(f"{type(error).__name__}: {error}")
+        attempt(lambda: poolalloc.record("early.npz"))
+        poolalloc.install()
+        attempt(lambda: poolalloc.record("nowhere/run.npz"))
+        recording = poolalloc.record("run.npz")
+        attempt(lambda: poolalloc.record("second.npz"))
+        recording.stop()
+        recording.stop()
+        print(json.dumps(errors))
+        """
+    ).value
+    assert "NotInstalledError" in errors[0]
+    assert "nowhere/run.npz: No such file" in errors[1]
+    assert "run.npz is going on" in errors[2]
+    assert len(errors) == 3
