@@ -45,6 +45,19 @@ ALLOCATORS: dict[str, Allocator] = {
     )
 }
 
+
+def named(name: str) -> Allocator:
+    """Return the allocator of the table, or torch's own with the settings that `name` spells, as `key:value,...`.
+
+    Raises KeyError, with what there is, for any other name.
+    """
+    if name in ALLOCATORS:
+        return ALLOCATORS[name]
+    if ":" in name:
+        return Allocator(name, f"torch's with {name}", "torch", torch_conf=name)
+    raise KeyError(f"unknown allocator {name!r}; there are {', '.join(ALLOCATORS)}, and torch's settings as key:value")
+
+
 # Variables that would change torch's allocator behind a cell's back.
 TORCH_VARIABLES = (
     "PYTORCH_ALLOC_CONF",

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from poolalloc.bench.allocators import ALLOCATORS, Allocator
+from poolalloc.bench.allocators import Allocator, named
 from poolalloc.bench.check import DeviceFigures, compare_real, compare_simulated
 from poolalloc.bench.sampling import Figures, Sampler
 from poolalloc.bench.sources import (
@@ -162,7 +162,7 @@ def measure(spec: Spec) -> dict[str, Any]:
 
     The harness makes a row of it.
     """
-    allocator = ALLOCATORS[spec.allocator]
+    allocator = named(spec.allocator)
     driver = SimulatedDriver() if spec.simulated else None
     used_before = {} if driver else nvml_used_bytes()
     source = put_in_place(allocator)

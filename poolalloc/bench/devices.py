@@ -57,17 +57,18 @@ def has_real_gpu() -> bool:
 
 @dataclass(frozen=True)
 class Device:
-    """Where cells run. gpu and memory_bytes describe the simulated card; memory_bytes None is the card's own."""
+    """Where cells run. The rest describes simulated cards: memory_bytes None is the card's own."""
 
     simulated: bool
     gpu: str = DEFAULT_GPU
     memory_bytes: int | None = None
+    count: int = 1
 
     def environment(self, base: Mapping[str, str], report: Path) -> dict[str, str]:
         """Return the environment of a cell made from `base`; a simulated device writes its report to `report`."""
         if not self.simulated:
             return dict(base)
-        return sim_environment(self.gpu, self.memory_bytes, report=report, base=base)
+        return sim_environment(self.gpu, self.memory_bytes, devices=self.count, report=report, base=base)
 
     def check(self) -> None:
         """Raise DeviceError if there is no such card, it cannot have this memory, or the simulator is not built."""

@@ -12,11 +12,13 @@ from poolalloc.cli.common import fail, size_option
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
+    from poolalloc.bench.results import Row
     from poolalloc.config import Config
     from poolalloc.replay import DeviceResult, Result
     from poolalloc.trace.format import Trace
 
 SAMPLES = 2000
+PERFORM_SECONDS = 3600.0  # for each allocator
 
 
 def register(app: typer.Typer) -> None:
@@ -33,6 +35,14 @@ def replay(
         str | None,
         typer.Option(help="Memory of each device, such as 40GiB. Default: as recorded, else 80 GiB or what it takes."),
     ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also perform it through torch on a simulated GPU under its allocators: default, expandable, settings "
+            "such as max_split_size_mb:128, or poolalloc itself. Repeat for several.",
+            metavar="ALLOCATOR",
+        ),
+    ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     png_path: Annotated[
         Path | None, typer.Option("--png", help="Draw memory over time into this file (needs matplotlib).")
@@ -43,6 +53,8 @@ def replay(
     The exit code is 0 if it fitted, 1 if it ran out of memory, 2 for bad input.
 
     Example: poolalloc replay run.npz --memory 24GiB --conf bin_limit:512KiB --png run.png
+
+    Example: poolalloc replay run.npz --against default --against expandable
     """
     from poolalloc.cli.progress import working
     from poolalloc.errors import PoolallocError
@@ -58,15 +70,81 @@ def replay(
             recording = read_trace(trace)
             samples = SAMPLES if json_path is not None or png_path is not None else 0
             result = Replayer(recording).run(settings, memory_bytes, samples)
+        rows = perform_against(trace, recording, result.memory_bytes, against or [])
         print_result(result, recording, trace.name)
+        print_performed(rows)
         if json_path is not None:
             document = {**result.to_json(), "trace": trace.name, "provenance": recording.provenance}
+            document["performed"] = [row.to_json() for row in rows]
             _write(json_path, lambda path: path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8"))
         if png_path is not None:
             _write(png_path, lambda path: picture.write_png(result, trace.name, path))
     except PoolallocError as error:
         fail(str(error))
     return 0 if result.out_of_memory is None else 1
+
+
+def perform_against(path: Path, trace: Trace, memory: int, names: list[str]) -> list[Row]:
+    """Perform the trace under each of torch's allocators named, on simulated GPUs; ends the command for a bad name."""
+    if not names:
+        return []
+    from poolalloc.bench import harness
+    from poolalloc.bench.allocators import named
+    from poolalloc.bench.devices import Device, DeviceError, torch_install
+    from poolalloc.bench.workloads import Workload
+    from poolalloc.cli.progress import working
+    from poolalloc.trace import perform
+
+    program = Workload(path.name, Path(perform.__file__))
+    rows = []
+    try:
+        allocators = [named(name) for name in dict.fromkeys(names)]
+        torch = torch_install()
+        device = Device(simulated=True, memory_bytes=memory, count=perform.devices_of(trace))
+        device.check()
+        for allocator in allocators:
+            with working(f"performing {path.name} under {allocator.title}"):
+                cell = harness.Cell(program, allocator, arguments=[str(path.absolute())])
+                setting = harness.Setting(device, torch, timeout=PERFORM_SECONDS)
+                rows += harness.run_cells([cell], setting, "", harness.Watcher()).rows
+    except KeyError as error:
+        fail(f"--against: {error.args[0]}")
+    except DeviceError as error:
+        fail(f"--against: {error}")
+    return rows
+
+
+def print_performed(rows: list[Row]) -> None:
+    """Print what torch's allocators reserved for the same requests."""
+    if not rows:
+        return
+    from rich.table import Table
+
+    from poolalloc.cli.progress import stdout_console
+
+    table = Table(
+        title="performed through torch on simulated devices, all together",
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+    )
+    table.add_column("allocator")
+    for heading in ("peak requested", "peak reserved", "overhead", "driver calls"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        if row.error is not None:
+            table.add_row(row.allocator, row.error.splitlines()[0], "", "", "")
+            continue
+        overhead = f"{row.overhead:.4f}" if row.overhead else "-"
+        lost = " (OUT OF MEMORY)" if row.out_of_memory else ""
+        table.add_row(
+            row.allocator + lost,
+            format_size(row.peak_requested_bytes or 0),
+            format_size(row.peak_reserved_bytes or 0),
+            overhead,
+            f"{sum(row.driver_calls.values()):,}",
+        )
+    stdout_console().print(table, markup=False)
 
 
 def read_trace(path: Path) -> Trace:
