@@ -163,6 +163,8 @@ def _from_toml(text: str, source: str) -> dict[str, object]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source} is no TOML file: {error}") from None
     for key, value in document.items():
+        if key == "provenance" and isinstance(value, dict):
+            continue  # where a profile comes from: for people
         if key != "poolalloc":
             kind = "table" if isinstance(value, dict) else "key"
             raise ConfigError(f"{source}: unknown {kind} {_quoted(key)}; options stand in the table [poolalloc]")

@@ -21,6 +21,7 @@ COMMANDS = {
     "bench": "poolalloc.cli.bench",
     "import": "poolalloc.cli.import_",
     "replay": "poolalloc.cli.replay",
+    "tune": "poolalloc.cli.tune",
     "fit": "poolalloc.cli.fit",
     "doctor": "poolalloc.cli.doctor",
     "build-bridge": "poolalloc.cli.build_bridge",

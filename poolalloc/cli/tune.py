@@ -1,0 +1,125 @@
+"""`poolalloc tune`: options that suit recorded programs, found by replaying them with no GPU."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from poolalloc.cli.common import fail, size_option
+
+if TYPE_CHECKING:
+    from poolalloc.tune import Tuned
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("tune")(tune)
+
+
+def tune(
+    traces: Annotated[list[Path], typer.Argument(help="Traces, from poolalloc run --record or poolalloc import.")],
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Write the profile to this TOML file.")],
+    objective: Annotated[
+        str, typer.Option(help="reserved: least memory; calls: fewest driver calls; balanced: both.")
+    ] = "reserved",
+    trials: Annotated[int, typer.Option(help="How many configurations to try.", min=1)] = 40,
+    time: Annotated[str | None, typer.Option(help="Stop after this long, such as 60s or 5m.", metavar="TIME")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of each device, such as 40GiB. Default: as for replay.")
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="Begin with this TOML file.", metavar="FILE")] = None,
+    conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Share the search with other workers: a journal file, or a database URL.", metavar="WHERE"),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads. Default: one for each processor.", min=1)] = None,
+) -> None:
+    """Find options under which recorded programs need least; install("profile.toml") uses them.
+
+    Three quarters of each trace are tuned on, the rest is held out and reported. Ctrl-C keeps the best so far. Several
+    machines search together with the same --storage and the same traces.
+
+    Example: poolalloc tune monday.npz tuesday.npz -o service.toml --time 60s
+    """
+    from poolalloc.cli.progress import working
+    from poolalloc.cli.replay import load_config, read_trace
+    from poolalloc.errors import PoolallocError
+    from poolalloc.replay import require_memory
+    from poolalloc.tune import OBJECTIVES
+    from poolalloc.tune import tune as search
+
+    chosen = next((known for known in OBJECTIVES if known == objective), None)
+    if chosen is None:
+        fail(f"--objective: {objective!r} is not one of {', '.join(OBJECTIVES)}")
+    if not output.parent.is_dir():
+        fail(f"--output: there is no folder {output.parent}")
+    try:
+        base = load_config(config, conf)
+        memory_bytes = None if memory is None else require_memory(size_option("--memory", memory))
+        recordings = [read_trace(path) for path in traces]
+        with working("tuning", trials) as bar:
+            found = search(
+                recordings,
+                objective=chosen,
+                trials=trials,
+                seconds=None if time is None else _seconds(time),
+                base=base,
+                memory=memory_bytes,
+                storage=storage,
+                workers=workers,
+                watch=lambda done, best: bar.at(min(done, trials), trials),
+            )
+        output.write_text(found.to_toml(), encoding="utf-8")
+    except PoolallocError as error:
+        fail(f"tune: {error}")
+    except OSError as error:
+        fail(f"--output: {output}: {error.strerror or error}")
+    print_found(found)
+    print(f"wrote {output}")
+
+
+def print_found(found: Tuned) -> None:
+    """Print what the options gain on both parts."""
+    from rich.table import Table
+
+    from poolalloc.cli.progress import stdout_console
+
+    table = Table(
+        title=f"{found.trials} configurations tried, objective {found.objective}",
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+    )
+    table.add_column("")
+    for heading in ("overhead before", "after", "driver calls an event before", "after"):
+        table.add_column(heading, justify="right")
+    for name, before, after in (
+        ("tuned on", found.before.tuned_on, found.after.tuned_on),
+        ("held out", found.before.held_out, found.after.held_out),
+    ):
+        table.add_row(
+            name, f"{before.overhead:.4f}", f"{after.overhead:.4f}", f"{before.calls:.4f}", f"{after.calls:.4f}"
+        )
+    console = stdout_console()
+    console.print(table, markup=False)
+    options = found.config.to_conf() or "the defaults: nothing was better"
+    console.print(f"options: {options}", highlight=False, markup=False, soft_wrap=True)
+    objective = found.objective
+    if found.after.held_out.value(objective) > found.before.held_out.value(objective):
+        console.print(
+            "The held-out part is worse off: record more, or something more like what will run.", highlight=False
+        )
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
+    if match is None or float(match[1]) == 0:
+        fail(f"--time: {text!r} is no time; write it as 60s, 5m or 1h")
+    return float(match[1]) * _UNITS[match[2]]

@@ -1,0 +1,271 @@
+"""Finds options that suit recorded programs: Optuna over poolalloc's option table, each trial a replay.
+
+    from poolalloc.trace import read
+    from poolalloc.tune import tune
+
+    found = tune([read("a.npz"), read("b.npz")], objective="reserved", trials=40)
+    found.config, found.before.held_out.overhead, found.after.held_out.overhead
+
+The first three quarters of each trace are tuned on; the rest is held out and only reported, so a configuration that
+fits the recording and not the program shows. Needs the extra `tune`: pip install 'poolalloc[tune]'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from poolalloc._version import __version__
+from poolalloc.config import Config
+from poolalloc.errors import PoolallocError
+from poolalloc.replay import Replayer
+from poolalloc.trace.format import Trace, TraceError
+from poolalloc.trace.parts import split
+
+Objective = Literal["reserved", "calls", "balanced"]
+OBJECTIVES: tuple[Objective, ...] = ("reserved", "calls", "balanced")
+TUNED_ON = 0.75
+"""Of each trace's events."""
+CALLS_WEIGHT = 0.1
+"""Of `balanced`: a driver call for each allocation or free costs as much as this share more memory."""
+SEED = 1
+
+
+class TuneError(PoolallocError, ValueError):
+    """There is nothing to tune on, or Optuna is missing or refuses its storage."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a configuration did on the same part of all traces."""
+
+    overhead: float
+    """Geometric mean, over traces and devices, of peak reserved / peak requested; infinite if one ran out of memory."""
+    calls: float
+    """Driver calls for each event."""
+
+    def value(self, objective: Objective) -> float:
+        """Return what is minimized. Calls break ties of `reserved`, memory those of `calls`."""
+        if not math.isfinite(self.overhead):
+            return math.inf
+        if objective == "reserved":
+            return self.overhead + 1e-6 * self.calls
+        if objective == "calls":
+            return self.calls + 1e-3 * self.overhead
+        return self.overhead * (1 + CALLS_WEIGHT * self.calls)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """On the parts of the traces that were tuned on, and on those held out."""
+
+    tuned_on: Score
+    held_out: Score
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was found. Where nothing was better, `config` is what tuning began with."""
+
+    config: Config
+    objective: Objective
+    trials: int
+    """That were finished, those of other workers on the same storage included."""
+    before: Scores
+    after: Scores
+    provenance: dict[str, Any]
+
+    def to_toml(self) -> str:
+        """Return a profile: the options, and where they come from. install() and Config.load read it."""
+        lines = [self.config.to_toml().rstrip("\n"), "", "[provenance]"]
+        lines += [f"{key} = {_toml(value)}" for key, value in self.provenance.items()]
+        return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, str):
+        escaped = "".join(
+            f"\\u{ord(c):04x}" if ord(c) < 0x20 or ord(c) == 0x7F else f"\\{c}" if c in '"\\' else c for c in value
+        )
+        return f'"{escaped}"'
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    return repr(value)
+
+
+# --- what can be chosen ---------------------------------------------------------------------------------------------
+
+
+def _suggest(trial: Any, base: Config) -> Config:
+    """Options that change what is reserved or called; what bounds memory or only observes is left alone."""
+    chosen: dict[str, Any] = {
+        "bin_limit": trial.suggest_categorical("bin_limit", [0, *(1 << power for power in range(13, 21))]),
+        "placement_candidates": trial.suggest_int("placement_candidates", 1, 64, log=True),
+    }
+    if hasattr(base, "growth"):
+        chosen["growth"] = trial.suggest_categorical("growth", ["tight", "balanced", "fast"])
+    return replace(base, **chosen)
+
+
+def _first_guess(base: Config) -> dict[str, Any]:
+    names = ("bin_limit", "placement_candidates", "growth")
+    return {name: getattr(base, name) for name in names if hasattr(base, name)}
+
+
+# --- judging --------------------------------------------------------------------------------------------------------
+
+
+class _Judge:
+    """Replays the same part of every trace; from several threads at once."""
+
+    def __init__(self, parts: Iterable[Trace], memory: int | str | None) -> None:
+        self._replayers = [Replayer(part) for part in parts]
+        self._memory = memory
+
+    def score(self, config: Config) -> Score:
+        logs, calls, events = [], 0, 0
+        for replayer in self._replayers:
+            result = replayer.run(config, self._memory)
+            if result.out_of_memory is not None:
+                return Score(math.inf, math.inf)
+            logs += [math.log(device.overhead) for device in result.devices if device.overhead]
+            calls += sum(result.driver_calls.values())
+            events += result.events
+        return Score(math.exp(sum(logs) / len(logs)), calls / events)
+
+
+def _parts(traces: Sequence[Trace]) -> tuple[list[Trace], list[Trace]]:
+    first, rest = [], []
+    for number, trace in enumerate(traces, 1):
+        at = trace.initial_events + int((len(trace) - trace.initial_events) * TUNED_ON)
+        before, after = split(trace, at)
+        if not before.used_devices() or not after.used_devices():
+            raise TraceError(f"trace {number} has too few allocations to tune on")
+        first.append(before)
+        rest.append(after)
+    return first, rest
+
+
+# --- tuning ---------------------------------------------------------------------------------------------------------
+
+
+def tune(
+    traces: Sequence[Trace],
+    *,
+    objective: Objective = "reserved",
+    trials: int = 40,
+    seconds: float | None = None,
+    base: Config | None = None,
+    memory: int | str | None = None,
+    storage: str | None = None,
+    study: str | None = None,
+    workers: int | None = None,
+    watch: Callable[[int, Score | None], None] = lambda done, best: None,
+) -> Tuned:
+    """Look for the options under which the traces reserve least, or make fewest driver calls, or both in balance.
+
+    Args:
+        traces: recordings; each counts the same.
+        objective: `reserved`, `calls` or `balanced` (overhead * (1 + CALLS_WEIGHT * calls per event)).
+        trials: how many configurations are tried in all.
+        seconds: when to stop in any case.
+        base: what tuning begins with, and keeps for every option it does not choose; None is the defaults.
+        memory: of each device, as for Replayer.run. A configuration under which memory runs out is never chosen.
+        storage: shared by several workers: the path of a journal file (*.log), or a database URL that Optuna knows.
+        study: the name in that storage; by default made of the traces and the objective.
+        workers: threads; None is one for each processor.
+        watch: called after each trial with how many are done and the best score yet. KeyboardInterrupt ends the search
+            and keeps the best so far.
+
+    Raises:
+        TuneError: no traces, Optuna missing, or a storage it cannot open.
+        TraceError: a trace too short to be split.
+    """
+    if not traces:
+        raise TuneError("give at least one trace to tune on")
+    optuna = _optuna()
+    start = base or Config()
+    tuned_on, held_out = _parts(traces)
+    judge = _Judge(tuned_on, memory)
+    hashes = [hashlib.sha256(np.ascontiguousarray(trace.events).tobytes()).hexdigest() for trace in traces]
+    name = study or f"poolalloc-{objective}-{hashlib.sha256(''.join(hashes).encode()).hexdigest()[:12]}"
+    try:
+        search = optuna.create_study(
+            storage=_storage(optuna, storage),
+            study_name=name,
+            load_if_exists=storage is not None,
+            sampler=optuna.samplers.TPESampler(seed=SEED, constant_liar=True),
+        )
+    except Exception as error:  # whatever the database behind the URL raises
+        raise TuneError(f"storage {storage}: {' '.join(str(error).split())[:200]}") from None
+    scores: dict[Config, Score] = {start: judge.score(start)}
+    finished = optuna.trial.TrialState.COMPLETE
+    if not search.get_trials(deepcopy=False):
+        search.enqueue_trial(_first_guess(start), skip_if_exists=True)
+
+    def attempt(trial: Any) -> float:
+        config = _suggest(trial, start)
+        score = scores.get(config)
+        if score is None:
+            score = scores[config] = judge.score(config)
+        trial.set_user_attr("overhead", score.overhead)
+        trial.set_user_attr("calls", score.calls)
+        return score.value(objective) if math.isfinite(score.overhead) else 1e9
+
+    def after_trial(search: Any, trial: Any) -> None:
+        done = len(search.get_trials(deepcopy=False, states=(finished,)))
+        best = search.best_trial.user_attrs
+        watch(done, Score(best["overhead"], best["calls"]))
+        if done >= trials:
+            search.stop()
+
+    with contextlib.suppress(KeyboardInterrupt):  # what was found by then is kept
+        search.optimize(
+            attempt, n_trials=trials, timeout=seconds, n_jobs=workers or os.cpu_count() or 1, callbacks=[after_trial]
+        )
+    done = search.get_trials(deepcopy=False, states=(finished,))
+    best = start
+    if done and search.best_value < scores[start].value(objective):
+        best = _suggest(optuna.trial.FixedTrial(search.best_params), start)
+    rest = _Judge(held_out, memory)
+    before = Scores(scores[start], rest.score(start))
+    after = Scores(scores.get(best) or judge.score(best), rest.score(best))
+    provenance = {
+        "tool": f"poolalloc {__version__} tune",
+        "objective": objective,
+        "trials": len(done),
+        "events": [len(trace) for trace in traces],
+        "events_sha256": hashes,
+    }
+    return Tuned(best, objective, len(done), before, after, provenance | _gains(before, after))
+
+
+def _gains(before: Scores, after: Scores) -> dict[str, float]:
+    found = {}
+    for when, scores in (("before", before), ("after", after)):
+        for part, score in (("tuned_on", scores.tuned_on), ("held_out", scores.held_out)):
+            found[f"{when}_{part}_overhead"] = round(score.overhead, 6)
+            found[f"{when}_{part}_calls_per_event"] = round(score.calls, 6)
+    return found
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise TuneError("tuning needs Optuna: pip install 'poolalloc[tune]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _storage(optuna: Any, storage: str | None) -> Any:
+    if storage is None or "://" in storage:
+        return storage
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))

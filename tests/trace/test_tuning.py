@@ -1,0 +1,139 @@
+"""Tuning: what is found is better where it was looked for, is said for the held-out part, and loads as a profile."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trace_kit import live_at, pickled, snapshot_of, toys, trace_of
+
+from poolalloc import Config
+from poolalloc.replay import replay
+from poolalloc.trace import Op, Trace, write
+from poolalloc.trace.format import check, requested_over_time
+from poolalloc.trace.parts import split
+from poolalloc.trace.torch_snapshot import import_snapshot
+from poolalloc.tune import Score, TuneError, tune
+
+pytest.importorskip("optuna", reason="Optuna, the extra `tune`, is not installed")
+
+
+def mixed(seed: int = 1, blocks: int = 3000) -> Trace:
+    """Blocks of a few KiB up to 1 MiB that live for different times: where the bins end matters."""
+    chance = np.random.default_rng(seed)
+    rows: list[tuple[Op, int, int]] = []
+    live: dict[int, int] = {}
+    for ident in range(1, blocks):
+        size = int(512 * 2 ** (11 * chance.random()))
+        rows.append((Op.ALLOC, ident, size))
+        live[ident] = size
+        while len(live) > 150 or (live and chance.random() < 0.45):
+            freed = int(chance.choice(list(live)))
+            rows.append((Op.FREE, freed, live.pop(freed)))
+    return trace_of(rows)
+
+
+def test_found_options_reserve_no_more_than_those_before() -> None:
+    found = tune([mixed(1), mixed(2)], trials=12)
+    assert found.after.tuned_on.overhead < found.before.tuned_on.overhead
+    assert found.trials == 12
+    again = [replay(split(mixed(seed), int(len(mixed(seed)) * 0.75))[0], found.config) for seed in (1, 2)]
+    overheads = [result.devices[0].overhead or 0.0 for result in again]
+    assert found.after.tuned_on.overhead == pytest.approx(np.exp(np.mean(np.log(overheads))))
+
+
+def test_a_profile_says_where_it_is_from_and_loads(tmp_path: Path) -> None:
+    found = tune([mixed()], trials=5, base=Config(memory_fraction=0.9))
+    path = tmp_path / "service.toml"
+    path.write_text(found.to_toml())
+    assert Config.load(path) == found.config
+    assert found.config.memory_fraction == 0.9
+    assert found.provenance["before_held_out_overhead"] == pytest.approx(found.before.held_out.overhead, abs=1e-6)
+    assert len(found.provenance["events_sha256"]) == 1
+
+
+def test_where_nothing_is_better_the_base_stays() -> None:
+    found = tune([trace_of([(Op.ALLOC, n, 2 << 20) for n in range(1, 50)])], trials=3)
+    assert found.config == Config()
+
+
+def test_calls_and_balance_are_other_objectives() -> None:
+    score = Score(overhead=1.5, calls=0.2)
+    assert score.value("reserved") == pytest.approx(1.5, abs=1e-3)
+    assert score.value("calls") == pytest.approx(0.2, abs=1e-2)
+    assert score.value("balanced") == pytest.approx(1.5 * 1.02)
+    found = tune([mixed()], objective="calls", trials=8)
+    assert found.after.tuned_on.calls <= found.before.tuned_on.calls
+
+
+def test_an_interrupt_keeps_the_best_so_far() -> None:
+    def watch(done: int, best: Score | None) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    found = tune([mixed()], trials=1000, workers=1, watch=watch)
+    assert found.trials == 3
+    assert found.after.tuned_on.overhead <= found.before.tuned_on.overhead
+
+
+def test_two_workers_share_one_storage(tmp_path: Path) -> None:
+    write(mixed(), tmp_path / "run.npz")
+    command = [sys.executable, "-m", "poolalloc", "tune", "run.npz", "--trials", "12", "--storage", "shared.log"]
+    workers = [
+        subprocess.Popen([*command, "-o", f"{name}.toml"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for name in ("one", "two")
+    ]
+    ends = [worker.communicate(timeout=300) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], ends
+    import optuna
+
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "shared.log")))
+    (summary,) = optuna.get_all_study_summaries(storage)
+    assert 12 <= summary.n_trials < 12 + 2 * 64  # what was under way when the last was done counts too
+    last = Config.load(tmp_path / "one.toml"), Config.load(tmp_path / "two.toml")
+    assert summary.best_trial is not None
+    assert summary.best_trial.params["bin_limit"] in {config.bin_limit for config in last}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--objective", "speed"], "'speed' is not one of reserved, calls, balanced"),
+        (["--time", "soon"], "'soon' is no time"),
+        (["--storage", "nowhere://x"], "storage nowhere://x"),
+        (["-o", "missing/profile.toml"], "there is no folder missing"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], words: str) -> None:
+    write(mixed(blocks=300), tmp_path / "run.npz")
+    command = [sys.executable, "-m", "poolalloc", "tune", "run.npz", "-o", "profile.toml", "--trials", "1", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_nothing_to_tune_on_is_said() -> None:
+    with pytest.raises(TuneError, match="at least one"):
+        tune([])
+
+
+# --- parts of a trace -------------------------------------------------------------------------------------------------
+
+
+@given(toys(), st.floats(0, 1))
+@settings(max_examples=100, deadline=None)
+def test_the_second_part_begins_with_what_is_live(toy: object, share: float) -> None:
+    assume(getattr(toy, "log", True) and len(toy.entries) > 0)  # type: ignore[attr-defined]
+    trace = import_snapshot(pickled(snapshot_of(toy)), "toy")[0]  # type: ignore[arg-type]
+    at = trace.initial_events + int((len(trace) - trace.initial_events) * share)
+    before, after = split(trace, at)
+    assert len(before) == at
+    if len(after):
+        check(after)
+        assert live_at(after, after.initial_events) == live_at(trace, at)
+        assert live_at(after, len(after)) == live_at(trace, len(trace))
+        assert requested_over_time(after.events)[-1] == requested_over_time(trace.events)[-1]
