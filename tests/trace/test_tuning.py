@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trace_kit import live_at, pickled, snapshot_of, toys, trace_of
+from trace_kit import ToyAllocator, live_at, pickled, snapshot_of, toys, trace_of
 
 from poolalloc import Config
 from poolalloc.replay import replay
