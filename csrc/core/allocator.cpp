@@ -246,7 +246,14 @@ void Allocator::set_pool_use_on_oom(DeviceIndex device, PoolId pool, bool use) {
 PoolCheckpoint Allocator::checkpoint(DeviceIndex device, PoolId pool) { return device_heap(device).checkpoint(pool); }
 
 CheckpointDelta Allocator::restore(const PoolCheckpoint& checkpoint) {
-  return device_heap(checkpoint.device).restore(checkpoint);
+  CheckpointDelta delta = device_heap(checkpoint.device).restore(checkpoint);
+  if (EventLog* log = log_.load(std::memory_order_acquire)) {
+    for (const Address address : delta.freed) log->add(LogOp::free, 0, 0, {}, address, 0);
+    for (const Address address : delta.allocated)
+      if (const auto found = block(address))
+        log->add(LogOp::alloc, found->device, found->stream, found->pool, address, found->requested);
+  }
+  return delta;
 }
 
 void Allocator::release_pool(DeviceIndex device, PoolId pool) {
