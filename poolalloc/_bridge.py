@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,6 +173,12 @@ def _only_one(file: Path) -> Iterator[None]:
         yield
 
 
+@ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+def _warn(text: bytes) -> None:
+    """Warn where the program calls torch. Called by the bridge, for as long as the process lives."""
+    warnings.warn(text.decode(errors="replace"), RuntimeWarning, stacklevel=2)
+
+
 def load(library: Path) -> None:
     """Let the bridge take over torch's CUDA memory. Raises BridgeError if it cannot be loaded, or torch refuses it."""
     try:
@@ -179,6 +186,6 @@ def load(library: Path) -> None:
     except (OSError, AttributeError) as error:
         raise BridgeError(f"{library.name} cannot be loaded: {error}") from error
     install.restype = ctypes.c_char_p
-    problem = install()
+    problem = install(_warn)
     if problem is not None:
         raise BridgeError(problem.decode(errors="replace"))

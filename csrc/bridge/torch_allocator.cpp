@@ -7,6 +7,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 
+#include "bridge/settings.h"
 #include "plugin/plugin.h"
 
 namespace poolalloc::bridge {
@@ -78,7 +79,7 @@ inline void* TorchAllocator::get_unrecorded(std::size_t bytes, DeviceIndex devic
   try {
     memory = poolalloc_malloc(bytes, device, stream);
   } catch (const OutOfMemory& error) {
-    memory = after_out_of_memory(bytes, device, stream, error.what());
+    raise_out_of_memory(bytes, device, stream, error.what());
   }
   if (const c10::impl::PyInterpreter* tracer = c10::impl::GPUTrace::get_trace()) [[unlikely]]
     (*tracer)->trace_gpu_memory_allocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(memory));
@@ -149,16 +150,6 @@ void TorchAllocator::raw_delete(void* memory) {
 
 // --- out of memory -----------------------------------------------------------------------------------------------
 
-void* TorchAllocator::after_out_of_memory(std::size_t bytes, DeviceIndex device, cudaStream_t stream,
-                                          const std::string& text) {
-  if (!run_free_memory_callbacks()) raise_out_of_memory(bytes, device, stream, text);
-  try {
-    return poolalloc_malloc(bytes, device, stream);
-  } catch (const OutOfMemory& error) {
-    raise_out_of_memory(bytes, device, stream, error.what());
-  }
-}
-
 void TorchAllocator::raise_out_of_memory(std::size_t bytes, DeviceIndex device, cudaStream_t stream,
                                          const std::string& text) {
   const DeviceStats stats = plugin_allocator().stats(device);
@@ -196,8 +187,11 @@ void* TorchAllocator::getBaseAllocation(void* memory, std::size_t* bytes) {
 
 void TorchAllocator::init(int device_count) {
   poolalloc_init(device_count);
+  if (device_count > 0 && !initialized_)
+    plugin_allocator().oom_callbacks().add([](poolalloc::DeviceIndex, Bytes) { return run_free_memory_callbacks(); });
   devices_ = device_count;
   initialized_ = true;
+  if (device_count > 0) apply_settings_of_environment();
 }
 
 void TorchAllocator::emptyCache(MempoolId_t pool) {

@@ -115,7 +115,6 @@ class TorchAllocator final : public torch::cuda::CUDAPluggableAllocator::CUDAPlu
   void* get(std::size_t bytes, DeviceIndex device, cudaStream_t stream);
   void* get_unrecorded(std::size_t bytes, DeviceIndex device, cudaStream_t stream);
   [[gnu::noinline]] void* get_recorded(std::size_t bytes, DeviceIndex device, cudaStream_t stream);
-  void* after_out_of_memory(std::size_t bytes, DeviceIndex device, cudaStream_t stream, const std::string& text);
   [[noreturn]] void raise_out_of_memory(std::size_t bytes, DeviceIndex device, cudaStream_t stream,
                                         const std::string& text);
 

@@ -42,11 +42,12 @@ class Ledger final : public Observer {
 };
 
 struct Device {
-  explicit Device(std::uint64_t pages, std::uint64_t lag = 0)
+  explicit Device(std::uint64_t pages, std::uint64_t lag = 0, bool virtual_memory = true)
       : model([&] {
           ModelOptions options;
           options.memory_bytes = pages * kPageBytes;
           options.event_lag = lag;
+          options.virtual_memory = virtual_memory;
           return options;
         }()),
         allocator(model, Options{}) {}
@@ -74,7 +75,7 @@ struct Device {
           const bool accessible = model.physical(0, page, &frame, &offset);
           CHECK(accessible || run.idle);  // a page on its way out may be mapped and no more
           if (!accessible) continue;
-          CHECK(frames.insert(frame).second && "a physical page is shown once");
+          if (offset == 0) CHECK(frames.insert(frame).second && "a physical page is shown once");
         }
       }
       Address last = 0;
@@ -156,10 +157,10 @@ TEST(nobody_is_told_after_the_observer_left) {
 }
 
 TEST(pages_told_of_are_pages_shown_whatever_happens) {
-  for (unsigned seed = 0; seed < 6; ++seed) {
+  for (unsigned seed = 0; seed < 10; ++seed) {
     std::mt19937 random(seed);
     const auto below = [&](unsigned end) { return static_cast<unsigned>(random() % end); };
-    Device device(48, seed % 2 == 0 ? 0 : 3);
+    Device device(48, seed % 2 == 0 ? 0 : 3, seed < 6);
     device.observe();
     Allocator& allocator = device.allocator;
     std::vector<Address> blocks;

@@ -1,0 +1,16 @@
+// torch's own settings of its allocator (PYTORCH_ALLOC_CONF, _set_allocator_settings), as far as poolalloc has
+// something to set.
+#pragma once
+
+namespace poolalloc::bridge {
+
+// Called with one line for each setting that has no effect, once by name. On any thread, under no lock.
+using Warn = void (*)(const char* text);
+
+// From now on settings made at run time are heard of. Null: warnings go where torch's own go.
+void follow_settings(Warn warn);
+
+// What the environment says. Called when CUDA is initialized, as torch's own allocator reads it.
+void apply_settings_of_environment();
+
+}  // namespace poolalloc::bridge

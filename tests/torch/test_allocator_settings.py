@@ -1,0 +1,130 @@
+"""PYTORCH_ALLOC_CONF and torch.cuda.memory._set_allocator_settings under poolalloc: honoured, or named in one warning."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PYTHON = os.environ.get("POOLALLOC_TEST_PYTHON", sys.executable)
+
+PRELUDE = """
+import json, sys, warnings
+warnings.simplefilter("always")
+caught = []
+warnings.showwarning = lambda message, category, file, line, *rest: caught.append((str(message), file, line))
+import poolalloc, torch
+assert poolalloc.install(bridge=True).backend == "bridge"
+MiB = 2**20
+def named():
+    return [text.split(" setting ")[1].split(" ")[0] for text, *_ in caught if "has no effect" in text]
+"""
+
+
+@pytest.fixture
+def run(on_sim: Callable) -> Callable:
+    """run(program, conf) with PYTORCH_ALLOC_CONF set."""
+
+    def run(program: str, conf: str | None = None, **settings: object) -> object:
+        environment = {"PYTHONPATH": str(ROOT)}
+        if conf is not None:
+            environment |= {"PYTORCH_ALLOC_CONF": conf}
+        return on_sim(PRELUDE + program, command=(PYTHON,), environment=environment, **settings)
+
+    return run
+
+
+def test_a_fraction_in_the_environment_is_the_limit(run: Callable) -> None:
+    run(
+        """
+assert not torch.cuda.is_initialized()
+torch.empty(MiB, device="cuda:1")
+assert [torch.cuda.get_per_process_memory_fraction(device) for device in (0, 1)] == [0.25, 0.25]
+assert poolalloc.memory_stats(1)["limit_bytes"] == 2**31
+try:
+    torch.empty(2100 * MiB, dtype=torch.uint8, device="cuda:1")
+except torch.OutOfMemoryError:
+    pass
+else:
+    raise AssertionError("more than the fraction")
+assert named() == [], caught
+""",
+        "per_process_memory_fraction:0.25",
+        devices=2,
+    )
+
+
+def test_settings_without_effect_are_named_once(run: Callable) -> None:
+    run(
+        """
+torch.ones(1, device="cuda")
+assert named() == ["max_split_size_mb", "roundup_power2_divisions", "garbage_collection_threshold"], caught
+torch._C._accelerator_setAllocatorSettings("max_split_size_mb:200,expandable_segments:False")
+torch._C._accelerator_setAllocatorSettings("expandable_segments:False,pinned_use_background_threads:True")
+assert named()[3:] == ["expandable_segments"], caught
+assert caught[-1][1] == __file__, "the warning points to the program"
+""",
+        "max_split_size_mb:100,roundup_power2_divisions:[256:2,>:4],garbage_collection_threshold:0.8,expandable_segments:True",
+    )
+
+
+def test_settings_at_run_time(run: Callable) -> None:
+    run(
+        """
+kept = torch.empty(100 * MiB, dtype=torch.uint8, device="cuda")
+memory = torch.cuda.memory
+memory._set_allocator_settings("per_process_memory_fraction:0.5")
+assert torch.cuda.get_per_process_memory_fraction() == 0.5
+memory._set_allocator_settings("expandable_segments:True")
+assert torch.cuda.get_per_process_memory_fraction() == 0.5, "only what is named changes"
+assert named() == []
+for wrong in ("no_such_key:1", "per_process_memory_fraction:2"):
+    try:
+        memory._set_allocator_settings(wrong)
+    except Exception:
+        pass
+    else:
+        raise AssertionError(wrong)
+assert torch.cuda.get_per_process_memory_fraction() == 0.5
+"""
+    )
+
+
+def test_a_fraction_of_nothing_adds_nothing(run: Callable) -> None:
+    # As torch's own allocator: what is held serves on, and nothing comes to it.
+    run(
+        """
+kept = torch.empty(100 * MiB, dtype=torch.uint8, device="cuda")
+held = torch.cuda.memory_reserved()
+torch.cuda.set_per_process_memory_fraction(0.0)
+assert torch.cuda.get_per_process_memory_fraction() == 0.0
+kept.add_(1)
+try:
+    torch.empty(200 * MiB, dtype=torch.uint8, device="cuda")
+except torch.OutOfMemoryError as error:
+    assert "200 MiB" in str(error)
+else:
+    raise AssertionError("memory from nowhere")
+assert torch.cuda.memory_reserved() <= held
+torch.cuda.set_per_process_memory_fraction(1.0)
+torch.empty(200 * MiB, dtype=torch.uint8, device="cuda")
+"""
+    )
+
+
+def test_a_wrong_environment_is_torchs_error(run: Callable) -> None:
+    outcome = run('torch.ones(1, device="cuda")', "no_such_key:1", code=None)
+    assert outcome.code != 0
+    assert "no_such_key" in outcome.err
+
+
+def test_the_manual_has_every_setting(run: Callable) -> None:
+    source = (ROOT / "csrc" / "bridge" / "settings.cpp").read_text()
+    known = set(re.findall(r'key == "([a-z_0-9]+)"', source)) | set(re.findall(r'starts_with\("([a-z_0-9]+)"\)', source))
+    manual = (ROOT / "docs" / "torch-interface.md").read_text().split("## Settings")[1].split("\n## ")[0]
+    assert all(key.rstrip("_") in manual for key in known), known

@@ -1,0 +1,132 @@
+"""docs/torch-interface.md, row by row, on torch's own allocator, on the plain plugin and with the bridge.
+
+Each row has a program (interface_programs.py) or a probe (interface_probe.cpp), which is run on all three; what becomes
+of it is what the table says. A function that the table lacks is an error, in whatever version of torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from poolalloc.sim import run_simulated
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+PYTHON = os.environ.get("POOLALLOC_TEST_PYTHON", sys.executable)
+MANUAL = ROOT / "docs" / "torch-interface.md"
+ALLOCATORS = ("builtin", "plugin", "bridge")
+
+FIND_FUNCTIONS = """
+import json, pathlib, re, torch
+memory = torch.cuda.memory
+names = [f"torch.cuda.memory.{name}" for name, value in vars(memory).items()
+         if callable(value) and getattr(value, "__module__", None) == memory.__name__]
+accelerator = torch.accelerator.memory if hasattr(torch.accelerator, "memory") else torch.accelerator
+names += [f"torch.accelerator.{name}" for name, value in vars(accelerator).items()
+          if callable(value) and getattr(value, "__module__", None) == accelerator.__name__
+          and ("memory" in name or name in ("_snapshot", "empty_cache", "empty_host_cache"))]
+include = pathlib.Path(torch.__file__).parent / "include"
+for file, start in (("c10/cuda/CUDACachingAllocator.h", "class CUDAAllocator"),
+                    ("c10/core/CachingDeviceAllocator.h", "DeviceAllocator : public"),
+                    ("c10/core/Allocator.h", "struct C10_API Allocator")):
+    text = (include / file).read_text()
+    text = re.sub("//.*", "", text[text.index(start):].split("\\n};")[0])
+    names += [f"C++ {name}" for name in re.findall(r"virtual\\s+[^;{(]*?(\\w+)\\(", text) if name != "Allocator"]
+print(json.dumps(names))
+"""
+
+
+def programs() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("interface_programs", HERE / "interface_programs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def table() -> dict[str, list[str]]:
+    """Row of the manual -> its cells, for torch's own allocator, the plugin and the bridge."""
+    rows = {}
+    prefix = ""
+    for line in MANUAL.read_text().splitlines():
+        if line.startswith("## "):
+            prefix = {"## C++": "C++ "}.get(line[:6], "")
+        found = re.fullmatch(r"\| `(.+?)` \| (yes|raises|no effect) \| (.+?) \| (.+?) \| (.*?) ?\|", line)
+        if found:
+            rows[prefix + found[1]] = [found[2], found[3], found[4]]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]) -> Path:
+    """interface_probe.cpp, compiled as the bridge is."""
+    library = tmp_path_factory.mktemp("probe") / "probe.so"
+    find = "import json, torch; from poolalloc import _bridge; print(json.dumps(_bridge.plan(torch).command))"
+    environment = {**clean_environment, "PYTHONPATH": str(ROOT)}
+    found = subprocess.run([PYTHON, "-c", find], env=environment, capture_output=True, text=True, check=True)
+    command = [str(HERE / "interface_probe.cpp") if word == "-" else word for word in json.loads(found.stdout)]
+    done = subprocess.run([*command, "-o", str(library)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:3000]
+    return library
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    probe: Path, tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]
+) -> dict[str, dict[str, str]]:
+    """What became of each row, for each allocator."""
+    home = tmp_path_factory.mktemp("home")
+    script = home / ".cache" / "flamegraph.pl"  # torch fetches one from the network if there is none
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\nexec cat\n")
+    script.chmod(0o755)
+    cache = clean_environment.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    found = {}
+    for allocator in ALLOCATORS:
+        done = run_simulated(
+            [PYTHON, str(HERE / "interface_programs.py"), allocator, str(probe)],
+            memory=8 << 30,
+            devices=2,
+            lag=1000,
+            timeout=400,
+            base={**clean_environment, "PYTHONPATH": str(ROOT), "HOME": str(home), "XDG_CACHE_HOME": cache},
+        )
+        assert done.returncode == 0, done.stderr
+        found[allocator] = json.loads((done.stdout or "").splitlines()[-1])
+    return found
+
+
+ROWS = table()
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_is_true(outcomes: dict[str, dict[str, str]], row: str) -> None:
+    seen = [outcomes[allocator][row] for allocator in ALLOCATORS]
+    if "absent" in seen:
+        pytest.skip("this torch does not have it")
+    if ROWS[row][2] == "not yet":  # then it must not work: if it does, the table is too modest
+        assert seen[:2] == ROWS[row][:2]
+        assert seen[2] != "yes"
+    else:
+        assert seen == ROWS[row]
+
+
+def test_no_function_lacks_a_row(on_sim: Callable) -> None:
+    names = on_sim(FIND_FUNCTIONS, command=(PYTHON,)).value
+    parts = {f"torch.cuda.memory.{name}" for name in programs().PARTS}
+    assert set(names) - parts <= ROWS.keys()
+
+
+def test_every_row_has_a_program_and_every_program_a_row(outcomes: dict[str, dict[str, str]]) -> None:
+    assert outcomes["bridge"].keys() == ROWS.keys()
