@@ -10,7 +10,7 @@ namespace poolalloc {
 Address Ladder::climb(Status status) {
   status_ = status;
   if (status_ == Status::failed) raise();
-  const PageSupply& supply = device_.shared_.supply;
+  const Supply& supply = device_.shared_.supply;
   if (bytes_ > std::max(supply.limit(), static_cast<Bytes>(supply.reserved().current))) {  // nothing to gain
     status_ = Status::out_of_memory;
     raise();
