@@ -215,7 +215,7 @@ def memory_of_a_graph_returns_when_it_is_reset():
     torch.cuda.synchronize()
     graph.reset()
     torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() <= before
+    assert torch.cuda.memory_reserved() <= before + 2 * MiB  # torch 2.11 keeps a graph's random state, outside its pool
 
 @scenario
 def many_threads_allocate_and_free_each_others():
