@@ -38,7 +38,10 @@ DeviceHeap& Allocator::make_device_heap(DeviceIndex device) {
   check_device(device);
   std::lock_guard guard(mutex_);
   if (DeviceHeap* heap = existing(device)) return *heap;
-  auto* heap = new DeviceHeap(*driver_, device, *addresses_, oom_callbacks_, options_);
+  auto heap = std::make_unique<DeviceHeap>(*driver_, device, *addresses_, oom_callbacks_, options_);
+  heap->observe(observers_.empty() ? nullptr : &observers_);
+  if (fraction_ != options_.memory_fraction) heap->set_fraction(fraction_);
+  heap->preallocate();
   if (tended(options_)) {
     if (caretaker_ == nullptr) {
       const double seconds = options_.trim_after != 0 ? std::clamp(options_.trim_after / 4, 0.001, 0.1) : 0.1;
@@ -47,11 +50,10 @@ DeviceHeap& Allocator::make_device_heap(DeviceIndex device) {
     }
     heap->watch_reserve([this] { caretaker_->wake(); });
   }
-  heap->observe(observers_.empty() ? nullptr : &observers_);
-  if (fraction_ != options_.memory_fraction) heap->set_fraction(fraction_);
-  heaps_[device].store(heap, std::memory_order_release);
+  DeviceHeap& made = *heap.release();
+  heaps_[device].store(&made, std::memory_order_release);
   if (caretaker_ != nullptr) caretaker_->wake();
-  return *heap;
+  return made;
 }
 
 void Allocator::tend() {

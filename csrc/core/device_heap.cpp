@@ -32,7 +32,6 @@ DeviceHeap::DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& address
                       "; poolalloc works in pages of " + format_bytes(kPageBytes));
   apply_limit();
   if (tended(options_)) shared_.several_heaps = true;  // the background thread reads the totals
-  preallocate();
 }
 
 // Pages only: a segment made ahead would fit few requests.

@@ -70,6 +70,8 @@ class DeviceHeap {
   PoolCheckpoint checkpoint(PoolId pool) const;
   CheckpointDelta restore(const PoolCheckpoint& checkpoint);
   DeviceLayout layout() const;
+  // What the option prealloc asks for. Throws OutOfMemory. Before the first allocation, and after observe.
+  void preallocate();
   void observe(Observer* observer) { shared_.observer.store(observer, std::memory_order_release); }
 
   // Everything mapped now. Throws DriverError.
@@ -130,7 +132,6 @@ class DeviceHeap {
   [[gnu::noinline]] Address climb_ladder(Heap& heap, Bytes bytes, Status status);
   Bytes trim_to(Bytes target, Wait wait);
   void trim_aged(std::uint64_t now);
-  void preallocate();
   Bytes live_bytes() const;
   Visit all_heaps() const;
   Visit reclaimable_heaps() const;
