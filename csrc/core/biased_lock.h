@@ -5,7 +5,7 @@
 // ownership first: it clears `owner_`, makes every thread of the process pass a memory barrier (membarrier, a system
 // call of some microseconds), and waits until the owner is out. Each of the two has then written its own word before it
 // reads the other's, so one of them sees the other. From then on the lock is an ordinary one, until a thread has taken
-// it twice as many times in a row as it needed before: threads that take turns pay for few ends, and ever fewer.
+// it twice as many times in a row as it needed before: threads that take turns pay for few ends.
 //
 // An owner says that it is inside in a word of its own, never in another thread's, since it may come late: a thread may
 // sleep between the moment it sees that it is the owner and the moment it says so. So a lock has at most kOwners

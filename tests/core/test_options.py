@@ -141,7 +141,7 @@ def test_what_is_no_size_is_refused(text):
 def test_sizes_are_written_alike_and_read_back(size):
     text = _core.format_bytes(size)
     assert text == format_size(size)
-    assert abs(_core.parse_bytes(text) - size) * 200 <= size  # two decimals
+    assert abs(_core.parse_bytes(text) - size) * 200 <= size + 200  # two decimals, and a fraction of a byte cut off
     assert _core.parse_bytes(str(size)) == size
 
 

@@ -125,6 +125,8 @@ def test_a_wrong_environment_is_torchs_error(run: Callable) -> None:
 
 def test_the_manual_has_every_setting(run: Callable) -> None:
     source = (ROOT / "csrc" / "bridge" / "settings.cpp").read_text()
-    known = set(re.findall(r'key == "([a-z_0-9]+)"', source)) | set(re.findall(r'starts_with\("([a-z_0-9]+)"\)', source))
+    known = set(re.findall(r'key == "([a-z_0-9]+)"', source)) | set(
+        re.findall(r'starts_with\("([a-z_0-9]+)"\)', source)
+    )
     manual = (ROOT / "docs" / "torch-interface.md").read_text().split("## Settings")[1].split("\n## ")[0]
     assert all(key.rstrip("_") in manual for key in known), known
