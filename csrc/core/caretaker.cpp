@@ -88,7 +88,7 @@ Caretaker::Caretaker(std::chrono::nanoseconds period, std::function<void()> work
 
 Caretaker::~Caretaker() {
   if (!thread_->here()) {
-    static_cast<void>(thread_.release());  // its lock and its thread belong to the parent
+    [[maybe_unused]] const Thread* parents = thread_.release();  // its lock and its thread belong to the parent
     return;
   }
   {

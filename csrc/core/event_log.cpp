@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <cstring>
+#include <system_error>
 
 #include "core/errors.h"
 
@@ -22,6 +22,9 @@ std::uint64_t now_ns() {
       std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
           .count());
 }
+
+// Why the last system call failed.
+std::string last_problem() { return std::generic_category().message(errno); }
 
 // A third of what the monotonic clock costs, where there is one that all processors share.
 std::uint64_t now_ticks() {
@@ -40,12 +43,12 @@ std::uint32_t thread_number() {
 }  // namespace
 
 EventLog::EventLog(const std::string& path, const std::string& header) : file_(std::fopen(path.c_str(), "wbe")) {
-  if (file_ == nullptr) throw UsageError("cannot write " + path + ": " + std::strerror(errno));
+  if (file_ == nullptr) throw UsageError("cannot write " + path + ": " + last_problem());
   std::setvbuf(file_, nullptr, _IONBF, 0);  // chunks are large
   filling_.reserve(kChunkEvents);
   send(Frame::header, {header.begin(), header.end()});
   send_clock();
-  if (std::fwrite(kMagic, 1, sizeof(kMagic) - 1, file_) != sizeof(kMagic) - 1) problem_ = std::strerror(errno);
+  if (std::fwrite(kMagic, 1, sizeof(kMagic) - 1, file_) != sizeof(kMagic) - 1) problem_ = last_problem();
   writer_ = std::thread([this] { write_for_ever(); });
 }
 
@@ -183,7 +186,7 @@ void EventLog::write_for_ever() {
     bool written = true;
     for (const Chunk& chunk : chunks) written = written && write(chunk);
     const std::lock_guard waiting(mutex_);
-    if (!written && problem_.empty()) problem_ = std::strerror(errno);
+    if (!written && problem_.empty()) problem_ = last_problem();
     backlog_.fetch_sub(chunks.size(), std::memory_order_relaxed);
     room_.notify_all();
   }

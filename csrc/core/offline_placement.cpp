@@ -345,6 +345,7 @@ class Best {
   void search() {
     if (problem_.size() > kLargestSearch) return;
     std::vector<std::vector<Index>> ranks;
+    ranks.reserve(2 * orders_.size());
     for (const std::vector<Index>& order : orders_) ranks.push_back(rank_of(order));
     for (std::uint64_t patience = 10'000; !done(); patience *= 2) {
       const Bytes gap = found.height - goal_;

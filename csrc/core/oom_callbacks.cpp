@@ -40,7 +40,8 @@ bool OomCallbacks::call(const Callback& callback, DeviceIndex device, Bytes byte
   bool freed = false;
   try {
     freed = callback(device, bytes);
-  } catch (...) {  // out of memory stays out of memory
+  } catch (...) {
+    freed = false;  // out of memory stays out of memory
   }
   inside = false;
   return freed;
