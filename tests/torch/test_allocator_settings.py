@@ -1,4 +1,4 @@
-"""PYTORCH_ALLOC_CONF and torch.cuda.memory._set_allocator_settings under poolalloc: honoured, or named in one warning."""
+"""torch's allocator settings under poolalloc, from the environment and at run time: honoured, or named in one warning."""
 
 from __future__ import annotations
 
