@@ -173,10 +173,13 @@ def _only_one(file: Path) -> Iterator[None]:
         yield
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 def _warn(text: bytes) -> None:
-    """Warn where the program calls torch. Called by the bridge, for as long as the process lives."""
+    """Warn where the program calls torch."""
     warnings.warn(text.decode(errors="replace"), RuntimeWarning, stacklevel=2)
+
+
+_WARN = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_warn)
+"""Called by the bridge, for as long as the process lives."""
 
 
 def load(library: Path) -> None:
@@ -186,6 +189,6 @@ def load(library: Path) -> None:
     except (OSError, AttributeError) as error:
         raise BridgeError(f"{library.name} cannot be loaded: {error}") from error
     install.restype = ctypes.c_char_p
-    problem = install(_warn)
+    problem = install(_WARN)
     if problem is not None:
         raise BridgeError(problem.decode(errors="replace"))

@@ -1,4 +1,4 @@
-"""torch's allocator settings under poolalloc, from the environment and at run time: honoured, or named in one warning."""
+"""torch's allocator settings under poolalloc, from outside and at run time: honoured, or named in one warning."""
 
 from __future__ import annotations
 
