@@ -124,11 +124,10 @@ void Heap::reset_peaks() {
   all_waiting_.peak_blocks = all_waiting_.peak_bytes = 0;
   for (Waiting& waiting : waiting_) waiting.peak_blocks = waiting.peak_bytes = 0;
   if (!pending_.empty()) note_held();
-  for (const BlockKind kind : {kSmall, kLarge}) {
-    reserved_[kind].reset_peak();
-    unused_peak_[kind] = unused(kind);
-  }
-  all_unused_peak_ = unused(kSmall) + unused(kLarge);
+  for (Counter& reserved : reserved_) reserved.reset_peak();
+  unused_peak_[kSmall] = unused(kSmall);
+  unused_peak_[kLarge] = unused(kLarge);
+  all_unused_peak_ = unused_peak_[kSmall] + unused_peak_[kLarge];
   pages_.reset_peaks();
 }
 
