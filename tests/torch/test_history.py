@@ -226,7 +226,9 @@ def test_private_pools_are_told_apart(on_bridge: Callable) -> None:
         for segment in snapshot["segments"]:
             key = tuple(segment["segment_pool_id"])
             by_pool[key] = by_pool.get(key, 0) + segment["requested_size"]
-        assert by_pool == {pool.id: 8 * MiB, tuple(graph.pool()): 8 * MiB, (0, 0): 4 * MiB}, by_pool
+        # torch 2.11 keeps a graph's random state, 16 bytes, outside its pool.
+        assert by_pool[0, 0] - 4 * MiB in (0, 16), by_pool
+        assert by_pool == {pool.id: 8 * MiB, tuple(graph.pool()): 8 * MiB, (0, 0): by_pool[0, 0]}, by_pool
         own = pool.snapshot()
         own = own["segments"] if isinstance(own, dict) else own
         assert [segment["requested_size"] for segment in own] == [8 * MiB]
