@@ -49,7 +49,8 @@ def test_a_replay_gives_the_peaks_of_the_run(
     assert again.recorded.peak_reserved == reported["reserved"]
     assert trace.provenance["settings"] == ""
     assert trace.marks == tuple(f"step {number} (found)" for number in range(1, len(trace.marks) + 1))
-    assert len(trace.marks) in (7, 8)
+    # Eight steps are few: where their sizes differ, two of them may look like one.
+    assert len(trace.marks) in (range(3, 9) if varying else (7, 8))
 
 
 def test_marks_stand_where_the_program_set_them(
