@@ -176,6 +176,8 @@ class _Import:
             entries = self._entries(device, _entries(traces[device]) if device < len(traces) else [])
             logs.append(DeviceLog(device, entries, segments.get(device, []), rounding.of))
         rebuilt = rebuild(logs, self._annotations(), self.report)
+        if len(rebuilt.events) == 0:
+            raise TraceError("it is empty: nothing happens in it, and nothing is held")
         if rounding.guessed:
             self.report.assumed[f"rounded size: {rounding.text}"] += rounding.guessed
         self._leave_out_host()

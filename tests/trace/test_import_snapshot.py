@@ -463,3 +463,12 @@ def test_the_shipped_snapshot_imports_with_nothing_dropped() -> None:
     ends = np.isin(trace.events["id"], list(live)) & (trace.events["op"] == Op.ALLOC)
     assert trace.events["requested"][ends].sum() == account["requested_at_end"]
     assert trace.events["rounded"][ends].sum() == account["allocated_at_end"]
+
+
+def test_segments_in_which_nothing_is_held_are_no_trace() -> None:
+    toy = ToyAllocator()
+    toy.allocate(100, 0, (0, 0))
+    toy.free(0, late=False)
+    snapshot = snapshot_of(toy)
+    snapshot["device_traces"] = []
+    assert "nothing is held" in refusal(pickled(snapshot))
