@@ -5,11 +5,8 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from conftest import Outcome
 
 from poolalloc.sim import run_simulated
-
-OnSim = Callable[..., Outcome]
 
 TRAINING = """
     import json, torch, poolalloc
@@ -45,7 +42,7 @@ MAPPING = ("cuMemAddressReserve", "cuMemCreate", "cuMemMap", "cuMemUnmap")
 
 
 @pytest.mark.parametrize("how", ["missing", "forced"])
-def test_training_streams_and_graphs_work_in_segments(on_sim: OnSim, how: str) -> None:
+def test_training_streams_and_graphs_work_in_segments(on_sim: Callable, how: str) -> None:
     environment = {"POOLALLOC_CONF": "segments:true"} if how == "forced" else {}
     ran = on_sim(TRAINING, environment=environment, virtual_memory=how == "forced")
     seen = ran.value
@@ -58,7 +55,7 @@ def test_training_streams_and_graphs_work_in_segments(on_sim: OnSim, how: str) -
     assert ran.report["calls"]["cuMemAlloc"] >= seen["segments"]
 
 
-def test_out_of_memory_is_torchs_error_there_too(on_sim: OnSim) -> None:
+def test_out_of_memory_is_torchs_error_there_too(on_sim: Callable) -> None:
     ran = on_sim(
         """
         import json, torch, poolalloc
