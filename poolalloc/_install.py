@@ -113,13 +113,14 @@ def installation() -> Installation | None:
     return _installation
 
 
-def require_installed() -> None:
-    """Raise NotInstalledError before install()."""
+def require_installed() -> Installation:
+    """Return what install() returned. Raises NotInstalledError before it."""
     if _installation is None:
         raise NotInstalledError(
             "poolalloc is not installed in this process, so there are no figures; call poolalloc.install() before "
             "anything touches CUDA, or start the program with: poolalloc run"
         )
+    return _installation
 
 
 def _bridge_wanted() -> bool | None:

@@ -260,10 +260,15 @@ _PROBLEMS = {
 }
 
 
+def words_of(option: Option) -> list[str]:
+    """Return the words that a choice allows."""
+    return option.unit.split(_BETWEEN_WORDS)
+
+
 def _problem(option: Option, value: object) -> str:
     if option.type != "choice":
         return _PROBLEMS[option.type]
-    return f"is none of the allowed words (nearest: {nearest(str(value), option.unit.split(_BETWEEN_WORDS))})"
+    return f"is none of the allowed words (nearest: {nearest(str(value), words_of(option))})"
 
 
 def _check(option: Option, value: object, text: str | None = None) -> int | float | bool | str:
@@ -281,7 +286,7 @@ def _check(option: Option, value: object, text: str | None = None) -> int | floa
 
 def _convert(option: Option, value: object) -> int | float | bool | str | None:
     if option.type == "choice":
-        return value if isinstance(value, str) and value in option.unit.split(_BETWEEN_WORDS) else None
+        return value if isinstance(value, str) and value in words_of(option) else None
     if option.type == "boolean" or isinstance(value, bool):
         return value if isinstance(value, bool) and option.type == "boolean" else None
     if option.type == "number":

@@ -73,11 +73,9 @@ def record(path: str | os.PathLike[str]) -> Recording:
     """
     global _current  # noqa: PLW0603
     from poolalloc import _core
-    from poolalloc._install import installation
-    from poolalloc.errors import NotInstalledError
+    from poolalloc._install import require_installed
 
-    if (installed := installation()) is None:
-        raise NotInstalledError("poolalloc.record: call poolalloc.install() first")
+    installed = require_installed()
     target = Path(path)
     with _lock:
         if _current is not None:
@@ -103,11 +101,6 @@ def mark(text: str) -> None:
         from poolalloc import _core
 
         _core.mark_recording(text)
-
-
-def current() -> Recording | None:
-    """Return the recording that goes on, or None."""
-    return _current
 
 
 def _stop(ended: Recording) -> None:

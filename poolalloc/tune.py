@@ -22,8 +22,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from poolalloc._options import OPTIONS
 from poolalloc._version import __version__
-from poolalloc.config import Config
+from poolalloc.config import Config, words_of
 from poolalloc.errors import PoolallocError
 from poolalloc.replay import Replayer
 from poolalloc.trace.format import Trace, TraceError
@@ -36,6 +37,7 @@ TUNED_ON = 0.75
 CALLS_WEIGHT = 0.1
 """Of `balanced`: a driver call for each allocation or free costs as much as this share more memory."""
 SEED = 1
+_GROWTH = next(words_of(option) for option in OPTIONS if option.name == "growth")
 
 
 class TuneError(PoolallocError, ValueError):
@@ -105,18 +107,16 @@ def _toml(value: Any) -> str:
 
 def _suggest(trial: Any, base: Config) -> Config:
     """Options that change what is reserved or called; what bounds memory or only observes is left alone."""
-    chosen: dict[str, Any] = {
-        "bin_limit": trial.suggest_categorical("bin_limit", [0, *(1 << power for power in range(13, 21))]),
-        "placement_candidates": trial.suggest_int("placement_candidates", 1, 64, log=True),
-    }
-    if hasattr(base, "growth"):
-        chosen["growth"] = trial.suggest_categorical("growth", ["tight", "balanced", "fast"])
-    return replace(base, **chosen)
+    return replace(
+        base,
+        bin_limit=trial.suggest_categorical("bin_limit", [0, *(1 << power for power in range(13, 21))]),
+        placement_candidates=trial.suggest_int("placement_candidates", 1, 64, log=True),
+        growth=trial.suggest_categorical("growth", _GROWTH),
+    )
 
 
 def _first_guess(base: Config) -> dict[str, Any]:
-    names = ("bin_limit", "placement_candidates", "growth")
-    return {name: getattr(base, name) for name in names if hasattr(base, name)}
+    return {name: getattr(base, name) for name in ("bin_limit", "placement_candidates", "growth")}
 
 
 # --- judging --------------------------------------------------------------------------------------------------------

@@ -6,11 +6,12 @@ At size `full` it is Llama 3.2 1B, as Hugging Face ships it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from _training import Text, texts, train
+from torch import Tensor
 
 NEEDS = ("transformers",)
 
@@ -53,14 +54,18 @@ def llama(size: Size) -> Any:
     return LlamaForCausalLM(config)
 
 
+def losses(model: Any, text: Text, steps: int, device: torch.device, seed: int) -> Iterator[Callable[[], Tensor]]:
+    """Yield what computes the loss of each of `steps` batches."""
+    return (lambda ids=ids: model(input_ids=ids, labels=ids).loss for ids in texts(text, steps, device, seed))
+
+
 def run(size: str, steps: int, device: torch.device) -> Iterator[int]:
     """Train the Llama of this size (a key of SIZES)."""
     shape = SIZES[size]
     with torch.device(device):
         model = llama(shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-    losses = (lambda ids=ids: model(input_ids=ids, labels=ids).loss for ids in texts(shape.text, steps, device, 30))
-    return train(model, optimizer, losses, device)
+    return train(model, optimizer, losses(model, shape.text, steps, device, 30), device)
 
 
 if __name__ == "__main__":

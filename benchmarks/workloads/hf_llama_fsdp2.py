@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from _training import Text, texts, train
-from hf_llama import Size, llama
+from _training import Text, train
+from hf_llama import Size, llama, losses
 
 NEEDS = ("transformers",)
 RANKS = 8
@@ -46,8 +46,7 @@ def run(size: str, steps: int, device: torch.device) -> Iterator[int]:
             for parameter in model.parameters():
                 parameter.zero_()
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-        losses = (lambda ids=ids: model(input_ids=ids, labels=ids).loss for ids in texts(shape.text, steps, device, 35))
-        yield from train(model, optimizer, losses, device, autocast=False)
+        yield from train(model, optimizer, losses(model, shape.text, steps, device, 35), device, autocast=False)
     finally:
         dist.destroy_process_group()
 

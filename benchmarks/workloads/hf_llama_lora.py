@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from _training import Text, texts, train
-from hf_llama import Size, llama
+from _training import Text, train
+from hf_llama import Size, llama, losses
 
 NEEDS = ("transformers", "peft")
 SIZES = {
@@ -38,8 +38,7 @@ def run(size: str, steps: int, device: torch.device) -> Iterator[int]:
     model = get_peft_model(base, adapters)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    losses = (lambda ids=ids: model(input_ids=ids, labels=ids).loss for ids in texts(shape.text, steps, device, 31))
-    return train(model, optimizer, losses, device)
+    return train(model, optimizer, losses(model, shape.text, steps, device, 31), device)
 
 
 if __name__ == "__main__":

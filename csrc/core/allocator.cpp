@@ -78,7 +78,7 @@ Address Allocator::allocate(Bytes bytes, DeviceIndex device, StreamId stream) {
 void Allocator::free(Address address) {
   if (address == 0) return;
   if (EventLog* log = log_.load(std::memory_order_acquire)) [[unlikely]]
-    log->add(LogOp::free, 0, 0, {}, address, 0);
+    log->add(TraceOp::free, 0, 0, {}, address, 0);
   Heap* heap = addresses_->find(address);
   if (heap == nullptr || !heap->free(address)) [[unlikely]]
     unknown(address);
@@ -88,7 +88,7 @@ void Allocator::record_stream(Address address, StreamId stream) {
   if (address == 0) return;
   Heap* heap = addresses_->find(address);
   if (heap == nullptr || !heap->record_stream(address, stream)) unknown(address);
-  if (EventLog* log = log_.load(std::memory_order_acquire)) log->add(LogOp::record_stream, 0, stream, {}, address, 0);
+  if (EventLog* log = log_.load(std::memory_order_acquire)) log->add(TraceOp::record_stream, 0, stream, {}, address, 0);
 }
 
 void Allocator::unknown(Address address) const {
@@ -98,12 +98,10 @@ void Allocator::unknown(Address address) const {
 }
 
 Address Allocator::base_allocation(Address address, Bytes* bytes) const {
-  Heap* heap = addresses_->find(address);
-  if (heap == nullptr) return 0;
-  const auto found = heap->containing(address);
+  const auto found = block(address);
   if (!found) return 0;
-  if (bytes != nullptr) *bytes = found->second;
-  return found->first;
+  if (bytes != nullptr) *bytes = found->rounded;
+  return found->address;
 }
 
 std::optional<BlockInfo> Allocator::block(Address address) const {
@@ -149,9 +147,7 @@ void Allocator::remove_observer(Observer& observer) {
 
 // Under mutex_.
 void Allocator::tell_observers() {
-  for (auto& slot : heaps_)
-    if (DeviceHeap* heap = slot.load(std::memory_order_acquire))
-      heap->observe(observers_.empty() ? nullptr : &observers_);
+  for (DeviceIndex device : devices()) existing(device)->observe(observers_.empty() ? nullptr : &observers_);
 }
 
 namespace {
@@ -170,8 +166,7 @@ void Allocator::set_memory_fraction(double fraction) {
   check_fraction(fraction);
   std::lock_guard guard(mutex_);
   fraction_ = fraction;
-  for (auto& slot : heaps_)
-    if (DeviceHeap* heap = slot.load(std::memory_order_acquire)) heap->set_fraction(fraction);
+  for (DeviceIndex device : devices()) existing(device)->set_fraction(fraction);
 }
 
 double Allocator::memory_fraction(DeviceIndex device) const {
@@ -250,10 +245,10 @@ PoolCheckpoint Allocator::checkpoint(DeviceIndex device, PoolId pool) { return d
 CheckpointDelta Allocator::restore(const PoolCheckpoint& checkpoint) {
   CheckpointDelta delta = device_heap(checkpoint.device).restore(checkpoint);
   if (EventLog* log = log_.load(std::memory_order_acquire)) {
-    for (const Address address : delta.freed) log->add(LogOp::free, 0, 0, {}, address, 0);
+    for (const Address address : delta.freed) log->add(TraceOp::free, 0, 0, {}, address, 0);
     for (const Address address : delta.allocated)
       if (const auto found = block(address))
-        log->add(LogOp::alloc, found->device, found->stream, found->pool, address, found->requested);
+        log->add(TraceOp::alloc, found->device, found->stream, found->pool, address, found->requested);
   }
   return delta;
 }
@@ -261,7 +256,7 @@ CheckpointDelta Allocator::restore(const PoolCheckpoint& checkpoint) {
 void Allocator::release_pool(DeviceIndex device, PoolId pool) {
   device_heap(device).release_pool(pool);
   if (EventLog* log = log_.load(std::memory_order_acquire); log != nullptr && pool_users(device, pool) == 0)
-    log->add(LogOp::release_pool, device, 0, pool, 0, 0);
+    log->add(TraceOp::release_pool, device, 0, pool, 0, 0);
 }
 
 // --- recording ---------------------------------------------------------------------------------------------------
@@ -270,28 +265,28 @@ Address Allocator::allocate_logged(EventLog& log, Bytes bytes, DeviceIndex devic
   log.wait_for_room();
   try {
     const Address address = device_heap(device).allocate(bytes, stream);
-    log.add(LogOp::alloc, device, stream, addresses_->find(address)->pool(), address, bytes);
+    log.add(TraceOp::alloc, device, stream, addresses_->find(address)->pool(), address, bytes);
     return address;
   } catch (const OutOfMemory&) {
-    log.add(LogOp::out_of_memory, device, stream, {}, 0, bytes);
+    log.add(TraceOp::out_of_memory, device, stream, {}, 0, bytes);
     throw;
   }
 }
 
 void Allocator::start_log(const std::string& path, const std::string& header) {
   std::lock_guard guard(mutex_);
-  if (logging()) throw UsageError("a recording is going on already; stop it first");
+  if (log_.load(std::memory_order_relaxed) != nullptr)
+    throw UsageError("a recording is going on already; stop it first");
   logs_.push_back(std::make_unique<EventLog>(path, header));
   EventLog& log = *logs_.back();
   observers_.add(log);
   tell_observers();
   log_.store(&log, std::memory_order_release);
   // A block that comes now is in the log twice; its alloc tells the reader to forget it here.
-  for (DeviceIndex device = 0; device < kMaxDevices; ++device)
-    if (const DeviceHeap* heap = existing(device))
-      for (const HeapLayout& part : heap->layout().heaps)
-        for (const BlockInfo& block : part.blocks)
-          if (!block.pending) log.add(LogOp::initial, device, block.stream, block.pool, block.address, block.requested);
+  for (DeviceIndex device : devices())
+    for (const HeapLayout& part : layout(device).heaps)
+      for (const BlockInfo& block : part.blocks)
+        if (!block.pending) log.add(TraceOp::initial, device, block.stream, block.pool, block.address, block.requested);
 }
 
 std::uint64_t Allocator::stop_log() {

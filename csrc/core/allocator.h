@@ -123,7 +123,6 @@ class POOLALLOC_API Allocator {
   // Ends the file. Returns how many events it has. Throws UsageError if there is no recording, or part of it could not
   // be written.
   std::uint64_t stop_log();
-  bool logging() const { return log_.load(std::memory_order_relaxed) != nullptr; }
   // Where the program is, in the recording's words; nothing without one.
   void mark(const std::string& text);
 

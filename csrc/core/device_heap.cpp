@@ -287,9 +287,7 @@ std::vector<BlockInfo> DeviceHeap::blocks(PoolId id) const {
 DeviceLayout DeviceHeap::layout() const {
   std::lock_guard guard(mutex_);
   DeviceLayout layout;
-  for (auto& heap : stream_heaps_) layout.heaps.push_back(heap->layout());
-  for (auto& pool : pools_)
-    for (auto& heap : pool->heaps) layout.heaps.push_back(heap->layout());
+  each_heap([&](const Heap& heap) { layout.heaps.push_back(heap.layout()); });
   layout.spare = shared_.supply.spare_bytes();
   return layout;
 }
@@ -341,14 +339,11 @@ void DeviceHeap::drop_empty_pools() {
 
 void DeviceHeap::allow_access_to_mapped(DeviceIndex peer) {
   std::lock_guard guard(mutex_);
-  const auto allow = [&](Heap& heap) {
+  each_heap([&](Heap& heap) {
     if (heap.allow_access_to_mapped(peer) != Status::ok)
       throw DriverError("device " + std::to_string(peer) + " cannot be given access to the memory of device " +
                         std::to_string(shared_.device) + ": " + shared_.driver.last_error());
-  };
-  for (auto& heap : stream_heaps_) allow(*heap);
-  for (auto& pool : pools_)
-    for (auto& heap : pool->heaps) allow(*heap);
+  });
 }
 
 // --- room --------------------------------------------------------------------------------------------------------
@@ -487,13 +482,10 @@ DeviceStats DeviceHeap::stats() const {
   POOLALLOC_RUNGS(X)
 #undef X
   stats.out_of_memory = out_of_memory_.load(std::memory_order_relaxed);
-  const auto visit = [&](const Heap& heap) {
+  each_heap([&](const Heap& heap) {
     stats.heaps.push_back(heap.stats());
     add_up(stats, stats.heaps.back());
-  };
-  for (auto& heap : stream_heaps_) visit(*heap);
-  for (auto& pool : pools_)
-    for (auto& heap : pool->heaps) visit(*heap);
+  });
   if (shared_.several_heaps.load()) {
     const auto device_peak = [](Counter& counter, const DeviceTotals& total) {
       counter.peak = std::max(counter.current, total.peak.load(std::memory_order_relaxed));
@@ -519,13 +511,10 @@ DeviceStats DeviceHeap::stats() const {
 void DeviceHeap::reset_peaks() {
   shared_.supply.reset_peak();
   std::lock_guard guard(mutex_);
-  const auto reset = [](Heap& heap) {
+  each_heap([](Heap& heap) {
     heap.publish();
     heap.reset_peaks();
-  };
-  for (auto& heap : stream_heaps_) reset(*heap);
-  for (auto& pool : pools_)
-    for (auto& heap : pool->heaps) reset(*heap);
+  });
   for (DeviceTotals* total : {&shared_.requested, &shared_.live, &shared_.pending, &shared_.resident})
     total->peak.store(total->current.load());
 }

@@ -127,6 +127,13 @@ class DeviceHeap {
   [[gnu::noinline]] Heap& make_heap(StreamId stream);
   [[gnu::noinline]] Address allocate_while_routing(Bytes bytes, StreamId stream);
   Heap& heap_of_pool(PrivatePool& pool, StreamId stream);
+  // Under mutex_.
+  template <typename Do>
+  void each_heap(Do act) const {
+    for (auto& heap : stream_heaps_) act(*heap);
+    for (auto& pool : pools_)
+      for (auto& heap : pool->heaps) act(*heap);
+  }
   void several_heaps_from_now();
   std::unique_ptr<Heap> new_heap(StreamId stream, PoolId pool);
   [[gnu::noinline]] Address climb_ladder(Heap& heap, Bytes bytes, Status status);

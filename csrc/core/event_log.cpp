@@ -79,7 +79,7 @@ LogEvent& EventLog::next_event() {
   return event;
 }
 
-void EventLog::add(LogOp op, DeviceIndex device, StreamId stream, PoolId pool, Address address, Bytes requested) {
+void EventLog::add(TraceOp op, DeviceIndex device, StreamId stream, PoolId pool, Address address, Bytes requested) {
   const std::lock_guard guard(lock_);
   if (closed_) return;
   std::uint32_t number = 0;
@@ -108,27 +108,27 @@ void EventLog::mark(const std::string& text) {
   hand_over();
   send(Frame::mark, {text.begin(), text.end()});
   LogEvent& event = next_event();
-  event.op = LogOp::mark;
+  event.op = TraceOp::mark;
   event.address = marks_++;
 }
 
 void EventLog::pages_came(const HeapId& heap, Address address, Bytes bytes) {
-  add(LogOp::pages_came, heap.device, heap.stream, heap.pool, address, bytes);
+  add(TraceOp::segment_map, heap.device, heap.stream, heap.pool, address, bytes);
 }
 
 void EventLog::pages_left(const HeapId& heap, Address address, Bytes bytes) {
-  add(LogOp::pages_left, heap.device, heap.stream, heap.pool, address, bytes);
+  add(TraceOp::segment_unmap, heap.device, heap.stream, heap.pool, address, bytes);
 }
 
 void EventLog::spare_changed(DeviceIndex device, Bytes before, Bytes now) {
   if (now > before)
-    add(LogOp::pages_came, device, 0, {}, 0, now - before);
+    add(TraceOp::segment_map, device, 0, {}, 0, now - before);
   else
-    add(LogOp::pages_left, device, 0, {}, 0, before - now);
+    add(TraceOp::segment_unmap, device, 0, {}, 0, before - now);
 }
 
 void EventLog::free_completed(const BlockInfo& block) {
-  add(LogOp::free_completed, block.device, block.stream, block.pool, block.address, block.requested);
+  add(TraceOp::free_completed, block.device, block.stream, block.pool, block.address, block.requested);
 }
 
 std::uint64_t EventLog::events() const {

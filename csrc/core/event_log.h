@@ -23,23 +23,10 @@
 
 #include "core/lock.h"
 #include "core/observer.h"
+#include "core/trace_op.h"
 #include "core/types.h"
 
 namespace poolalloc {
-
-// Numbers as in the trace file (docs/trace-format.md).
-enum class LogOp : std::uint8_t {
-  alloc = 1,
-  free = 2,
-  free_completed = 3,
-  record_stream = 4,
-  pages_came = 7,
-  pages_left = 8,
-  out_of_memory = 9,
-  mark = 10,
-  release_pool = 12,
-  initial = 64,  // a block that was there when the recording began; no op of the trace file
-};
 
 struct LogEvent {
   std::uint64_t ticks = 0;
@@ -48,7 +35,7 @@ struct LogEvent {
   StreamId stream = 0;
   std::uint32_t thread = 0;  // as the system numbers it
   std::uint32_t pool = 0;    // number in the order of the pool frames; 0 is the ordinary one
-  LogOp op = LogOp::alloc;
+  TraceOp op = TraceOp::alloc;
   std::uint8_t device = 0;
   std::uint16_t unused_a = 0;
   std::uint32_t unused_b = 0;
@@ -64,7 +51,7 @@ class POOLALLOC_API EventLog final : public Observer {
   EventLog& operator=(const EventLog&) = delete;
 
   // An alloc is added once the block is there, a free before it is gone: so no two blocks ever share an address.
-  void add(LogOp op, DeviceIndex device, StreamId stream, PoolId pool, Address address, Bytes requested);
+  void add(TraceOp op, DeviceIndex device, StreamId stream, PoolId pool, Address address, Bytes requested);
   void mark(const std::string& text);
   // For a thread that holds no lock, before it adds.
   void wait_for_room() {

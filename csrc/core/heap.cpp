@@ -170,19 +170,6 @@ void Heap::retire() {
   pages_.return_all();
 }
 
-std::optional<std::pair<Address, Bytes>> Heap::containing(Address address) const {
-  const Guard guard(lock_);
-  const Bytes offset = offset_of(address);
-  if (slabs_.serves(static_cast<PageIndex>(offset / kPageBytes))) {
-    const Slabs::Found found = slabs_.containing(offset);
-    if (found.size == 0) return std::nullopt;
-    return std::pair{address_of(found.slab->offset + found.slot * found.size), found.size};
-  }
-  const Arena::Block* block = arena_.containing(offset);
-  if (block == nullptr) return std::nullopt;
-  return std::pair{address_of(block->offset), block->size};
-}
-
 bool Heap::mapped() const {
   const Guard guard(lock_);
   return pages_.mappings() != 0;

@@ -123,8 +123,7 @@ class Heap {
     return true;
   }
   bool record_stream(Address address, StreamId stream);
-  std::optional<std::pair<Address, Bytes>> containing(Address address) const;
-  // The same with all that is known of the block.
+  // The block that contains `address`, live or pending.
   std::optional<BlockInfo> block(Address address) const;
   // Every block, by address.
   void append_blocks(std::vector<BlockInfo>& blocks) const;
@@ -205,6 +204,15 @@ class Heap {
   struct Waiting {
     std::int64_t blocks = 0, bytes = 0;
     std::int64_t peak_blocks = 0, peak_bytes = 0;
+
+    void add(Bytes size) {
+      ++blocks;
+      bytes += static_cast<std::int64_t>(size);
+    }
+    void subtract(Bytes size) {
+      --blocks;
+      bytes -= static_cast<std::int64_t>(size);
+    }
   };
   // What a call must look to besides its block; nearly always nothing.
   enum Attention : std::uint8_t {

@@ -36,11 +36,7 @@ bool Heap::free_attentively(Address address) {
   if (entry == tracked_.end()) {
     give_back(found);
   } else {
-    Waiting& waiting = waiting_[kind_of(found.size)];
-    ++waiting.blocks;
-    waiting.bytes += static_cast<std::int64_t>(found.size);
-    ++all_waiting_.blocks;
-    all_waiting_.bytes += static_cast<std::int64_t>(found.size);
+    for (Waiting* waiting : {&waiting_[kind_of(found.size)], &all_waiting_}) waiting->add(found.size);
     entry->second.pending = true;
     pending_bytes_.add(found.size);
     Pending pending;
@@ -122,11 +118,7 @@ std::size_t Heap::poll_pending_locked() {
 
 void Heap::finish(const Pending& pending) {
   pending_bytes_.subtract(pending.size);
-  Waiting& waiting = waiting_[kind_of(pending.size)];
-  --waiting.blocks;
-  waiting.bytes -= static_cast<std::int64_t>(pending.size);
-  --all_waiting_.blocks;
-  all_waiting_.bytes -= static_cast<std::int64_t>(pending.size);
+  for (Waiting* waiting : {&waiting_[kind_of(pending.size)], &all_waiting_}) waiting->subtract(pending.size);
   const Found found = find(pending.offset);
   if (Observer* observer = shared_.observer.load(std::memory_order_acquire)) [[unlikely]]
     observer->free_completed(describe(pending.offset, found.size, found.requested));

@@ -14,9 +14,9 @@ namespace poolalloc {
 
 std::optional<SharedBlock> Heap::share(Address address) {
   static std::atomic<std::uint64_t> last_id{0};
-  const auto block = containing(address);
+  const auto block = this->block(address);
   if (!block) return std::nullopt;
-  const Bytes offset = block->first - base_;
+  const Bytes offset = block->address - base_;
   const Guard guard(lock_);
   const Found found = find(offset);
   if (found.size == 0) return std::nullopt;

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/trace_op.h"
 #include "core/types.h"
 
 namespace poolalloc::python {
@@ -25,16 +26,6 @@ struct [[gnu::packed]] TraceEvent {
   std::uint32_t stack;
 };
 static_assert(sizeof(TraceEvent) == 51);
-
-// Numbers of poolalloc/trace/format.py; what is not here changes nothing in a replay.
-enum class TraceOp : std::uint8_t {
-  alloc = 1,
-  free = 2,
-  free_completed = 3,
-  record_stream = 4,
-  release_pool = 12,
-  last = 12,
-};
 
 enum class StepKind : std::uint8_t { none, allocate, allocate_in_pool, free, free_pending, complete, release_pool };
 

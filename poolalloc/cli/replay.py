@@ -118,19 +118,13 @@ def print_performed(rows: list[Row]) -> None:
     """Print what torch's allocators reserved for the same requests."""
     if not rows:
         return
-    from rich.table import Table
+    from poolalloc.cli.progress import figures_table, stdout_console
 
-    from poolalloc.cli.progress import stdout_console
-
-    table = Table(
-        title="performed through torch on simulated devices, all together",
-        title_justify="left",
-        title_style="bold",
-        header_style="dim",
+    table = figures_table(
+        "performed through torch on simulated devices, all together",
+        ["allocator"],
+        ["peak requested", "peak reserved", "overhead", "driver calls"],
     )
-    table.add_column("allocator")
-    for heading in ("peak requested", "peak reserved", "overhead", "driver calls"):
-        table.add_column(heading, justify="right")
     for row in rows:
         if row.error is not None:
             table.add_row(row.allocator, row.error.splitlines()[0], "", "", "")
@@ -177,19 +171,15 @@ def _write(path: Path, write: object) -> None:
 
 def print_result(result: Result, trace: Trace, name: str) -> None:
     """Print the figures as a table, and below it what else happened."""
-    from rich.table import Table
-
-    from poolalloc.cli.progress import stdout_console
+    from poolalloc.cli.progress import figures_table, stdout_console
 
     console = stdout_console()
     where = f"{format_size(result.memory_bytes)} a device ({result.memory_source})"
-    table = Table(
-        title=f"{name}: {len(trace):,} events; {where}", title_justify="left", title_style="bold", header_style="dim"
+    table = figures_table(
+        f"{name}: {len(trace):,} events; {where}",
+        ["device", "source"],
+        ["peak requested", "peak live", "peak pending", "peak resident", "peak reserved", "overhead"],
     )
-    table.add_column("device")
-    table.add_column("source")
-    for heading in ("peak requested", "peak live", "peak pending", "peak resident", "peak reserved", "overhead"):
-        table.add_column(heading, justify="right")
     for device in result.devices:
         for row in _rows(device):
             table.add_row(*row)

@@ -87,19 +87,13 @@ def tune(
 
 def print_found(found: Tuned) -> None:
     """Print what the options gain on both parts."""
-    from rich.table import Table
+    from poolalloc.cli.progress import figures_table, stdout_console
 
-    from poolalloc.cli.progress import stdout_console
-
-    table = Table(
-        title=f"{found.trials} configurations tried, objective {found.objective}",
-        title_justify="left",
-        title_style="bold",
-        header_style="dim",
+    table = figures_table(
+        f"{found.trials} configurations tried, objective {found.objective}",
+        [""],
+        ["overhead before", "after", "driver calls an event before", "after"],
     )
-    table.add_column("")
-    for heading in ("overhead before", "after", "driver calls an event before", "after"):
-        table.add_column(heading, justify="right")
     for name, before, after in (
         ("tuned on", found.before.tuned_on, found.after.tuned_on),
         ("held out", found.before.held_out, found.after.held_out),

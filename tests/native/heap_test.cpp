@@ -114,7 +114,7 @@ TEST(a_block_used_elsewhere_is_pending_until_every_such_stream_is_done) {
     CHECK(!rig.heap.free(address) && !rig.heap.record_stream(address, kOther));  // a second free, though it is pending
     const HeapStats pending = rig.heap.stats();
     CHECK(pending.requested.current == 0 && pending.live.current == 0);
-    CHECK(pending.pending.current == static_cast<std::int64_t>(rig.heap.containing(address)->second));
+    CHECK(pending.pending.current == static_cast<std::int64_t>(rig.heap.block(address)->rounded));
     for (std::uint64_t now : {0, 10, 19}) {
       rig.model.advance(now == 0 ? 0 : now == 10 ? 10 : 19);
       rig.heap.poll_pending();
@@ -124,7 +124,7 @@ TEST(a_block_used_elsewhere_is_pending_until_every_such_stream_is_done) {
     rig.model.advance(1);
     CHECK(rig.heap.poll_pending() == 1);
     CHECK(rig.heap.stats().pending.current == 0 && rig.heap.stats().pending_completed == 1);
-    CHECK(!rig.heap.containing(address));
+    CHECK(!rig.heap.block(address));
     CHECK(rig.hands_out(address, bytes));
     rig.check();
   }
@@ -345,12 +345,12 @@ TEST(an_address_inside_a_block_finds_it) {
   for (Bytes bytes : kSizes) {
     const Address address = rig.take(bytes);
     for (Address inside : {address, address + 1, address + bytes - 1}) {
-      const auto found = rig.heap.containing(inside);
-      CHECK(found && found->first == address && found->second >= bytes);
+      const auto found = rig.heap.block(inside);
+      CHECK(found && found->address == address && found->rounded >= bytes);
     }
-    const Bytes rounded = rig.heap.containing(address)->second;
+    const Bytes rounded = rig.heap.block(address)->rounded;
     CHECK(rig.heap.free(address));
-    CHECK(!rig.heap.containing(address) && !rig.heap.containing(address + rounded - 1));
+    CHECK(!rig.heap.block(address) && !rig.heap.block(address + rounded - 1));
   }
 }
 
