@@ -22,7 +22,7 @@ from pathlib import Path
 ROUNDS = 15
 
 
-def compare(work: Callable[[], None], folder: str) -> dict[str, float]:
+def compare(work: Callable[[], None], folder: str, *, stacks: bool = False) -> dict[str, float]:
     """Medians of the processor time of a round, in seconds, and the median ratio of neighbouring rounds."""
     import poolalloc
 
@@ -33,7 +33,7 @@ def compare(work: Callable[[], None], folder: str) -> dict[str, float]:
         return (time.thread_time_ns() - started) / 1e9
 
     def timed_recording(number: int) -> float:
-        with poolalloc.record(Path(folder, f"{number}.npz")):
+        with poolalloc.record(Path(folder, f"{number}.npz"), stacks=stacks):
             return timed()
 
     plain, recorded = [], []
@@ -72,7 +72,12 @@ def measure() -> dict[str, dict[str, float]]:
             optimizer.zero_grad()
 
     with tempfile.TemporaryDirectory() as folder:
-        return {"torch.empty and free": compare(empties, folder), "training steps": compare(train, folder)}
+        return {
+            "torch.empty and free": compare(empties, folder),
+            "torch.empty and free, with stacks": compare(empties, folder, stacks=True),
+            "training steps": compare(train, folder),
+            "training steps, with stacks": compare(train, folder, stacks=True),
+        }
 
 
 def main() -> None:

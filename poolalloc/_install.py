@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from poolalloc import _bridge, _core
+from poolalloc import _bridge, _core, recording
 from poolalloc._first_touch import first_touch
 from poolalloc._version import __version__
 from poolalloc.config import Config
@@ -100,7 +100,9 @@ def install(
                 )
             return _installation
         _installation = _install(Config.load(config), _bridge_wanted() if bridge is None else bridge)
-        return _installation
+    if path := _installation.config.record:
+        recording.record(path, stacks=_installation.config.record_stacks)
+    return _installation
 
 
 def is_installed() -> bool:
@@ -133,7 +135,8 @@ def _bridge_wanted() -> bool | None:
 def _install(config: Config, bridge: bool | None) -> Installation:
     torch = import_torch()
     _check_untouched(torch)
-    _core.configure(config.to_conf())
+    # What is to be recorded is recorded from here, where stacks are known, not by the plugin.
+    _core.configure(config.unrecorded().to_conf())
     if bridge is not False:
         try:
             return _install_bridge(config, torch)

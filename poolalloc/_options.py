@@ -153,6 +153,27 @@ OPTIONS = (
         "seconds",
         "A background thread gives memory back that has been idle for so long, or a quarter longer; 0 means never.",
     ),
+    Option(
+        "record",
+        "text",
+        "",
+        0,
+        0,
+        "a path",
+        (
+            "Record into this trace file from install() on, as poolalloc.record does; %p in it stands for the number "
+            "of the process. Empty: no recording."
+        ),
+    ),
+    Option(
+        "record_stacks",
+        "boolean",
+        False,
+        False,
+        True,
+        "",
+        "With each recorded allocation, the lines of Python that led to it.",
+    ),
 )
 
 
@@ -206,6 +227,12 @@ class Options:
     """A background thread gives memory back that has been idle for so long, or a quarter longer; 0 means never.
     Allowed: 0 to 1e+06 (seconds).
     """
+    record: str = ""
+    """Record into this trace file from install() on, as poolalloc.record does; %p in it stands for the number of the
+    process. Empty: no recording. Allowed: a path without a comma.
+    """
+    record_stacks: bool = False
+    """With each recorded allocation, the lines of Python that led to it. Allowed: true or false."""
 
     def __init__(
         self,
@@ -223,6 +250,8 @@ class Options:
         trim_high: int | str = 0,
         trim_low: int | str = 0,
         trim_after: float = 0.0,
+        record: str = "",
+        record_stacks: bool = False,
     ) -> None:
         self._set(
             {
@@ -239,6 +268,8 @@ class Options:
                 "trim_high": trim_high,
                 "trim_low": trim_low,
                 "trim_after": trim_after,
+                "record": record,
+                "record_stacks": record_stacks,
             }
         )
 

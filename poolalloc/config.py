@@ -6,6 +6,7 @@ set is in csrc/core/options.def alone.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import operator
@@ -106,6 +107,10 @@ class Config(Options):
     @classmethod
     def _from(cls, options: Mapping[str, object]) -> Config:
         return cls(**cast(dict[str, Any], options))
+
+    def unrecorded(self) -> Config:
+        """Return the same configuration without what says whether and where to record."""
+        return dataclasses.replace(self, record="", record_stacks=False)
 
     def to_toml(self) -> str:
         """Return a TOML file that `from_toml` reads back, with every option and what it does."""
@@ -238,7 +243,7 @@ def _check_values(options: Mapping[str, object]) -> dict[str, object]:
 
 def _read(option: Option, text: str) -> object:
     """The value that a text stands for. Sizes stay text: _check reads them."""
-    if option.type in ("bytes", "choice"):
+    if option.type in ("bytes", "choice", "text"):
         return text
     if option.type == "integer" and _INTEGER.fullmatch(text):
         try:
@@ -253,6 +258,7 @@ def _read(option: Option, text: str) -> object:
 
 
 _PROBLEMS = {
+    "text": "has a comma in it, or is no text",
     "bytes": 'is not a size in bytes (such as 1048576 or "1 MiB")',
     "integer": "is not a whole number",
     "number": "is not a number",
@@ -287,6 +293,8 @@ def _check(option: Option, value: object, text: str | None = None) -> int | floa
 def _convert(option: Option, value: object) -> int | float | bool | str | None:
     if option.type == "choice":
         return value if isinstance(value, str) and value in words_of(option) else None
+    if option.type == "text":
+        return value if isinstance(value, str) and "," not in value else None
     if option.type == "boolean" or isinstance(value, bool):
         return value if isinstance(value, bool) and option.type == "boolean" else None
     if option.type == "number":
@@ -354,6 +362,8 @@ def _range(option: Option) -> str:
         return "true or false"
     if option.type == "choice":
         return option.unit
+    if option.type == "text":
+        return f"{option.unit} without a comma"
     if option.type == "bytes":
         return f"{format_size(int(option.minimum))} to {format_size(int(option.maximum))}"
     return f"{option.minimum:g} to {option.maximum:g} ({option.unit})"

@@ -37,6 +37,7 @@ class Recording:
         """Where the trace will be."""
         self.reserved_at_start = reserved_at_start
         """What poolalloc held on each device when it began, in bytes."""
+        self._process = os.getpid()
         self.events: int | None = None
         """How many events were recorded; None while it goes on."""
 
@@ -61,11 +62,15 @@ class Recording:
         return f"<Recording {self.path}: {state}>"
 
 
-def record(path: str | os.PathLike[str]) -> Recording:
+def record(path: str | os.PathLike[str], *, stacks: bool = False) -> Recording:
     """Record every allocation, free and use by another stream on poolalloc into a trace file (.npz) from now on.
 
     Blocks that are there already stand at the trace's beginning. Start while no other thread allocates if their order
     matters. One recording goes on at a time.
+
+    Args:
+        path: the trace; `%p` in it stands for the number of this process, so that several do not share a file.
+        stacks: with each allocation, the lines of Python that led to it (the 64 innermost).
 
     Raises:
         UsageError: another recording is going on, or the file cannot be written.
@@ -76,7 +81,7 @@ def record(path: str | os.PathLike[str]) -> Recording:
     from poolalloc._install import require_installed
 
     installed = require_installed()
-    target = Path(path)
+    target = Path(os.fspath(path).replace("%p", str(os.getpid()))).absolute()
     with _lock:
         if _current is not None:
             raise UsageError(f"a recording into {_current.path} is going on; stop it first")
@@ -85,12 +90,12 @@ def record(path: str | os.PathLike[str]) -> Recording:
             "provenance": {
                 "tool": f"poolalloc {__version__} record",
                 "allocator": "poolalloc",
-                "settings": installed.config.to_conf(),
+                "settings": installed.config.unrecorded().to_conf(),
                 "torch": installed.torch_version,
             },
         }
         reserved = _reserved()
-        _core.start_recording(os.fspath(target), json.dumps(header))
+        _core.start_recording(os.fspath(target), json.dumps(header), stacks)
         _current = Recording(target, reserved)
         return _current
 
@@ -141,5 +146,5 @@ def _devices(ended: Recording) -> list[DeviceInfo]:
 
 @atexit.register
 def _end_with_process() -> None:
-    if _current is not None:
+    if _current is not None and _current._process == os.getpid():  # not in a child of fork()
         _current.stop()

@@ -20,7 +20,7 @@ MODULE = ROOT / "poolalloc/_options.py"
 MANUAL = ROOT / "docs/options.md"
 BEGIN = "<!-- begin: written by tools/generate_options.py from csrc/core/options.def -->"
 END = "<!-- end -->"
-PYTHON_TYPES = {"bytes": "int", "integer": "int", "number": "float", "boolean": "bool", "choice": "str"}
+PYTHON_TYPES = {"bytes": "int", "integer": "int", "number": "float", "boolean": "bool", "choice": "str", "text": "str"}
 ARGUMENT_TYPES = {**PYTHON_TYPES, "bytes": "int | str"}
 UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
@@ -59,6 +59,8 @@ def _row(match: re.Match[str]) -> Row:
         raise SystemExit(f"{TABLE.name}: {name} has type {kind}; allowed: {', '.join(PYTHON_TYPES)}")
     if kind == "choice":
         return _choice(name, match[3], match[4] + match[5], ast.literal_eval(match[6]), ast.literal_eval(match[7]))
+    if kind == "text":
+        return _text(name, match[3], match[4] + match[5], ast.literal_eval(match[6]), ast.literal_eval(match[7]))
     default, minimum, maximum = (_number(name, kind, match[group]) for group in (3, 4, 5))
     if not minimum <= default <= maximum:
         raise SystemExit(f"{TABLE.name}: the default of {name}, {default}, is not between {minimum} and {maximum}")
@@ -72,6 +74,12 @@ def _choice(name: str, default: str, bounds: str, words: str, help_text: str) ->
     if bounds != "00" or len(set(known)) < max(2, len(known)) or not all(word.isidentifier() for word in known):
         raise SystemExit(f"{TABLE.name}: the choice {name} needs bounds of 0, and words with ' | ' between them")
     return Row(name, "choice", ast.literal_eval(default), 0, 0, words, help_text)
+
+
+def _text(name: str, default: str, bounds: str, what: str, help_text: str) -> Row:
+    if default != '""' or bounds != "00" or not what:
+        raise SystemExit(f'{TABLE.name}: the text {name} needs a default of "", bounds of 0, and a unit that says what')
+    return Row(name, "text", "", 0, 0, what, help_text)
 
 
 def _number(name: str, kind: str, text: str) -> float:
@@ -92,7 +100,7 @@ def _number(name: str, kind: str, text: str) -> float:
 def show(row: Row, value: float | str) -> str:
     """A value as the manual writes it: `256 KiB`, `0.5`, `true`."""
     if isinstance(value, str):
-        return value
+        return value or "none"
     if row.type == "boolean":
         return "true" if value else "false"
     if row.type == "bytes":
@@ -107,6 +115,8 @@ def allowed(row: Row) -> str:
     """The range as the manual writes it."""
     if row.type == "choice":
         return _either(row.unit.split(" | "))
+    if row.type == "text":
+        return f"{row.unit} without a comma"
     return "true or false" if row.type == "boolean" else f"{show(row, row.minimum)} to {show(row, row.maximum)}"
 
 

@@ -6,7 +6,6 @@
 
 #include "core/caretaker.h"
 #include "core/device_heap.h"
-#include "core/event_log.h"
 #include "driver/counting_driver.h"
 
 namespace poolalloc {
@@ -263,21 +262,22 @@ void Allocator::release_pool(DeviceIndex device, PoolId pool) {
 
 Address Allocator::allocate_logged(EventLog& log, Bytes bytes, DeviceIndex device, StreamId stream) {
   log.wait_for_room();
+  const std::uint32_t stack = log.stack();
   try {
     const Address address = device_heap(device).allocate(bytes, stream);
-    log.add(TraceOp::alloc, device, stream, addresses_->find(address)->pool(), address, bytes);
+    log.add(TraceOp::alloc, device, stream, addresses_->find(address)->pool(), address, bytes, stack);
     return address;
   } catch (const OutOfMemory&) {
-    log.add(TraceOp::out_of_memory, device, stream, {}, 0, bytes);
+    log.add(TraceOp::out_of_memory, device, stream, {}, 0, bytes, stack);
     throw;
   }
 }
 
-void Allocator::start_log(const std::string& path, const std::string& header) {
+void Allocator::start_log(const std::string& path, const std::string& header, StackSource stacks) {
   std::lock_guard guard(mutex_);
   if (log_.load(std::memory_order_relaxed) != nullptr)
     throw UsageError("a recording is going on already; stop it first");
-  logs_.push_back(std::make_unique<EventLog>(path, header));
+  logs_.push_back(std::make_unique<EventLog>(path, header, stacks));
   EventLog& log = *logs_.back();
   observers_.add(log);
   tell_observers();

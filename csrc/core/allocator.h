@@ -13,6 +13,7 @@
 
 #include "core/checkpoint.h"
 #include "core/errors.h"
+#include "core/event_log.h"
 #include "core/layout.h"
 #include "core/observer_list.h"
 #include "core/oom_callbacks.h"
@@ -28,7 +29,6 @@ class AddressTable;
 class Caretaker;
 class DeviceHeap;
 class CountingDriver;
-class EventLog;
 
 class POOLALLOC_API Allocator {
  public:
@@ -119,7 +119,9 @@ class POOLALLOC_API Allocator {
 
   // From now on everything asked of the allocator is written to a file (event_log.h), beginning with the blocks that
   // are there. Throws UsageError if the file cannot be written, or another recording is going on.
-  void start_log(const std::string& path, const std::string& header);
+  // With `stacks` every allocation names where the program was (StackSource).
+  void start_log(const std::string& path, const std::string& header, StackSource stacks = nullptr);
+  bool recording() const { return log_.load(std::memory_order_acquire) != nullptr; }
   // Ends the file. Returns how many events it has. Throws UsageError if there is no recording, or part of it could not
   // be written.
   std::uint64_t stop_log();

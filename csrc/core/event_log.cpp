@@ -40,13 +40,19 @@ std::uint32_t thread_number() {
   return number;
 }
 
+// The bytes of plain figures.
+template <typename T>
+std::string bytes_of(const T& figures) {
+  return {reinterpret_cast<const char*>(&figures), sizeof(figures)};
+}
+
 }  // namespace
 
-EventLog::EventLog(const std::string& path, const std::string& header) : file_(std::fopen(path.c_str(), "wbe")) {
+EventLog::EventLog(const std::string& path, const std::string& header, StackSource stacks)
+    : filling_(kChunkEvents + kAhead), stacks_(stacks), file_(std::fopen(path.c_str(), "wbe")) {
   if (file_ == nullptr) throw UsageError("cannot write " + path + ": " + last_problem());
   std::setvbuf(file_, nullptr, _IONBF, 0);  // chunks are large
-  filling_.reserve(kChunkEvents);
-  send(Frame::header, {header.begin(), header.end()});
+  send({Frame::header, header, {}, 0});
   send_clock();
   if (std::fwrite(kMagic, 1, sizeof(kMagic) - 1, file_) != sizeof(kMagic) - 1) problem_ = last_problem();
   writer_ = std::thread([this] { write_for_ever(); });
@@ -54,7 +60,7 @@ EventLog::EventLog(const std::string& path, const std::string& header) : file_(s
 
 void EventLog::close() {
   {
-    const std::lock_guard guard(lock_);
+    const BiasedLock::Guard guard(lock_);
     if (closed_) return;
     closed_ = true;
     hand_over();
@@ -70,17 +76,21 @@ void EventLog::close() {
 
 // Under lock_.
 LogEvent& EventLog::next_event() {
-  if (filling_.size() == kChunkEvents) [[unlikely]]
+  if (filled_ == kChunkEvents) [[unlikely]]
     hand_over();
-  LogEvent& event = filling_.emplace_back();
-  last_ticks_ = event.ticks = std::max(now_ticks(), last_ticks_);
-  event.thread = thread_number();
+  last_ticks_ = std::max(now_ticks(), last_ticks_);
   ++events_;
+  LogEvent& event = filling_[filled_++];
+  __builtin_prefetch(&event + kAhead, 1);
+  event = {};
+  event.ticks = last_ticks_;
+  event.thread = thread_number();
   return event;
 }
 
-void EventLog::add(TraceOp op, DeviceIndex device, StreamId stream, PoolId pool, Address address, Bytes requested) {
-  const std::lock_guard guard(lock_);
+void EventLog::add(TraceOp op, DeviceIndex device, StreamId stream, PoolId pool, Address address, Bytes requested,
+                   std::uint32_t stack) {
+  const BiasedLock::Guard guard(lock_);
   if (closed_) return;
   std::uint32_t number = 0;
   if (pool != PoolId{}) [[unlikely]] {
@@ -89,8 +99,7 @@ void EventLog::add(TraceOp op, DeviceIndex device, StreamId stream, PoolId pool,
     if (known == pools_.end()) {
       hand_over();
       pools_.push_back(pool);
-      const char* bytes = reinterpret_cast<const char*>(&pools_.back());
-      send(Frame::pool, {bytes, bytes + sizeof(PoolId)});
+      send({Frame::pool, bytes_of(pool), {}, 0});
     }
   }
   LogEvent& event = next_event();
@@ -100,13 +109,21 @@ void EventLog::add(TraceOp op, DeviceIndex device, StreamId stream, PoolId pool,
   event.pool = number;
   event.address = address;
   event.requested = requested;
+  event.stack = stack;
+}
+
+std::uint32_t EventLog::add_stack(const std::string& frames) {
+  const BiasedLock::Guard guard(lock_);
+  if (closed_) return 0;
+  send({Frame::stack, frames, {}, 0});
+  return ++stack_count_;
 }
 
 void EventLog::mark(const std::string& text) {
-  const std::lock_guard guard(lock_);
+  const BiasedLock::Guard guard(lock_);
   if (closed_) return;
   hand_over();
-  send(Frame::mark, {text.begin(), text.end()});
+  send({Frame::mark, text, {}, 0});
   LogEvent& event = next_event();
   event.op = TraceOp::mark;
   event.address = marks_++;
@@ -132,7 +149,7 @@ void EventLog::free_completed(const BlockInfo& block) {
 }
 
 std::uint64_t EventLog::events() const {
-  const std::lock_guard guard(lock_);
+  const BiasedLock::Guard guard(lock_);
   return events_;
 }
 
@@ -143,24 +160,31 @@ std::string EventLog::problem() const {
 
 // Under lock_: what is being filled goes to the writer.
 void EventLog::hand_over() {
-  if (filling_.empty()) return;
-  const char* bytes = reinterpret_cast<const char*>(filling_.data());
-  send(Frame::events, {bytes, bytes + filling_.size() * sizeof(LogEvent)});
+  if (filled_ == 0) return;
+  send({Frame::events, {}, std::move(filling_), filled_});
   send_clock();
+  filled_ = 0;
   filling_.clear();
+  {
+    const std::lock_guard waiting(mutex_);
+    if (!spare_.empty()) {
+      filling_ = std::move(spare_.back());
+      spare_.pop_back();
+    }
+  }
+  filling_.resize(kChunkEvents + kAhead);
 }
 
 void EventLog::send_clock() {
   const std::uint64_t moment[] = {now_ticks(), now_ns()};
-  const char* bytes = reinterpret_cast<const char*>(moment);
-  send(Frame::clock, {bytes, bytes + sizeof(moment)});
+  send({Frame::clock, bytes_of(moment), {}, 0});
 }
 
 // After a failure everything is dropped.
-void EventLog::send(Frame kind, std::vector<char> bytes) {
+void EventLog::send(Chunk chunk) {
   const std::lock_guard waiting(mutex_);
   if (!problem_.empty()) return;
-  waiting_.push_back({kind, std::move(bytes)});
+  waiting_.push_back(std::move(chunk));
   backlog_.fetch_add(1, std::memory_order_relaxed);
   work_.notify_one();
 }
@@ -180,12 +204,14 @@ void EventLog::write_for_ever() {
       chunks.swap(waiting_);
     }
     if (chunks.empty() && !last) {  // little happens: the file has the last events too before long
-      const std::lock_guard guard(lock_);
+      const BiasedLock::Guard guard(lock_);
       hand_over();
     }
     bool written = true;
     for (const Chunk& chunk : chunks) written = written && write(chunk);
     const std::lock_guard waiting(mutex_);
+    for (Chunk& chunk : chunks)
+      if (chunk.kind == Frame::events && spare_.size() < kMostSpare) spare_.push_back(std::move(chunk.events));
     if (!written && problem_.empty()) problem_ = last_problem();
     backlog_.fetch_sub(chunks.size(), std::memory_order_relaxed);
     room_.notify_all();
@@ -193,9 +219,11 @@ void EventLog::write_for_ever() {
 }
 
 bool EventLog::write(const Chunk& chunk) {
-  const std::uint32_t head[] = {static_cast<std::uint32_t>(chunk.kind), static_cast<std::uint32_t>(chunk.bytes.size())};
-  return std::fwrite(head, sizeof(head), 1, file_) == 1 &&
-         std::fwrite(chunk.bytes.data(), 1, chunk.bytes.size(), file_) == chunk.bytes.size();
+  const bool events = chunk.kind == Frame::events;
+  const void* payload = events ? static_cast<const void*>(chunk.events.data()) : chunk.payload.data();
+  const std::size_t bytes = events ? chunk.count * sizeof(LogEvent) : chunk.payload.size();
+  const std::uint32_t head[] = {static_cast<std::uint32_t>(chunk.kind), static_cast<std::uint32_t>(bytes)};
+  return std::fwrite(head, sizeof(head), 1, file_) == 1 && std::fwrite(payload, 1, bytes, file_) == bytes;
 }
 
 }  // namespace poolalloc

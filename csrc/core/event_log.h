@@ -6,6 +6,7 @@
 //   file   = magic, then frames        frame = kind u32, bytes u32, payload
 //   events = records of 48 bytes, in the order in which they took effect
 //   clock  = ticks u64, nanoseconds u64: the same moment on the events' cheap clock and on the monotonic one
+//   stack  = JSON, [[file, function, line], ...], innermost first; events name stacks by their number, from 1
 //
 // Adding an event takes one short lock and no system call; a thread of the log writes. Memory is bounded: a request
 // that finds kMostChunks waiting for the disk waits too, but never under a lock of the allocator.
@@ -21,7 +22,7 @@
 #include <thread>
 #include <vector>
 
-#include "core/lock.h"
+#include "core/biased_lock.h"
 #include "core/observer.h"
 #include "core/trace_op.h"
 #include "core/types.h"
@@ -37,22 +38,33 @@ struct LogEvent {
   std::uint32_t pool = 0;    // number in the order of the pool frames; 0 is the ordinary one
   TraceOp op = TraceOp::alloc;
   std::uint8_t device = 0;
-  std::uint16_t unused_a = 0;
-  std::uint32_t unused_b = 0;
+  std::uint16_t unused = 0;
+  std::uint32_t stack = 0;  // of an allocation: number in the order of the stack frames; 0: not known
 };
 static_assert(sizeof(LogEvent) == 48);
+
+class EventLog;
+
+// The number that EventLog::add_stack gave to where the calling thread's program is, or 0. Called before a request and
+// under no lock, since it may wait for an interpreter.
+using StackSource = std::uint32_t (*)(EventLog& log);
 
 class POOLALLOC_API EventLog final : public Observer {
  public:
   // `header`: JSON, kept as it is. Throws UsageError if the file cannot be written.
-  EventLog(const std::string& path, const std::string& header);
+  EventLog(const std::string& path, const std::string& header, StackSource stacks = nullptr);
   ~EventLog() { close(); }
   EventLog(const EventLog&) = delete;
   EventLog& operator=(const EventLog&) = delete;
 
   // An alloc is added once the block is there, a free before it is gone: so no two blocks ever share an address.
-  void add(TraceOp op, DeviceIndex device, StreamId stream, PoolId pool, Address address, Bytes requested);
+  void add(TraceOp op, DeviceIndex device, StreamId stream, PoolId pool, Address address, Bytes requested,
+           std::uint32_t stack = 0);
   void mark(const std::string& text);
+  // The calling thread's stack, for the event that it adds next; 0 where stacks are not recorded.
+  std::uint32_t stack() { return stacks_ != nullptr ? stacks_(*this) : 0; }
+  // A stack that has no number yet. Returns its number.
+  std::uint32_t add_stack(const std::string& frames);
   // For a thread that holds no lock, before it adds.
   void wait_for_room() {
     if (backlog_.load(std::memory_order_relaxed) >= kMostChunks) [[unlikely]]
@@ -71,33 +83,42 @@ class POOLALLOC_API EventLog final : public Observer {
   std::string problem() const;
 
  private:
-  enum class Frame : std::uint32_t { header = 1, events = 2, mark = 3, pool = 4, clock = 5 };
+  enum class Frame : std::uint32_t { header = 1, events = 2, mark = 3, pool = 4, clock = 5, stack = 6 };
+  using Events = std::vector<LogEvent>;
   struct Chunk {
     Frame kind = Frame::events;
-    std::vector<char> bytes;
+    std::string payload;  // of all but events
+    Events events;        // the first `count` of them
+    std::size_t count = 0;
   };
   static constexpr std::size_t kChunkEvents = 4096;
   static constexpr std::size_t kMostChunks = 256;  // 48 MiB
+  static constexpr std::size_t kMostSpare = 8;
+  static constexpr std::size_t kAhead = 8;  // events: how far ahead memory is fetched, even beyond a chunk's end
 
   LogEvent& next_event();
-  void hand_over();
-  void send(Frame kind, std::vector<char> bytes);
+  [[gnu::noinline]] void hand_over();
+  void send(Chunk chunk);
   void send_clock();
   [[gnu::noinline]] void wait_for_writer();
   void write_for_ever();
   bool write(const Chunk& chunk);
 
-  mutable Lock lock_;  // of the chunk being filled and the tables
+  mutable BiasedLock lock_;  // of the chunk being filled and the tables
   bool closed_ = false;
-  std::vector<LogEvent> filling_;
+  Events filling_;
+  std::size_t filled_ = 0;
   std::vector<PoolId> pools_;
   std::uint64_t events_ = 0;
   std::uint64_t marks_ = 0;
   std::uint64_t last_ticks_ = 0;
+  std::uint32_t stack_count_ = 0;
+  const StackSource stacks_;
 
   mutable std::mutex mutex_;  // of what waits for the writer; taken after lock_, never before
   std::condition_variable work_, room_;
   std::vector<Chunk> waiting_;
+  std::vector<Events> spare_;            // written: memory that needs no page fault
   std::atomic<std::size_t> backlog_{0};  // chunks not written yet
   bool closing_ = false;
   std::string problem_;

@@ -105,6 +105,7 @@ std::string allowed(const OptionInfo& info) {
   std::string_view type = info.type;
   if (type == "choice") return "allowed: " + std::string(info.unit);
   if (type == "boolean") return "allowed: true or false";
+  if (type == "text") return "allowed: " + std::string(info.unit) + " without a comma";
   std::string range = "allowed: " + format_value(info, info.minimum) + " to " + format_value(info, info.maximum);
   return type == "bytes" ? range : range + " (" + info.unit + ")";
 }
@@ -211,6 +212,8 @@ void set_value(std::string_view& field, const OptionInfo& info, std::string_view
   throw_value(info, text, word_problem(info, text));
 }
 
+void set_value(std::string& field, const OptionInfo&, std::string_view text) { field = text; }
+
 template <typename T>
 void set_value(T& field, const OptionInfo& info, std::string_view text) {
   T value{};
@@ -222,6 +225,10 @@ void set_value(T& field, const OptionInfo& info, std::string_view text) {
 void check_value(std::string_view word, const OptionInfo& info) {
   const std::vector<std::string_view> words = words_of(info);
   if (std::find(words.begin(), words.end(), word) == words.end()) throw_value(info, word, word_problem(info, word));
+}
+
+void check_value(const std::string& text, const OptionInfo& info) {
+  if (text.find(',') != std::string::npos) throw_value(info, text, "has a comma in it");
 }
 
 template <typename T>
@@ -301,7 +308,7 @@ void parse_options(Options& options, const std::string& text) {
                         "; allowed: one");
   }
   check_options(result);
-  options = result;
+  options = std::move(result);
 }
 
 void check_options(const Options& options) {

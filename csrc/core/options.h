@@ -16,6 +16,7 @@ struct POOLALLOC_API Options {
   using number = double;
   using boolean = bool;
   using choice = std::string_view;  // one of the table's words: they live as long as the program
+  using text = std::string;
 #define OPTION(name, type, default_value, minimum, maximum, unit, help) type name = default_value;
 #include "core/options.def"
 #undef OPTION
@@ -24,12 +25,12 @@ struct POOLALLOC_API Options {
 // One row of the table, for those who print, check or document it.
 struct OptionInfo {
   const char* name;
-  const char* type;          // "bytes", "integer", "number", "boolean" or "choice"
-  const char* default_word;  // of a choice, whose figures are 0
+  const char* type;          // "bytes", "integer", "number", "boolean", "choice" or "text"
+  const char* default_word;  // of a choice or text, whose figures are 0
   double default_value;
   double minimum;
   double maximum;
-  const char* unit;  // of a choice its words, with " | " between them
+  const char* unit;  // of a choice its words, with " | " between them; of a text what it is
   const char* help;
 };
 POOLALLOC_API const std::vector<OptionInfo>& option_table();

@@ -2,12 +2,12 @@
 #include "plugin/plugin.h"
 
 #include <pthread.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
-#include <optional>
 #include <type_traits>
 
 #include "driver/cuda_driver.h"
@@ -21,8 +21,8 @@ struct Plugin {
   std::atomic<Allocator*> open{nullptr};
   std::atomic<bool> forked{false};
 
-  std::mutex mutex;  // guards what follows; held across fork(), never during a call of the allocator
-  std::optional<Options> options;
+  std::mutex mutex;                  // guards what follows; held across fork(), never during a call of the allocator
+  const Options* options = nullptr;  // once fixed
   Allocator* allocator = nullptr;
   bool watches_fork = false;
 
@@ -58,11 +58,25 @@ Options options_of(const char* conf) {
   return options;
 }
 
+// From the first use to the end of the process; the file stays as it is, without what Python would make of it.
+void record(Allocator& allocator, std::string path) {
+  if (const std::size_t at = path.find("%p"); at != std::string::npos) path.replace(at, 2, std::to_string(getpid()));
+  allocator.start_log(path, "{\"bin_limit\": " + std::to_string(allocator.options().bin_limit) + "}");
+  std::atexit([] {
+    if (Allocator* here = plugin.open.load(); here != nullptr && here->recording()) try {
+        here->stop_log();
+      } catch (const UsageError& error) {
+        std::fprintf(stderr, "poolalloc: %s\n", error.what());
+      }
+  });
+}
+
 Allocator& make_allocator() {
   if (plugin.allocator == nullptr) {
-    if (!plugin.options) plugin.options = options_of(std::getenv("POOLALLOC_CONF"));
-    auto* driver = new CudaDriver;
-    plugin.allocator = new Allocator(*driver, *plugin.options);
+    if (plugin.options == nullptr) plugin.options = new Options(options_of(std::getenv("POOLALLOC_CONF")));
+    auto allocator = std::make_unique<Allocator>(*new CudaDriver, *plugin.options);
+    if (!plugin.options->record.empty()) record(*allocator, plugin.options->record);
+    plugin.allocator = allocator.release();
   }
   return *plugin.allocator;
 }
@@ -108,7 +122,7 @@ inline PoolId id_of(TorchPoolId pool) { return {pool.first, pool.second}; }
 void configure_plugin(const Options& options) {
   check_options(options);
   const std::lock_guard guard(plugin.mutex);
-  if (!plugin.options) plugin.options = options;
+  if (plugin.options == nullptr) plugin.options = new Options(options);
   if (!same(*plugin.options, options))
     throw ConfigError("poolalloc is already configured in this process, with other options; configure it once");
 }
@@ -124,7 +138,7 @@ PluginState plugin_state() {
   PluginState state;
   {
     const std::lock_guard guard(plugin.mutex);
-    state.configured = plugin.options.has_value();
+    state.configured = plugin.options != nullptr;
   }
   state.used = plugin.open.load() != nullptr;
   state.forked = plugin.forked;

@@ -25,6 +25,11 @@ void bind_placement(pybind11::module_& module);
 // what it raises is reported as unraisable.
 OomCallbacks::Callback oom_callback_of(pybind11::function callable);
 
+// A StackSource: where the calling thread's Python program is. Takes the interpreter's lock.
+std::uint32_t python_stack(EventLog& log);
+// Lets go of the code objects that recorded stacks named. Under the interpreter's lock.
+void forget_python_stacks();
+
 // Statistics as nested dicts, by the names of stats.h.
 pybind11::dict to_dict(const DeviceStats& stats);
 pybind11::dict to_dict(const Options& options);

@@ -138,10 +138,22 @@ void bind_plugin(py::module_& module) {
              "The start and rounded size of the block that contains the address, or None.");
   module.def(
       "start_recording",
-      [](const std::string& path, const std::string& header) { plugin_allocator().start_log(path, header); },
-      py::arg("path"), py::arg("header"), Unlocked(), "Everything asked of the allocator goes to a file from now on.");
+      [](const std::string& path, const std::string& header, bool stacks) {
+        plugin_allocator().start_log(path, header, stacks ? python_stack : nullptr);
+      },
+      py::arg("path"), py::arg("header"), py::arg("stacks"), Unlocked(),
+      "Everything asked of the allocator goes to a file from now on, with Python's stacks if they are wanted.");
   module.def(
-      "stop_recording", [] { return plugin_allocator().stop_log(); }, Unlocked(),
+      "stop_recording",
+      [] {
+        std::uint64_t events = 0;
+        {
+          const py::gil_scoped_release unlocked;
+          events = plugin_allocator().stop_log();
+        }
+        forget_python_stacks();
+        return events;
+      },
       "Ends the recording. Returns the number of its events.");
   module.def(
       "mark_recording", [](const std::string& text) { plugin_allocator().mark(text); }, py::arg("text"), Unlocked(),

@@ -21,8 +21,9 @@ py::list table_rows() {
     py::dict row;
     row["name"] = info.name;
     row["type"] = info.type;
-    const bool choice = std::string_view(info.type) == "choice";
-    row["default"] = choice ? py::object(py::str(info.default_word)) : number_of(info, info.default_value);
+    const std::string_view type = info.type;
+    const bool word = type == "choice" || type == "text";
+    row["default"] = word ? py::object(py::str(info.default_word)) : number_of(info, info.default_value);
     row["minimum"] = number_of(info, info.minimum);
     row["maximum"] = number_of(info, info.maximum);
     row["unit"] = info.unit;

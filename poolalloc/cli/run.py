@@ -44,6 +44,7 @@ def run(
     config: Annotated[str | None, typer.Option(help="A TOML file with options.", metavar="FILE")] = None,
     conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
     record: Annotated[str | None, typer.Option(help="Record into this trace file.", metavar="FILE.npz")] = None,
+    stacks: Annotated[bool, typer.Option("--stacks", help="Record where the program allocates, too.")] = False,
 ) -> None:
     """Run a Python program with poolalloc serving its CUDA memory. The program needs no change.
 
@@ -55,18 +56,18 @@ def run(
     if not program or program == ["-m"]:
         fail("run: give a script or -m MODULE; see poolalloc run --help")
     if program[0] == "-m":
-        _install(config, conf, record)
+        _install(config, conf, record, stacks)
         _run_module(program[1], program[2:])
     elif program[0].startswith("-"):
         fail(f'run: no option is named "{program[0]}"; see poolalloc run --help')
     elif not os.path.exists(program[0]):
         fail(f"run: there is no file {program[0]}")
     else:
-        _install(config, conf, record)
+        _install(config, conf, record, stacks)
         _run_script(program[0], program[1:])
 
 
-def _install(config: str | None, conf: str | None, record: str | None) -> None:
+def _install(config: str | None, conf: str | None, record: str | None, stacks: bool) -> None:
     from poolalloc import recording
     from poolalloc._install import install
     from poolalloc.config import Config
@@ -75,7 +76,7 @@ def _install(config: str | None, conf: str | None, record: str | None) -> None:
     try:
         install(Config.load(config=config, conf=conf))
         if record is not None:
-            recording.record(record)
+            recording.record(record, stacks=stacks)
     except PoolallocError as error:
         fail(f"run: {error}")
 

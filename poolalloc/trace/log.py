@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from poolalloc.trace.format import EVENT, DeviceInfo, Op, Trace, TraceError
+from poolalloc.trace.format import EVENT, DeviceInfo, Frame, Op, StackTable, Trace, TraceError
 
 MAGIC = b"poolalloc log 1\n"
 _FRAME = struct.Struct("<II")
-_HEADER, _EVENTS, _MARK, _POOL, _CLOCK = 1, 2, 3, 4, 5
+_HEADER, _EVENTS, _MARK, _POOL, _CLOCK, _STACK = 1, 2, 3, 4, 5, 6
 _INITIAL = 64
 _RECORD = np.dtype(
     [
@@ -30,7 +31,8 @@ _RECORD = np.dtype(
         ("pool", "<u4"),
         ("op", "u1"),
         ("device", "u1"),
-        ("unused", "V6"),
+        ("unused", "V2"),
+        ("stack", "<u4"),
     ]
 )
 _KNOWN = (
@@ -57,14 +59,14 @@ def trace_of(data: bytes, devices: Sequence[DeviceInfo] = (), provenance: Mappin
     Raises:
         TraceError: it is no recording, or one of a kind this reader does not know.
     """
-    header, records, marks, pools, clock, cut_off = _read_frames(data)
-    records, dropped = _only_what_makes_sense(records)
+    found = _read_frames(data)
+    records, dropped = _only_what_makes_sense(found.records())
     streams, stream_numbers = _table(records["stream"])
     threads, thread_numbers = _table(records["thread"].astype(np.uint64))
     initial = records["op"] == _INITIAL
     events = np.zeros(len(records), EVENT)
-    events["time_ns"] = _times(records["ticks"], clock)
-    for name in ("requested", "pool"):
+    events["time_ns"] = _times(records["ticks"], found.clock)
+    for name in ("requested", "pool", "stack"):
         events[name] = records[name]
     events["op"] = np.where(initial, Op.ALLOC, records["op"])
     events["device"] = records["device"]
@@ -76,23 +78,24 @@ def trace_of(data: bytes, devices: Sequence[DeviceInfo] = (), provenance: Mappin
     pages = np.isin(events["op"], (Op.SEGMENT_MAP, Op.SEGMENT_UNMAP))
     events["rounded"][pages] = events["requested"][pages]
     of_blocks = np.isin(events["op"], _OF_BLOCKS)
-    events["rounded"][of_blocks] = _rounded(events["requested"][of_blocks], int(header.get("bin_limit", 0)))
+    events["rounded"][of_blocks] = _rounded(events["requested"][of_blocks], found.header.get("bin_limit", 0))
     first = np.flatnonzero(initial)
     order = np.concatenate([first, np.flatnonzero(~initial)])
     events = events[order]
     if len(first) < len(events):
         events["time_ns"][: len(first)] = events["time_ns"][:].min()
-    about = {**header.get("provenance", {}), **(provenance or {})}
-    if cut_off:
-        about["bytes_cut_off"] = cut_off
+    about = {**found.header.get("provenance", {}), **(provenance or {})}
+    if found.cut_off:
+        about["bytes_cut_off"] = found.cut_off
     if dropped:
         about["events_left_out"] = dropped
     return Trace(
         events,
         streams=streams,
         threads=threads,
-        pools=((0, 0), *pools),
-        marks=tuple(marks),
+        pools=((0, 0), *found.pools),
+        stacks=found.stacks.table(),
+        marks=tuple(found.marks),
         devices=tuple(devices),
         initial_events=len(first),
         clock="monotonic",
@@ -103,41 +106,78 @@ def trace_of(data: bytes, devices: Sequence[DeviceInfo] = (), provenance: Mappin
 _Pairs = list[tuple[int, int]]
 
 
-def _read_frames(data: bytes) -> tuple[dict[str, Any], npt.NDArray[Any], list[str], _Pairs, _Pairs, int]:
+@dataclass
+class _Frames:
+    """What the frames hold, one after the other."""
+
+    header: dict[str, Any] = field(default_factory=dict)
+    events: list[npt.NDArray[Any]] = field(default_factory=list)
+    marks: list[str] = field(default_factory=list)
+    pools: _Pairs = field(default_factory=list)
+    clock: _Pairs = field(default_factory=list)
+    stacks: StackTable = field(default_factory=StackTable)
+    stack_numbers: list[int] = field(default_factory=lambda: [0])
+    """In the table, for each number in the events."""
+    cut_off: int = 0
+    """Bytes at the end that are no whole frame."""
+
+    def records(self) -> npt.NDArray[Any]:
+        """All events, with the numbers of `stacks`."""
+        records = np.concatenate([np.zeros(0, _RECORD), *self.events])
+        if len(records) == 0:
+            raise TraceError("it has no events")
+        ops = records["op"]
+        if len(unknown := np.flatnonzero(~np.isin(ops, _KNOWN))):
+            raise TraceError(f"its event {unknown[0]} is of the unknown kind {ops[unknown[0]]}")
+        if len(beyond := np.flatnonzero(records["stack"] >= len(self.stack_numbers))):
+            raise TraceError(f"its event {beyond[0]} names a stack that the file does not have")
+        records["stack"] = np.array(self.stack_numbers, np.uint32)[records["stack"]]
+        return records
+
+
+def _read_frames(data: bytes) -> _Frames:
     if not data.startswith(MAGIC):
         raise TraceError("it is no recording of poolalloc, or of a version this reader does not know")
-    header: dict[str, Any] | None = None
-    events: list[npt.NDArray[Any]] = []
-    marks: list[str] = []
-    pools: _Pairs = []
-    clock: _Pairs = []
+    found = _Frames()
+    headed = False
     at = len(MAGIC)
     while at + _FRAME.size <= len(data):
         kind, size = _FRAME.unpack_from(data, at)
         payload = data[at + _FRAME.size : at + _FRAME.size + size]
         if len(payload) < size:
             break
-        if kind == _HEADER and header is None:
-            header = _read_header(payload)
+        if kind == _HEADER and not headed:
+            found.header, headed = _read_header(payload), True
         elif kind == _EVENTS and size % _RECORD.itemsize == 0:
-            events.append(np.frombuffer(payload, _RECORD))
+            found.events.append(np.frombuffer(payload, _RECORD))
         elif kind == _MARK:
-            marks.append(payload.decode("utf-8", "replace"))
+            found.marks.append(payload.decode("utf-8", "replace"))
+        elif kind == _STACK:
+            found.stack_numbers.append(found.stacks.add(_read_stack(payload)))
         elif kind in (_POOL, _CLOCK) and size == 16:
             first, second = struct.unpack("<QQ", payload)
-            (pools if kind == _POOL else clock).append((first, second))
+            (found.pools if kind == _POOL else found.clock).append((first, second))
         else:
             raise TraceError(f"it has a frame of the unknown kind {kind} with {size} bytes at byte {at}")
         at += _FRAME.size + size
-    if header is None:
+    if not headed:
         raise TraceError("it was cut off before its header")
-    records = np.concatenate(events) if events else np.zeros(0, _RECORD)
-    if len(records) == 0:
-        raise TraceError("it has no events")
-    unknown = np.flatnonzero(~np.isin(records["op"], _KNOWN))
-    if len(unknown):
-        raise TraceError(f"its event {unknown[0]} is of the unknown kind {records['op'][unknown[0]]}")
-    return header, records, marks, pools, clock, len(data) - at
+    found.cut_off = len(data) - at
+    return found
+
+
+def _read_stack(payload: bytes) -> list[Frame]:
+    rows = _json(payload, "a stack")
+    if not isinstance(rows, list):
+        raise TraceError("a stack in it is no list")
+    return [_read_line(row) for row in rows]
+
+
+def _read_line(row: Any) -> Frame:
+    match row:
+        case [str(file), str(function), int(line)] if 0 <= line < 1 << 32:
+            return Frame(file, function, line)
+    raise TraceError("a stack in it has a line that is not [file, function, line]")
 
 
 def _times(ticks: npt.NDArray[np.uint64], clock: _Pairs) -> npt.NDArray[np.uint64]:
@@ -152,13 +192,19 @@ def _times(ticks: npt.NDArray[np.uint64], clock: _Pairs) -> npt.NDArray[np.uint6
 
 
 def _read_header(payload: bytes) -> dict[str, Any]:
-    try:
-        header = json.loads(payload)
-    except (ValueError, RecursionError):
-        raise TraceError("its header is no JSON text") from None
+    header = _json(payload, "its header")
     if not isinstance(header, dict):
         raise TraceError("its header is no table")
+    if not isinstance(header.get("bin_limit", 0), int) or not isinstance(header.get("provenance", {}), dict):
+        raise TraceError("its header has a bin_limit or a provenance of another kind than this reader knows")
     return header
+
+
+def _json(payload: bytes, what: str) -> Any:
+    try:
+        return json.loads(payload)
+    except (ValueError, RecursionError):
+        raise TraceError(f"{what} is no JSON text") from None
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------

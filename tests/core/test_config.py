@@ -37,6 +37,8 @@ def values():
             fields[option.name] = st.floats(low, option.maximum)
         elif option.type == "choice":
             fields[option.name] = st.sampled_from(option.unit.split(" | "))
+        elif option.type == "text":
+            fields[option.name] = st.text(st.sampled_from("abc/.%:_ é"), max_size=9).map(str.strip)
         elif option.name == "memory_limit":
             fields[option.name] = st.just(0) | st.integers(2 << 20, option.maximum)
         elif option.type == "boolean":

@@ -123,6 +123,8 @@ def test_the_table_and_the_options_have_the_same_names_and_defaults() -> None:
         assert type(table[name]["default"]) is type(value)
         if table[name]["type"] == "choice":
             assert value in table[name]["unit"].split(" | ")
+        elif table[name]["type"] == "text":
+            assert value == ""
         else:
             assert table[name]["minimum"] <= value <= table[name]["maximum"]
 

@@ -34,7 +34,7 @@ def test_no_text_means_the_defaults():
     assert _core.parse_options(" \t\n") == defaults()
 
 
-FIGURES = [option for option in OPTIONS if option.type != "choice"]
+FIGURES = [option for option in OPTIONS if option.type not in ("choice", "text")]
 CHOICES = [option for option in OPTIONS if option.type == "choice"]
 
 
@@ -62,6 +62,12 @@ def test_a_text_sets_what_it_names_and_nothing_else():
     options = _core.parse_options(" bin_limit : 1.5 KiB ,\tmemory_fraction:5e-1, placement_candidates:+3,growth: fast")
     changed = {"bin_limit": 1536, "memory_fraction": 0.5, "placement_candidates": 3, "growth": "fast"}
     assert options == defaults() | changed
+
+
+def test_a_text_is_taken_as_it_is_and_cannot_have_a_comma():
+    assert _core.parse_options("record: a path: with it all.npz ")["record"] == "a path: with it all.npz"
+    with pytest.raises(ConfigError, match=re.escape('"b.npz" in "record:a,b.npz" has no value')):
+        _core.parse_options("record:a,b.npz")
 
 
 @pytest.mark.parametrize("option", CHOICES, ids=lambda option: option.name)
@@ -201,7 +207,9 @@ def test_check_names_the_stale_file_and_the_next_run_mends_it(tree, stale):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ('OPTION(a, text, 1, 0, 1, "", "")', "a has type text"),
+        ('OPTION(a, texts, 1, 0, 1, "", "")', "a has type texts"),
+        ('OPTION(a, text, "x", 0, 0, "a word", "")', "the text a needs"),
+        ('OPTION(a, text, "", 0, 0, "", "")', "the text a needs"),
         ('OPTION(a, integer, 2, 0, 1, "", "")', "default of a"),
         ('OPTION(a, integer, 0.5, 0, 1, "", "")', "not written as a integer"),
         ('OPTION(a, bytes, 0, 0, 9007199254740993, "", "")', "no exact double"),

@@ -168,6 +168,114 @@ def test_run_records_a_program_as_it_is(on_sim: Callable, tmp_path: Path, monkey
     assert trace.device_info(0).name
 
 
+ASKED_BY_NAME = """
+    import os, torch, poolalloc
+    {install}
+    def grow():
+        return torch.empty(1 << 20, device="cuda")
+    kept = [grow() for _ in range(3)]
+    os.chdir("/")
+"""
+
+
+@pytest.mark.parametrize("stacks", [False, True])
+def test_a_recording_asked_for_from_outside(
+    on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stacks: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    conf = f"record:run-%p.npz,record_stacks:{stacks}".lower()
+    on_sim(ASKED_BY_NAME.format(install="poolalloc.install()"), environment={"POOLALLOC_CONF": conf})
+    (path,) = tmp_path.glob("run-*.npz")
+    assert path.stem.removeprefix("run-").isdecimal()
+    trace = read(path)
+    assert trace.provenance["settings"] == ""
+    born = trace.events[trace.events["op"] == Op.ALLOC]
+    assert born["requested"].tolist() == [4 << 20] * 3
+    assert len(trace.stacks) == (2 if stacks else 1)
+    if stacks:
+        assert born["stack"].tolist() == [1, 1, 1]
+        assert next((line.function.split(".")[-1], line.line) for line in trace.stacks[1]) == ("grow", 5)
+
+
+def test_the_plain_library_records_without_python(
+    on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    alone = """
+    library = os.path.join(os.path.dirname(poolalloc.__file__), "libpoolalloc.so")
+    handle = torch.cuda.memory.CUDAPluggableAllocator(library, "poolalloc_malloc", "poolalloc_free")
+    torch.cuda.memory.change_current_allocator(handle)
+    """
+    program = ASKED_BY_NAME.format(install=alone.strip())
+    on_sim(program, environment={"POOLALLOC_CONF": f"record:{tmp_path}/run.npz"})
+    trace = read(tmp_path / "run.npz")
+    born = trace.events[trace.events["op"] == Op.ALLOC]
+    assert born["requested"].tolist() == [4 << 20] * 3
+    assert born["rounded"].tolist() == [4 << 20] * 3
+
+
+def test_stacks_of_threads_and_of_what_python_did_not_ask_for(
+    on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    on_sim(
+        """
+        import threading, torch, poolalloc
+        poolalloc.install()
+        def work(size):
+            for _ in range(500):
+                torch.empty(size, dtype=torch.uint8, device="cuda")
+        def deep(n):
+            return deep(n - 1) if n else torch.empty(7777, dtype=torch.uint8, device="cuda")
+        with poolalloc.record("run.npz", stacks=True):
+            threads = [threading.Thread(target=work, args=(1000 * n,)) for n in range(1, 4)]
+            for thread in threads: thread.start()
+            for thread in threads: thread.join()
+            deep(100)
+            weight = torch.ones(100, 100, device="cuda", requires_grad=True)
+            (weight @ weight).sum().backward()
+        with poolalloc.record("again.npz", stacks=True):
+            work(5000)
+        """
+    )
+    trace = read(tmp_path / "run.npz")
+    born = trace.events[trace.events["op"] == Op.ALLOC]
+    for size in (1000, 2000, 3000):
+        stacks = born["stack"][born["requested"] == size]
+        assert len(stacks) == 500
+        assert set(stacks.tolist()) == {stacks[0]}
+        assert trace.stacks[int(stacks[0])][0].function == "work"
+    (deep,) = born["stack"][born["requested"] == 7777]
+    assert [line.function for line in trace.stacks[int(deep)]] == ["deep"] * 64
+    assert 0 in born["stack"]  # the backward pass runs on a thread that has no Python
+    again = read(tmp_path / "again.npz")
+    assert next(line.function for line in again.stacks[1]) == "work"
+    assert len(again.stacks) == 2
+
+
+def test_a_forked_child_leaves_the_recording_to_its_parent(
+    on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = on_sim(
+        """
+        import os, sys, torch, poolalloc
+        poolalloc.install()
+        poolalloc.record("run.npz")
+        kept = torch.empty(1000, device="cuda")
+        child = os.fork()
+        if child == 0:
+            del kept
+            sys.exit(0)  # with all that Python does at an end
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        more = torch.empty(2000, device="cuda")
+        """
+    )
+    assert outcome.err == ""
+    trace = read(tmp_path / "run.npz")
+    assert trace.events["requested"][trace.events["op"] == Op.ALLOC].tolist() == [4000, 8000]
+
+
 def test_mistakes_are_one_clear_error(on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     errors = on_sim(

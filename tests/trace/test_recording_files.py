@@ -21,8 +21,10 @@ def frame(kind: int, payload: bytes) -> bytes:
     return struct.pack("<II", kind, len(payload)) + payload
 
 
-def event(op: int, address: int, requested: int = 0, *, time: int = 0, stream: int = 0, pool: int = 0) -> bytes:
-    return struct.pack("<QQQQIIBB6x", time, address, requested, stream, 7, pool, int(op), 0)
+def event(
+    op: int, address: int, requested: int = 0, *, time: int = 0, stream: int = 0, pool: int = 0, stack: int = 0
+) -> bytes:
+    return struct.pack("<QQQQIIBB2xI", time, address, requested, stream, 7, pool, int(op), 0, stack)
 
 
 def recording(*events: bytes, header: dict[str, Any] | None = None, between: bytes = b"") -> bytes:
@@ -110,6 +112,21 @@ def test_pools_and_marks_are_numbered() -> None:
     assert trace.marks == ("step 1",)
 
 
+def test_stacks_are_numbered_once() -> None:
+    inner, outer = ["net.py", "Net.forward", 7], ["train.py", "<module>", 3]
+    texts = [json.dumps(frames).encode() for frames in ([inner, outer], [outer], [inner, outer])]
+    data = recording(
+        *(event(Op.ALLOC, 0x1000 * number, 100, stack=number) for number in (1, 2, 3)),
+        event(Op.FREE, 0x1000),
+        between=b"".join(frame(6, text) for text in texts),
+    )
+    trace = log.trace_of(data)
+    check(trace)
+    assert trace.events["stack"].tolist() == [1, 2, 1, 0]
+    assert [str(line) for line in trace.stacks[1]] == ["Net.forward (net.py:7)", "<module> (train.py:3)"]
+    assert [str(line) for line in trace.stacks[2]] == ["<module> (train.py:3)"]
+
+
 def test_a_file_that_was_cut_off_is_read_up_to_its_last_whole_part() -> None:
     whole = recording(event(Op.ALLOC, 0x1000, 100))
     cut = whole + frame(2, event(Op.FREE, 0x1000))[:-1]
@@ -125,6 +142,11 @@ def test_a_file_that_was_cut_off_is_read_up_to_its_last_whole_part() -> None:
         (log.MAGIC + frame(1, b"{"), "no JSON"),
         (log.MAGIC + frame(1, b"[]"), "no table"),
         (recording(), "no events"),
+        (recording(event(Op.ALLOC, 1, 1, stack=1)), "names a stack"),
+        (recording(event(Op.ALLOC, 1, 1), between=frame(6, b"{}")), "is no list"),
+        (recording(event(Op.ALLOC, 1, 1), between=frame(6, b'[["a", "b", -1]]')), r"not \[file, function, line\]"),
+        (recording(event(Op.ALLOC, 1, 1), between=frame(6, b"\xff")), "a stack is no JSON"),
+        (recording(event(Op.ALLOC, 1, 1), header={"bin_limit": []}), "another kind"),
         (recording(event(77, 0x1000)), "unknown kind 77"),
         (recording(event(Op.ALLOC, 1, 1)) + frame(9, b"what"), "unknown kind 9"),
         (recording(event(Op.ALLOC, 1, 1)) + frame(2, b"short"), "unknown kind 2"),
@@ -135,6 +157,10 @@ def test_what_is_no_recording_is_one_clear_error(data: bytes, words: str) -> Non
         log.trace_of(data)
 
 
+some_frames = st.lists(
+    st.sampled_from([frame(6, b'[["a", "b", 1]]'), frame(6, b"[]"), frame(6, b"["), frame(3, b"mark")]), max_size=3
+).map(b"".join)
+
 some_events = st.lists(
     st.builds(
         event,
@@ -142,19 +168,20 @@ some_events = st.lists(
         st.integers(1, 6).map(lambda place: place * 0x1000),
         st.integers(1, 1 << 30),
         stream=st.integers(0, 2),
+        stack=st.integers(0, 3),
     ),
     min_size=1,
     max_size=30,
 )
 
 
-@given(some_events, st.integers(0, 4000), st.binary(max_size=3))
+@given(some_events, some_frames, st.integers(0, 4000), st.binary(max_size=3))
 @settings(max_examples=300, deadline=None)
 def test_any_recording_becomes_a_sound_trace_or_a_clear_error(
-    tmp_path_factory: Any, events: list[bytes], keep: int, noise: bytes
+    tmp_path_factory: Any, events: list[bytes], between: bytes, keep: int, noise: bytes
 ) -> None:
     path = tmp_path_factory.mktemp("recording") / "run.npz"
-    path.write_bytes(recording(*events)[: len(log.MAGIC) + keep] + noise)
+    path.write_bytes(recording(*events, between=between)[: len(log.MAGIC) + keep] + noise)
     try:
         trace = read(path)
     except TraceError as error:
