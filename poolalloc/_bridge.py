@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from poolalloc import _core
+
 PACKAGE = Path(__file__).resolve().parent
 HEADERS = ("core", "driver", "plugin")
 """The folders of csrc whose headers the bridge includes."""
@@ -64,6 +66,11 @@ def cache_folder() -> Path:
 def plan(torch: ModuleType) -> Plan:
     """How to build the bridge for this torch. Raises BridgeError if something that it takes is missing."""
     folder = sources()
+    if _digest_of_headers(folder) != _core.HEADERS_DIGEST:
+        raise BridgeError(
+            f"poolalloc was built from other headers than those in {folder}; build it again: make build in a "
+            "checkout, else pip install --force-reinstall poolalloc"
+        )
     torch_folder = Path(str(torch.__file__)).resolve().parent
     library = PACKAGE / "libpoolalloc.so"
     command = (
@@ -84,15 +91,21 @@ def plan(torch: ModuleType) -> Plan:
     )
     parts = sorted((folder / "bridge").glob("*.cpp"))
     digest = hashlib.sha256(repr((command[:1], _FLAGS, torch.__version__, torch.version.git_version)).encode())
-    for file in sorted(
-        [*parts, *(header for name in ("bridge", *HEADERS) for header in (folder / name).glob("*.[hd]*"))]
-    ):
+    for file in sorted([*parts, *(folder / "bridge").glob("*.h")]):
         digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    digest.update(_core.HEADERS_DIGEST.encode())
     abi = sysconfig.get_config_var("SOABI") or "unknown"
     name = f"bridge-torch{torch.__version__}-{abi}-{digest.hexdigest()[:16]}.so"
     # One translation unit: torch's headers are most of the work.
     source = "".join(f'#include "bridge/{part.name}"\n' for part in parts)
     return Plan(command, source, cache_folder() / name)
+
+
+def _digest_of_headers(folder: Path) -> str:
+    """What CMakeLists.txt makes of them too."""
+    files = sorted(f"{name}/{file.name}" for name in HEADERS for file in (folder / name).glob("*.[hd]*"))
+    lines = [f"{file} {hashlib.sha256((folder / file).read_bytes()).hexdigest()}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _compiler() -> tuple[str, ...]:

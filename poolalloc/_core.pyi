@@ -6,6 +6,8 @@ from typing import Any
 import numpy.typing as npt
 
 GRANULARITY: int
+HEADERS_DIGEST: str
+"""Of what the bridge includes, as it was when this was built."""
 PAGE_BYTES: int
 BINS: int
 

@@ -3,6 +3,7 @@
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "poolalloc's native part: options, the allocator torch uses, and an allocator over a modelled device.";
+  module.attr("HEADERS_DIGEST") = POOLALLOC_HEADERS_DIGEST;
   poolalloc::python::bind_errors(module);
   poolalloc::python::bind_values(module);
   poolalloc::python::bind_plugin(module);

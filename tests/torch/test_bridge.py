@@ -544,9 +544,30 @@ def test_every_source_of_the_bridge_is_a_key_of_the_cache(tmp_path: Path, monkey
     monkeypatch.setattr(_bridge, "sources", lambda: sources)
     before = _bridge.plan(torch).library
     assert _bridge.plan(torch).library == before
-    for file in ("bridge/pools.cpp", "bridge/torch_allocator.h", "core/allocator.h", "core/options.def"):
+    for file in ("bridge/pools.cpp", "bridge/torch_allocator.h"):
         with (sources / file).open("a") as stream:
             stream.write("// changed\n")
         after = _bridge.plan(torch).library
         assert after != before, file
         before = after
+    monkeypatch.setattr(_bridge._core, "HEADERS_DIGEST", "of another build")
+    monkeypatch.setattr(_bridge, "_digest_of_headers", lambda folder: "of another build")
+    assert _bridge.plan(torch).library != before
+
+
+@pytest.mark.parametrize("file", ["core/allocator.h", "core/options.def", "plugin/plugin.h", "driver/driver.h"])
+def test_a_library_built_from_other_headers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    import torch
+
+    from poolalloc import _bridge
+
+    for folder in ("bridge", *_bridge.HEADERS):
+        shutil.copytree(ROOT / "csrc" / folder, tmp_path / folder)
+    monkeypatch.setattr(_bridge, "sources", lambda: tmp_path)
+    _bridge.plan(torch)
+    with (tmp_path / file).open("a") as stream:
+        stream.write("// changed\n")
+    with pytest.raises(_bridge.BridgeError, match=r"built from other headers .* build it again"):
+        _bridge.plan(torch)
