@@ -45,11 +45,12 @@ def _needs_torch() -> None:
 @pytest.fixture(scope="session")
 def clean_environment() -> dict[str, str]:
     """This process's environment without settings that would change what is tested."""
-    return {
+    kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("POOLALLOC_CONF", "POOLALLOC_BRIDGE", "PYTORCH_"))
     }
+    return {**kept, "POOLALLOC_CONF": "segments:true"} if "POOLALLOC_TEST_SEGMENTS" in os.environ else kept
 
 
 @pytest.fixture
