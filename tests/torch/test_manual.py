@@ -1,0 +1,63 @@
+"""The Python in README.md and the manual runs, page by page and from top to bottom."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from poolalloc._core import library_path
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TOML = re.compile(r"^```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+INSTALL = "import poolalloc; poolalloc.install()"
+PAGES = {
+    "README.md": "",
+    "docs/growth.md": "import poolalloc",
+    "docs/install.md": "",
+    "docs/memory-limits.md": "",
+    "docs/options.md": "",
+    "docs/plan.md": "",
+    "docs/recording.md": "",
+    "docs/replay.md": INSTALL,
+    "docs/trace-format.md": INSTALL + "\nwith poolalloc.record('run.npz'): train()",
+    "docs/tune.md": "import poolalloc",
+}
+"""What stands before the first block of a page."""
+
+PROGRAM = """
+import torch
+def train():
+    torch.empty(1000, device="cuda").add_(1)
+{before}
+{blocks}
+"""
+
+
+def pages_with_python() -> set[str]:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return {str(page.relative_to(ROOT)) for page in pages if BLOCK.search(page.read_text())}
+
+
+def test_every_page_with_python_is_tried() -> None:
+    assert pages_with_python() == set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_python_of_a_page_runs(
+    on_sim: Callable, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / page).read_text()
+    blocks = BLOCK.findall(text)
+    monkeypatch.chdir(tmp_path)
+    if page == "docs/options.md":  # one program installs once; here each line is another way to do so
+        Path("settings.toml").write_text(TOML.findall(text)[0])
+        blocks = [block.replace("poolalloc.install(", "poolalloc.Config.load(") for block in blocks]
+    if page == "docs/tune.md":
+        Path("service.toml").write_text("[poolalloc]\n")
+    if page == "docs/install.md":  # the last way stands for itself
+        by_hand = blocks.pop().replace(".../libpoolalloc.so", library_path())
+        on_sim(PROGRAM.format(before="", blocks=by_hand + "train()"), memory="80 GiB")
+    on_sim(PROGRAM.format(before=PAGES[page], blocks="\n".join(blocks)), memory="80 GiB")
