@@ -51,7 +51,8 @@ class CMakeBuild(build_ext):
 class FilesFromOutside(build_py):
     """Puts files from outside the package into it; an editable install finds them in the checkout.
 
-    The workloads, so that an installed `poolalloc bench` knows them by name. The sources of the bridge with the headers
+    The workloads, so that an installed `poolalloc bench` knows them by name. What driver calls take, by device, for
+    `poolalloc replay`. The sources of the bridge with the headers
     they include, since it is compiled where torch is.
     """
 
@@ -67,6 +68,7 @@ class FilesFromOutside(build_py):
             ignore=shutil.ignore_patterns("__pycache__"),
             dirs_exist_ok=True,
         )
+        shutil.copytree(ROOT / "benchmarks" / "results" / "driver-costs", package / "driver_costs", dirs_exist_ok=True)
         for folder, pattern in (("bridge", "*.*"), ("core", "*.[hd]*"), ("driver", "*.[hd]*"), ("plugin", "*.[hd]*")):
             target = package / "bridge_sources" / folder
             target.mkdir(parents=True, exist_ok=True)

@@ -251,11 +251,11 @@ def _by_stack(trace: Trace, blocks: npt.NDArray[np.void]) -> tuple[Share, ...]:
     shares = []
     for share in _group(blocks["requested"], blocks["stack"]):
         frames = trace.stacks[int(share.label)]
-        shares.append(Share(_stack_label(frames), share.blocks, share.requested, share.smallest, share.largest, frames))
+        shares.append(Share(stack_label(frames), share.blocks, share.requested, share.smallest, share.largest, frames))
     return tuple(shares)
 
 
-def _stack_label(frames: tuple[Frame, ...]) -> str:
+def stack_label(frames: tuple[Frame, ...]) -> str:
     """The innermost line of the program's own code, if there is one; else the innermost line of Python, or of all."""
     if not frames:
         return "(no stack recorded)"

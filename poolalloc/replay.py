@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from poolalloc import _core
 from poolalloc.config import Config
 from poolalloc.sizes import format_size, parse_size
+from poolalloc.trace import steps
 from poolalloc.trace.format import Op, Trace, TraceError, recorded_reserved_over_time, requested_over_time
 
 DEFAULT_MEMORY = 80 << 30
@@ -40,6 +42,8 @@ class Curve:
     """requested, live, pending, resident, reserved: the replay's."""
     recorded_reserved: npt.NDArray[np.int64] | None
     """What the recorded allocator held; None if the recording does not say."""
+    driver_calls: dict[str, npt.NDArray[np.int64]]
+    """Made until then, by kind, for all devices together."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,10 @@ class Result:
     devices: tuple[DeviceResult, ...]
     driver_calls: Mapping[str, int]
     out_of_memory: OutOfMemory | None
+    steady: steps.Steady | None = None
+    """Driver calls of the steps in the second half; None without samples, or where no steps are known."""
+    placements: npt.NDArray[np.uint64] | None = field(default=None, repr=False)
+    """The address at which each allocation of the trace was placed, in their order, as far as it came; if asked for."""
 
     @property
     def events_per_second(self) -> float:
@@ -143,6 +151,7 @@ class Result:
             "memory_source": self.memory_source,
             "config": self.config,
             "driver_calls": dict(self.driver_calls),
+            "second_half": None if self.steady is None else {**vars(self.steady)},
             "out_of_memory": None if lost is None else vars(lost).copy(),
             "devices": [_device_json(device) for device in self.devices],
         }
@@ -176,18 +185,25 @@ class Replayer:
         self._memory_unless_given = _usual_memory(trace)
         self._recorded = {device: recorded_figures(trace, device) for device in trace.used_devices()}
 
-    def run(self, config: Config | None = None, memory: int | str | None = None, samples: int = 0) -> Result:
+    def run(
+        self,
+        config: Config | None = None,
+        memory: int | str | None = None,
+        samples: int = 0,
+        *,
+        placements: bool = False,
+    ) -> Result:
         """Replay it, each device with `memory` bytes (None: as recorded, else 80 GiB or what it takes).
 
-        `samples`: how many points the curves over time have, about; 0 makes none. Raises ConfigError and, where the
-        engine's own figures contradict each other, InvariantViolation.
+        `samples`: how many points the curves over time have, about; 0 makes none. `placements`: also note where each
+        allocation was placed. Raises ConfigError and, where the engine's own figures contradict each other,
+        InvariantViolation.
         """
         memory_bytes, source = self._memory_unless_given
         if memory is not None:
             memory_bytes, source = (parse_size(memory) if isinstance(memory, str) else memory), "given"
         conf = "" if config is None else config.to_conf()
-        points = sample_points(self.trace, samples) if samples else []
-        raw = self._program.run(conf, memory_bytes, points)
+        raw = self._program.run(conf, memory_bytes, self.points(samples) if samples else [], placements)
         lost = raw["out_of_memory"]
         failure = None if lost is None else OutOfMemory(seconds=self._seconds(lost["event"]), **lost)
         devices = tuple(
@@ -205,12 +221,30 @@ class Replayer:
             devices=devices,
             driver_calls=raw["devices"][0]["driver_calls"],
             out_of_memory=failure,
+            steady=self._steady(devices),
+            placements=raw["placements"],
         )
+
+    def points(self, samples: int) -> list[int]:
+        """Return the numbers of the events after which about so many samples are taken."""
+        ends = [] if self.second_half is None else self.second_half.points
+        return sorted({*sample_points(self.trace, samples), *ends})
+
+    @cached_property
+    def second_half(self) -> steps.SecondHalf | None:
+        """The whole steps in the second half of the trace."""
+        return steps.second_half(self.trace)
+
+    def _steady(self, devices: Sequence[DeviceResult]) -> steps.Steady | None:
+        curve = next((device.curve for device in devices if device.curve is not None), None)
+        if curve is None or self.second_half is None:
+            return None
+        return self.second_half.steady(curve.events, curve.driver_calls)
 
     def _seconds(self, event: int) -> float:
         return (int(self.trace.events["time_ns"][event]) - self._start_ns) / 1e9
 
-    def _curve(self, samples: Sequence[Mapping[str, int]], device: int) -> Curve | None:
+    def _curve(self, samples: Sequence[Mapping[str, Any]], device: int) -> Curve | None:
         rows = [row for row in samples if row["device"] == device]
         if not rows:
             return None
@@ -221,6 +255,9 @@ class Replayer:
             seconds=(self.trace.events["time_ns"][events] - np.uint64(self._start_ns)).astype(np.int64) / 1e9,
             values={name: np.array([row[name] for row in rows]) for name in QUANTITIES},
             recorded_reserved=None if recorded is None else recorded[events],
+            driver_calls={
+                kind: np.array([row["driver_calls"].get(kind, 0) for row in rows]) for kind in rows[-1]["driver_calls"]
+            },
         )
 
 

@@ -1,6 +1,7 @@
 #include "python/replay.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/allocator.h"
 #include "core/errors.h"
@@ -11,8 +12,9 @@ namespace {
 
 class Replayer {
  public:
-  Replayer(const ReplayProgram& program, const Options& options, Bytes memory_bytes)
+  Replayer(const ReplayProgram& program, const Options& options, Bytes memory_bytes, bool placements)
       : program_(program),
+        placements_(placements),
         driver_(model(program, memory_bytes)),
         allocator_(driver_, options),
         slots_(program.slots),
@@ -71,7 +73,17 @@ class Replayer {
       double start;
       double& seconds;
     } stopwatch{core_seconds(), result.seconds};
-    for (; step < end; ++step) carry_out(program_.steps[step]);
+    if (placements_) {
+      for (; step < end; ++step) carry_out_and_note(program_.steps[step], result.placements);
+    } else {
+      for (; step < end; ++step) carry_out(program_.steps[step]);
+    }
+  }
+
+  void carry_out_and_note(const ReplayStep& step, std::vector<Address>& placements) {
+    carry_out(step);
+    if (step.kind == StepKind::allocate || step.kind == StepKind::allocate_in_pool)
+      placements.push_back(slots_[step.slot].address);
   }
 
   void carry_out(const ReplayStep& step) {
@@ -176,7 +188,8 @@ class Replayer {
 #define X(name) one.name = now.name.current;
       POOLALLOC_QUANTITIES(X)
 #undef X
-      samples.push_back(one);
+      one.driver_calls = now.driver_calls;
+      samples.push_back(std::move(one));
     }
   }
 
@@ -202,6 +215,7 @@ class Replayer {
   }
 
   const ReplayProgram& program_;
+  const bool placements_;
   ModelDriver driver_;  // before the allocator, which uses it until its end
   Allocator allocator_;
   std::vector<Slot> slots_;
@@ -213,8 +227,8 @@ class Replayer {
 }  // namespace
 
 ReplayResult run_replay(const ReplayProgram& program, const Options& options, Bytes memory_bytes,
-                        const std::vector<std::uint64_t>& sample_after) {
-  return Replayer(program, options, memory_bytes).run(sample_after);
+                        const std::vector<std::uint64_t>& sample_after, bool placements) {
+  return Replayer(program, options, memory_bytes, placements).run(sample_after);
 }
 
 }  // namespace poolalloc::python

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -20,6 +21,7 @@ struct ReplaySample {
 #define X(name) std::int64_t name = 0;
   POOLALLOC_QUANTITIES(X)
 #undef X
+  std::map<std::string, std::uint64_t> driver_calls;  // by kind, until then; of all devices together
 };
 
 // The event at which the trace ran out of memory.
@@ -36,12 +38,14 @@ struct ReplayResult {
   std::vector<DeviceStats> devices;
   std::vector<ReplaySample> samples;
   std::optional<ReplayFailure> failure;
+  std::vector<Address> placements;  // where each allocation done was placed, in their order; only if asked for
 };
 
 // A new allocator with `options` on devices of `memory_bytes` each. `sample_after` are numbers of events in increasing
-// order. Peaks of requested and live are exact however many streams there are. Throws ConfigError, DriverError,
-// UsageError, and InvariantViolation if the allocator's figures or its use of the device turn out to be wrong.
+// order; `placements` costs time and memory only where it is asked for. Peaks of requested and live are exact however
+// many streams there are. Throws ConfigError, DriverError, UsageError, and InvariantViolation if the allocator's
+// figures or its use of the device turn out to be wrong.
 ReplayResult run_replay(const ReplayProgram& program, const Options& options, Bytes memory_bytes,
-                        const std::vector<std::uint64_t>& sample_after);
+                        const std::vector<std::uint64_t>& sample_after, bool placements = false);
 
 }  // namespace poolalloc::python

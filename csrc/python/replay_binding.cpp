@@ -1,4 +1,6 @@
 // Replay: a trace made ready to run through core's allocator on a modelled device, any number of times.
+#include <pybind11/numpy.h>
+
 #include "python/bindings.h"
 #include "python/replay.h"
 
@@ -21,12 +23,12 @@ std::unique_ptr<ReplayProgram> compile(const py::buffer& events, const std::vect
 }
 
 py::dict run(const ReplayProgram& program, const std::string& conf, Bytes memory_bytes,
-             const std::vector<std::uint64_t>& sample_after) {
+             const std::vector<std::uint64_t>& sample_after, bool placements) {
   const Options options = options_from(conf);
   ReplayResult outcome;
   {
     const py::gil_scoped_release unlocked;
-    outcome = run_replay(program, options, memory_bytes, sample_after);
+    outcome = run_replay(program, options, memory_bytes, sample_after, placements);
   }
   py::dict result;
   result["events"] = outcome.events;
@@ -42,9 +44,14 @@ py::dict run(const ReplayProgram& program, const std::string& conf, Bytes memory
 #define X(name) row[#name] = sample.name;
     POOLALLOC_QUANTITIES(X)
 #undef X
+    row["driver_calls"] = sample.driver_calls;
     samples.append(row);
   }
   result["samples"] = samples;
+  result["placements"] = py::none();
+  if (placements)
+    result["placements"] =
+        py::array_t<Address>(static_cast<py::ssize_t>(outcome.placements.size()), outcome.placements.data());
   result["out_of_memory"] = py::none();
   if (outcome.failure) {
     py::dict failure;
@@ -64,8 +71,9 @@ void bind_replay(py::module_& module) {
       .def(py::init(&compile), py::arg("events"), py::arg("streams"), py::arg("pools"),
            "events: a trace's array of events; streams, pools: its tables.")
       .def("run", &run, py::arg("conf") = "", py::arg("memory_bytes") = Bytes{80} << 30,
-           py::arg("sample_after") = std::vector<std::uint64_t>{},
-           "Replays it. Returns events, seconds, devices, samples (after the events of these numbers), out_of_memory.")
+           py::arg("sample_after") = std::vector<std::uint64_t>{}, py::arg("placements") = false,
+           "Replays it. Returns events, seconds, devices, samples (after the events of these numbers), out_of_memory,\n"
+           "and if asked for placements: the address of each allocation, in their order.")
       .def("info", [](const ReplayProgram& self) {
         py::dict result;
         result["events"] = self.steps.size();

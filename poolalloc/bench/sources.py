@@ -66,6 +66,8 @@ class Reading:
     reserved_peak: int = 0
     retries: int = 0
     out_of_memory: int = 0
+    resident: int | None = None
+    """None where the allocator does not say."""
 
 
 class Source(Protocol):
@@ -145,7 +147,7 @@ class PoolallocSource:
         return Reading(
             requested["current"], live["current"], reserved["current"],
             requested["peak"], live["peak"], reserved["peak"],
-            stats["retries"], stats["out_of_memory"],
+            stats["retries"], stats["out_of_memory"], stats["resident"]["current"],
         )  # fmt: skip
 
     def reset_peaks(self) -> None:
@@ -161,6 +163,13 @@ class PoolallocSource:
 
         calls: dict[str, int] = poolalloc.memory_stats(0)["driver_calls"]
         return {kind: calls[kind] for kind in MEMORY_KINDS if calls.get(kind)}
+
+
+def source_in_place() -> Source:
+    """Return the statistics of whatever allocator serves this process; CUDA must be in use."""
+    import torch
+
+    return TorchSource() if torch.cuda.memory.get_allocator_backend() == "native" else PoolallocSource()
 
 
 class Peaks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,13 +13,13 @@ from poolalloc.cli.common import fail, size_option
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
-    from poolalloc.bench.results import Row
+    from poolalloc.against import Performed
+    from poolalloc.cli.driver_time import DriverTime
     from poolalloc.config import Config
-    from poolalloc.replay import DeviceResult, Result
+    from poolalloc.replay import DeviceResult, Replayer, Result
     from poolalloc.trace.format import Trace
 
 SAMPLES = 2000
-PERFORM_SECONDS = 3600.0  # for each allocator
 
 
 def register(app: typer.Typer) -> None:
@@ -43,9 +44,21 @@ def replay(
             metavar="ALLOCATOR",
         ),
     ] = None,
+    costs: Annotated[
+        str | None,
+        typer.Option(
+            help="What driver calls take, for modelled times: a name or a file .json. Default: as measured on the "
+            "recorded device if that was done, else figures published for A100.",
+            metavar="NAME",
+        ),
+    ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     png_path: Annotated[
         Path | None, typer.Option("--png", help="Draw memory over time into this file (needs matplotlib).")
+    ] = None,
+    html_path: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a page with memory over time and a map of all blocks; it opens offline."),
     ] = None,
 ) -> int:
     """Replay a recorded program through poolalloc, with no GPU: exact peaks, driver calls, and where memory runs out.
@@ -54,8 +67,10 @@ def replay(
 
     Example: poolalloc replay run.npz --memory 24GiB --conf bin_limit:512KiB --png run.png
 
-    Example: poolalloc replay run.npz --against default --against expandable
+    Example: poolalloc replay run.npz --against default --against expandable --html run.html
     """
+    from poolalloc import costs as driver_costs
+    from poolalloc.cli import driver_time
     from poolalloc.cli.progress import working
     from poolalloc.errors import PoolallocError
     from poolalloc.replay import Replayer, require_memory
@@ -68,55 +83,56 @@ def replay(
         memory_bytes = None if memory is None else require_memory(size_option("--memory", memory))
         with working(f"replaying {trace.name}"):
             recording = read_trace(trace)
-            samples = SAMPLES if json_path is not None or png_path is not None else 0
-            result = Replayer(recording).run(settings, memory_bytes, samples)
-        rows = perform_against(trace, recording, result.memory_bytes, against or [])
+            table = driver_costs.find(costs, _recorded_device(recording))
+            replayer = Replayer(recording)
+            result = replayer.run(settings, memory_bytes, SAMPLES, placements=html_path is not None)
+        performed = perform_against(
+            trace, replayer, result.memory_bytes, against or [], placements=html_path is not None
+        )
+        times = driver_time.times_of(result, performed, replayer.second_half, table)
         print_result(result, recording, trace.name)
-        print_performed(rows)
+        print_performed(performed)
+        driver_time.show(times)
         if json_path is not None:
             document = {**result.to_json(), "trace": trace.name, "provenance": recording.provenance}
-            document["performed"] = [row.to_json() for row in rows]
+            document["performed"] = [one.row.to_json() for one in performed]
+            document["driver_time"] = driver_time.to_json(times)
             _write(json_path, lambda path: path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8"))
         if png_path is not None:
             _write(png_path, lambda path: picture.write_png(result, trace.name, path))
+        if html_path is not None:
+            page = _page_of(trace.name, result, performed, times, recording)
+            _write(html_path, lambda path: path.write_text(page, encoding="utf-8"))
     except PoolallocError as error:
         fail(str(error))
     return 0 if result.out_of_memory is None else 1
 
 
-def perform_against(path: Path, trace: Trace, memory: int, names: list[str]) -> list[Row]:
-    """Perform the trace under each of torch's allocators named, on simulated GPUs; ends the command for a bad name."""
+def perform_against(
+    path: Path, replayer: Replayer, memory: int, names: Sequence[str], *, placements: bool
+) -> list[Performed]:
+    """Perform the trace under each of torch's allocators named, on simulated GPUs. Raises AgainstError."""
     if not names:
         return []
-    from poolalloc.bench import harness
-    from poolalloc.bench.allocators import named
-    from poolalloc.bench.devices import Device, DeviceError, torch_install
-    from poolalloc.bench.workloads import Workload
+    from poolalloc import against
     from poolalloc.cli.progress import working
-    from poolalloc.trace import perform
 
-    program = Workload(path.name, Path(perform.__file__))
-    rows = []
-    try:
-        allocators = [named(name) for name in dict.fromkeys(names)]
-        torch = torch_install()
-        device = Device(simulated=True, memory_bytes=memory, count=perform.devices_of(trace))
-        device.check()
-        for allocator in allocators:
-            with working(f"performing {path.name} under {allocator.title}"):
-                cell = harness.Cell(program, allocator, arguments=[str(path.absolute())])
-                setting = harness.Setting(device, torch, timeout=PERFORM_SECONDS)
-                rows += harness.run_cells([cell], setting, "", harness.Watcher()).rows
-    except KeyError as error:
-        fail(f"--against: {error.args[0]}")
-    except DeviceError as error:
-        fail(f"--against: {error}")
-    return rows
+    against.require(names)
+    points = replayer.points(SAMPLES)
+    found = []
+    for name in dict.fromkeys(names):
+        with working(f"performing {path.name} under {against.title(name)}"):
+            found.append(against.perform(path, replayer.trace, name, memory, points=points, placements=placements))
+    return found
 
 
-def print_performed(rows: list[Row]) -> None:
+def _recorded_device(trace: Trace) -> str | None:
+    return next((info.name for info in trace.devices if info.name), None)
+
+
+def print_performed(performed: list[Performed]) -> None:
     """Print what torch's allocators reserved for the same requests."""
-    if not rows:
+    if not performed:
         return
     from poolalloc.cli.progress import figures_table, stdout_console
 
@@ -125,7 +141,7 @@ def print_performed(rows: list[Row]) -> None:
         ["allocator"],
         ["peak requested", "peak reserved", "overhead", "driver calls"],
     )
-    for row in rows:
+    for row in (one.row for one in performed):
         if row.error is not None:
             table.add_row(row.allocator, row.error.splitlines()[0], "", "", "")
             continue
@@ -139,6 +155,27 @@ def print_performed(rows: list[Row]) -> None:
             f"{sum(row.driver_calls.values()):,}",
         )
     stdout_console().print(table, markup=False)
+
+
+def _page_of(
+    name: str, result: Result, performed: Sequence[Performed], times: Sequence[DriverTime], trace: Trace
+) -> str:
+    from poolalloc import view
+
+    facts = [
+        {"driver calls": f"{sum(time.driver_calls.values()):,}", "driver time (modelled)": str(time.total)}
+        for time in times
+    ]
+    layers = view.of_result(result, facts[0])
+    layers += [
+        view.of_observed(one.row.allocator, one.observed, more, one.out_of_memory)
+        for one, more in zip(performed, facts[1:], strict=True)
+        if one.observed is not None
+    ]
+    memory = f"{format_size(result.memory_bytes)} a device ({result.memory_source})"
+    options = f"; options of poolalloc: {result.config}" if result.config else ""
+    notes = [f"{len(trace):,} events; {memory}{options}", f"Driver time is {times[0].costs.label}."]
+    return view.render(trace, layers, name, notes)
 
 
 def read_trace(path: Path) -> Trace:

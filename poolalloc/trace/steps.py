@@ -7,7 +7,8 @@ followed from one to the next by what is asked there, so that a step with a few 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,49 @@ _WINDOW = 32  # requests by which the next beginning is known
 _SLACK = 0.05  # of the period: how far from its place it may be
 
 Indexes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Steady:
+    """What an allocator asked of the driver in the whole steps of a trace's second half, all devices together."""
+
+    steps: int
+    driver_calls: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class SecondHalf:
+    """The whole steps that begin in the second half of a trace: the events from `begin` up to, not including, `end`."""
+
+    steps: int
+    begin: int
+    end: int
+
+    @property
+    def points(self) -> tuple[int, int]:
+        """The events after which driver calls must be known."""
+        return self.begin - 1, self.end - 1
+
+    def steady(self, events: Indexes, driver_calls: Mapping[str, npt.NDArray[np.int64]]) -> Steady | None:
+        """Return the calls made there, from their counts after each of `events`; None if it did not come so far."""
+        first, last = (int(np.searchsorted(events, point)) for point in self.points)
+        if last >= len(events) or (events[first], events[last]) != self.points:
+            return None
+        made = {kind: int(counts[last] - counts[first]) for kind, counts in driver_calls.items()}
+        return Steady(self.steps, {kind: count for kind, count in made.items() if count})
+
+
+def beginnings(trace: Trace) -> Indexes:
+    """Return the events at which steps begin: those of the program's marks, or else what find() finds."""
+    marks = np.flatnonzero(trace.events["op"] == Op.MARK)
+    return marks if len(marks) >= _FEWEST else find(trace)
+
+
+def second_half(trace: Trace) -> SecondHalf | None:
+    """Return the whole steps that begin in the second half of the events; None where no steps are known."""
+    starts = beginnings(trace)
+    late = starts[starts >= max(len(trace) // 2, 1)]
+    return SecondHalf(len(late) - 1, int(late[0]), int(late[-1])) if len(late) >= 2 else None
 
 
 def find(trace: Trace) -> Indexes:

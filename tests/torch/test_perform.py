@@ -105,3 +105,90 @@ def test_an_unknown_allocator_is_one_clear_line(tmp_path: Path, on_sim: Callable
     )
     said = command("replay", str(tmp_path / "run.npz"), "--against", "best", code=2)
     assert "unknown allocator 'best'; there are default, expandable, poolalloc" in said
+
+
+def test_a_page_shows_every_allocator(on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    on_sim(
+        """
+        import torch, poolalloc
+        poolalloc.install()
+        with poolalloc.record("run.npz"):
+            kept = []
+            for step in range(12):
+                poolalloc.mark(f"step {step}")
+                kept = [torch.empty((7 + step % 3) << 20, dtype=torch.uint8, device="cuda") for _ in range(5)]
+        """
+    )
+    command("replay", "run.npz", "--against", "expandable", "--html", "run.html", "--json", "figures.json")
+    text = Path("run.html").read_text()
+    spec = json.loads(text.split('id="document">')[1].split("</script>")[0])
+    names = [(layer["name"], layer["how"].split()[0]) for layer in spec["layers"]]
+    assert names == [("poolalloc", "replayed"), ("poolalloc", "as"), ("expandable", "performed")]
+    figures = json.loads(Path("figures.json").read_text())
+    performed = spec["layers"][2]
+    assert performed["peaks"]["0"]["reserved"] == figures["performed"][0]["peak_reserved_bytes"]
+    assert performed["peaks"]["0"]["requested"] == figures["performed"][0]["peak_requested_bytes"]
+    assert performed["maps"]["0"] > performed["peaks"]["0"]["requested"] * 0.9
+    ours, theirs = figures["driver_time"]["allocators"]
+    assert theirs["second_half"]["steps"] == ours["second_half"]["steps"] > 0
+    assert theirs["seconds_high"] > 0
+
+
+@pytest.mark.parametrize("program", ["several devices", "several streams"])
+def test_what_ran_on_several_devices_and_streams_is_judged_whole(
+    on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    """Record, replay, perform, fit and tune; and what poolalloc itself reported is what the replay says."""
+    monkeypatch.chdir(tmp_path)
+    devices = 2 if program == "several devices" else 1
+    done = on_sim(
+        """
+        import json, torch, poolalloc
+        poolalloc.install()
+        devices = range(torch.cuda.device_count())
+        streams = [[torch.cuda.Stream(device) for _ in range(2)] for device in devices]
+        with poolalloc.record("run.npz"):
+            models = [torch.nn.Linear(900, 900).to(f"cuda:{device}") for device in devices]
+            for step in range(12):
+                poolalloc.mark(f"step {step}")
+                for device in devices:
+                    with torch.cuda.device(device):
+                        rows = 1000 + 517 * (step % 4) + 100 * device
+                        inputs = torch.empty(rows, 900, device="cuda")
+                        for number, stream in enumerate(streams[device]):
+                            stream.wait_stream(torch.cuda.current_stream())
+                            with torch.cuda.stream(stream):
+                                copy = torch.empty(rows + number, 700, device="cuda")
+                                copy.add_(1)
+                            inputs.record_stream(stream)
+                        models[device](inputs).sum().backward()
+                        del inputs, copy
+                    torch.cuda.synchronize(device)
+            stats = [poolalloc.memory_stats(device) for device in devices]
+        print(json.dumps([[row[name]["peak"] for name in ("requested", "reserved")] for row in stats]))
+        """,
+        devices=devices,
+        lag=3,
+    )
+    command("replay", "run.npz", "--against", "default", "--against", "expandable", "--against", "poolalloc",
+            "--json", "figures.json", "--html", "run.html")  # fmt: skip
+    figures = json.loads(Path("figures.json").read_text())
+    replayed = [[device["peak_requested"], device["peak_reserved"]] for device in figures["devices"]]
+    assert [requested for requested, _ in replayed] == [requested for requested, _ in done.value]
+    assert len(replayed) == devices
+    for row in figures["performed"]:
+        assert "error" not in row, row
+        # torch counts a block as requested until other streams are done with it, and the program until it frees it.
+        assert row["peak_requested_bytes"] >= sum(requested for requested, _ in replayed)
+    page = json.loads(Path("run.html").read_text().split('id="document">')[1].split("</script>")[0])
+    assert len(page["devices"]) == devices
+    assert all(len(layer["maps"]) in (0, devices) for layer in page["layers"])
+    fitted = json.loads(command("fit", "run.npz", "--memory", "2GiB", "--json"))
+    assert [device["device"] for device in fitted["devices"]] == list(range(devices))
+    for device, (requested, _) in zip(fitted["devices"], replayed, strict=True):
+        assert requested <= device["smallest_memory"] <= device["peak_reserved"] + (2 << 20)
+        assert device["live_set"]["requested"] == requested
+    pytest.importorskip("optuna")
+    command("tune", "run.npz", "-o", "found.toml", "--trials", "4")
+    assert "[provenance]" in Path("found.toml").read_text()

@@ -125,6 +125,51 @@ def test_replay_draws_a_picture(cli: Any, shipped: Path) -> None:
     assert Path("run.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_replay_writes_a_page(cli: Any, shipped: Path) -> None:
+    outcome = cli("replay", shipped, "--html", "run.html")
+    assert outcome.code == 0
+    assert "wrote run.html" in outcome.out
+    text = Path("run.html").read_text()
+    for part in ("<h1>run.npz</h1>", "as recorded", "published figures, not measured", '"all":8255'):
+        assert part in text
+
+
+def test_replay_models_the_time_of_driver_calls(cli: Any, shipped: Path) -> None:
+    Path("mine.json").write_text(
+        json.dumps(
+            {
+                "schema": 1,
+                "device": "X",
+                "source": "measured",
+                "about": "",
+                "microseconds": {"map": [2, 2], "create": [9, 9]},
+            }
+        )
+    )
+    outcome = cli("replay", shipped, "--costs", "mine.json", "--json", "run.json")
+    assert "modelled for X (measured there)" in outcome.out
+    document = json.loads(Path("run.json").read_text())
+    calls = document["driver_calls"]
+    (ours,) = document["driver_time"]["allocators"]
+    assert document["driver_time"]["modelled"] is True
+    assert ours["seconds_low"] == ours["seconds_high"] == pytest.approx(2e-6 * calls["map"] + 9e-6 * calls["create"])
+    assert set(ours["unpriced"]) == set(calls) & {"allow_access", "reserve", "unmap"}
+    assert refusal(cli("replay", shipped, "--costs", "unknown")).endswith("published-a100, or a file .json\n")
+
+
+def test_driver_calls_of_a_step_are_those_of_the_second_half(cli: Any) -> None:
+    # Each step asks for a larger block than all before it, and frees it: all steps map, the first the most.
+    rows: list[tuple[Any, ...]] = []
+    for step in range(8):
+        rows += [(Op.MARK, step, 0), (Op.ALLOC, step + 1, (step + 40) * MiB), (Op.FREE, step + 1, (step + 40) * MiB)]
+    write(trace_of(rows, marks=tuple(f"step {n}" for n in range(8))), Path("run.npz"))
+    outcome = cli("replay", "run.npz", "--json", "run.json")
+    half = json.loads(Path("run.json").read_text())["second_half"]
+    assert half["steps"] == 3  # steps 5, 6 and 7 of 8: the last has no end, and the first half is left out
+    assert half["driver_calls"]["create"] in (1, 2)  # 3 MiB more, in pages of 2 MiB
+    assert outcome.code == 0
+
+
 def test_replay_says_where_memory_ran_out(cli: Any, shipped: Path) -> None:
     outcome = cli("replay", shipped, "--memory", "8GiB", "--json", "run.json")
     assert outcome.code == 1
