@@ -2,7 +2,7 @@
 # make test    build, then every test
 # make bench   every workload under every allocator
 # make lint    formatting, rules, types, include arrows
-# make gpu-check   the tests that need a real GPU
+# make gpu-check   the tests that need a real GPU, and what its driver calls take
 # make soak    100 million operations of the allocator on a modelled device; OPERATIONS=... for another number
 #
 # TORCH=2.11.0   another torch (CUDA build); each version has its own virtual environment
@@ -87,6 +87,7 @@ soak: $(BUILT)
 
 gpu-check: $(BUILT)
 	$(PY) -m pytest tests/gpu
+	@if [ -e /dev/nvidiactl ]; then $(PY) benchmarks/driver_costs.py; else echo "driver costs: no real GPU to measure"; fi
 
 lint: $(BUILT)
 	$(PY) -m ruff format --check .

@@ -13,6 +13,7 @@ that take, give or map memory are priced.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,12 @@ class CostTable:
         )
         return Modelled(low, high, {kind: count for kind, count in counts.items() if kind not in self.microseconds})
 
+    def to_file(self) -> str:
+        """Return the table as the text of a file that read() reads."""
+        costs = {kind: list(cost) for kind, cost in self.microseconds.items()}
+        texts = {"device": self.device, "source": self.source, "about": self.about}
+        return json.dumps({"schema": SCHEMA, **texts, "microseconds": costs}, indent=1) + "\n"
+
     def to_json(self) -> dict[str, Any]:
         """Return what says where figures come from."""
         return {
@@ -180,3 +187,26 @@ def read(path: Path) -> CostTable:
         if not numbers or not 0 <= cost[0] <= cost[1] < 1e9:
             raise CostError(f"{path}: {kind}: a cost is [lowest, highest], in microseconds")
     return CostTable(path.stem, **texts, microseconds={kind: (cost[0], cost[1]) for kind, cost in costs.items()})
+
+
+def measure(device: int = 0, rounds: int = 40) -> CostTable:
+    """Time every call on a device of this machine: the 10th and the 90th percentile of `rounds` with many calls each.
+
+    On a simulated device the table says so. Raises UsageError without a device, RuntimeError where its driver refuses.
+    """
+    from poolalloc import _core
+    from poolalloc.sim import is_simulated
+
+    timed = _core.time_driver_calls(device, rounds)
+    costs = {}
+    for kind in PRICED:
+        taken = sorted(timed["microseconds"].get(kind, ()))
+        if taken:
+            costs[kind] = (round(taken[len(taken) // 10], 3), round(taken[(len(taken) * 9) // 10], 3))
+    about = (
+        f"The 10th and the 90th percentile of {rounds} rounds with no other work: handles of 2 and 20 MiB, segments of "
+        "4 and 128 MiB; access granted by handle and for a whole range, as time for each handle."
+    )
+    source = "simulated" if is_simulated() else "measured"
+    name = re.sub(r"[^a-z0-9]+", "-", timed["device"].lower()).strip("-")
+    return CostTable(f"{source}-{name}", timed["device"], source, about, costs)

@@ -86,6 +86,12 @@ class SimulatedRun:
     report: dict[str, Any] | None
 
 
+def is_simulated() -> bool:
+    """Return whether this process runs on simulated GPUs."""
+    mapped = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    return any(Path(line.split()[-1]).name == "libsimgpu.so" for line in mapped.splitlines() if "/" in line)
+
+
 def library_folder() -> Path:
     """Return the folder of libsimgpu.so, libcuda.so.1 and gpus.json; POOLALLOC_SIMGPU_DIR names another.
 

@@ -20,6 +20,8 @@ void bind_engine(pybind11::module_& module);
 void bind_replay(pybind11::module_& module);
 // Offline placement.
 void bind_placement(pybind11::module_& module);
+// What a device's driver calls take.
+void bind_driver_costs(pybind11::module_& module);
 
 // A Python callable of (device, bytes) as a callback of the out-of-memory ladder: it takes the interpreter's lock, and
 // what it raises is reported as unraisable.

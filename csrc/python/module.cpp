@@ -10,4 +10,5 @@ PYBIND11_MODULE(_core, module) {
   poolalloc::python::bind_engine(module);
   poolalloc::python::bind_replay(module);
   poolalloc::python::bind_placement(module);
+  poolalloc::python::bind_driver_costs(module);
 }

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from poolalloc._version import __version__
+from poolalloc.sim import is_simulated
 from poolalloc.sizes import format_size
 
 _SETTINGS = ("POOLALLOC_CONFIG", "POOLALLOC_CONF", "POOLALLOC_BRIDGE", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -50,7 +51,7 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": _torch(),
         "driver": {"library": libcuda[0] if libcuda else None, "problem": probe["problem"] or None},
-        "simulated": any(Path(path).name == "libsimgpu.so" for path in mapped),
+        "simulated": is_simulated(),
         "devices": probe["devices"],
         "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
         "swap": _try_swap(bool(probe["devices"])),

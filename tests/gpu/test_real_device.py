@@ -142,3 +142,12 @@ torch.cuda.synchronize()
 print(json.dumps(float(y)))
 """
     ) == 7 * (1 << 20)
+
+
+def test_driver_calls_take_a_time_that_can_be_measured() -> None:
+    from poolalloc import costs
+
+    table = costs.measure(rounds=10)
+    assert table.source == "measured"
+    assert {"create", "map", "allow_access", "unmap", "destroy"} <= set(table.microseconds)
+    assert all(0 < low <= high for low, high in table.microseconds.values())
