@@ -63,9 +63,9 @@ class Config(Options):
         """Return the configuration that a program asked for with `spec`, with what was said from outside on top.
 
         `spec` is a Config, which is taken as it is; or a mapping of options, the path of a TOML file, the name of a
-        profile (`profiles()` lists them), or None for the defaults. On top of these come, in this order, the file that
-        POOLALLOC_CONFIG names and the options in POOLALLOC_CONF; the file `config` and the options `conf` come last, on
-        top of a Config too. Raises ConfigError.
+        profile (`profiles()` lists them), or None for the defaults. On top of these come, in this order, the file or
+        profile that POOLALLOC_CONFIG names and the options in POOLALLOC_CONF; the file or profile `config` and the
+        options `conf` come last, on top of a Config too. Raises ConfigError.
         """
         options: dict[str, object] = {}
         if isinstance(spec, Config):
@@ -81,7 +81,7 @@ class Config(Options):
         if not isinstance(spec, Config):
             options |= _from_environment(os.environ)
         if config is not None:
-            options |= _from_file(config)
+            options |= _from_spec(config)
         if conf is not None:
             options |= _from_conf(conf)
         return cls._from(options)
@@ -182,7 +182,7 @@ def _from_toml(text: str, source: str) -> dict[str, object]:
 def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
     options: dict[str, object] = {}
     if path := environ.get("POOLALLOC_CONFIG", ""):
-        options |= _named("POOLALLOC_CONFIG", lambda: _from_file(path))
+        options |= _named("POOLALLOC_CONFIG", lambda: _from_spec(path))
     if text := environ.get("POOLALLOC_CONF", ""):
         options |= _named("POOLALLOC_CONF", lambda: _from_conf(text))
     return options

@@ -27,6 +27,8 @@ from poolalloc.trace import steps
 from poolalloc.trace.format import Op, Trace, TraceError, recorded_reserved_over_time, requested_over_time
 
 DEFAULT_MEMORY = 80 << 30
+MOST_MEMORY = 1 << 43
+"""Of a device that can be modelled."""
 QUANTITIES = ("requested", "live", "pending", "resident", "reserved")
 _ROOM = 2  # a device of unknown size has at least this times the most that was requested
 
@@ -307,12 +309,9 @@ def recorded_figures(trace: Trace, device: int) -> Recorded | None:
 
 def require_memory(memory: int) -> int:
     """Return `memory` if a device of so many bytes can be modelled. Raises TraceError."""
-    if not _core.PAGE_BYTES <= memory <= _MOST_MEMORY:
+    if not _core.PAGE_BYTES <= memory <= MOST_MEMORY:
         raise TraceError(
             f"a device of {format_size(memory)} cannot be modelled; allowed: {format_size(_core.PAGE_BYTES)} to "
-            f"{format_size(_MOST_MEMORY)}"
+            f"{format_size(MOST_MEMORY)}"
         )
     return memory
-
-
-_MOST_MEMORY = 1 << 43

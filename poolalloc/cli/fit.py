@@ -13,6 +13,7 @@ from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from poolalloc.fit import DeviceFit, Fit, Share
 
@@ -28,16 +29,29 @@ def fit(
     trace: Annotated[Path, typer.Argument(help="A trace, such as poolalloc import writes.", metavar="TRACE")],
     *,
     memory: Annotated[str, typer.Option(help="Memory that poolalloc may have on each device, such as 24GiB.")],
-    config: Annotated[str | None, typer.Option(help="A TOML file with options.", metavar="FILE")] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(help="A profile or a TOML file with options. Repeat to judge several.", metavar="PROFILE|FILE"),
+    ] = None,
     conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also judge an allocator of torch's on simulated GPUs: default, expandable, or settings such as "
+            "max_split_size_mb:128. Takes some ten performances. Repeat for several.",
+            metavar="ALLOCATOR",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> int:
-    """Say whether a recorded program fits under poolalloc, by how much, and what it holds when it holds most.
+    """Say whether a recorded program fits, under which allocator, by how much, and what it holds when it holds most.
 
     A card has less for its programs than its name says: the CUDA context takes some hundred MiB. The exit code is 0 if
-    it fits, 1 if not, 2 for bad input.
+    it fits under poolalloc as it is configured first, 1 if not, 2 for bad input.
 
     Example: poolalloc fit run.npz --memory 24GiB
+
+    Example: poolalloc fit run.npz --memory 24GiB --against expandable --config default --config serving
     """
     from poolalloc import fit as fitting
     from poolalloc.cli.progress import working
@@ -46,36 +60,69 @@ def fit(
     from poolalloc.replay import require_memory
 
     try:
-        settings = load_config(config, conf)
+        named = {name: load_config(name, conf) for name in config or []}
+        settings = named.pop(config[0]) if config else load_config(None, conf)
         memory_bytes = require_memory(size_option("--memory", memory))
         with working(f"fitting {trace.name}") as bar:
-            found = fitting.fit(read_trace(trace), memory_bytes, settings, progress=bar.at)
+            recording = read_trace(trace)
+            found = fitting.fit(recording, memory_bytes, settings, also=named, against=against or [], progress=bar.at)
     except PoolallocError as error:
         fail(str(error))
     if json:
         print(json_format.dumps({**found.to_json(), "trace": trace.name}, indent=1))
     else:
-        print_fit(found, trace.name)
+        print_fit(found, trace.name, config[0] if config else "")
     return 0 if found.fits else 1
 
 
-def print_fit(found: Fit, name: str) -> None:
-    """Print the verdict for each device and what its largest live set consists of."""
+def print_fit(found: Fit, name: str, config: str) -> None:
+    """Print the verdict for each device and what its largest live set consists of; `config` is what was asked for."""
     from poolalloc.cli.progress import stdout_console
 
     console = stdout_console()
+    if len(found.verdicts) > len(found.devices):
+        console.print(_verdicts(found, config), markup=False)
     for device in found.devices:
         for line in _verdict(found, device, name):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         _print_live_set(console, device)
 
 
+def _verdicts(found: Fit, config: str) -> Table:
+    """Every allocator and configuration in one table."""
+    from poolalloc.cli.progress import figures_table
+
+    table = figures_table(
+        f"devices of {format_size(found.memory_bytes)}",
+        ["device", "allocator", "configuration", ""],
+        ["to spare", "smallest memory", "peak reserved, no limit"],
+    )
+    for verdict in found.verdicts:
+        ours = verdict.allocator == "poolalloc"
+        spare = verdict.spare(found.memory_bytes)
+        table.add_row(
+            str(verdict.device),
+            "poolalloc, replayed" if ours else f"{verdict.allocator}, performed",
+            (verdict.config or config or found.config or "defaults") if ours else "-",
+            "fits" if verdict.fits else "does NOT fit",
+            "-" if spare is None else format_size(spare) if spare >= 0 else f"-{format_size(-spare)}",
+            _smallest(verdict.smallest_memory),
+            format_size(verdict.peak_reserved),
+        )
+    return table
+
+
+def _smallest(memory: int | None) -> str:
+    return "none: the options forbid it" if memory is None else format_size(memory)
+
+
 def _verdict(found: Fit, device: DeviceFit, name: str) -> list[str]:
     memory = format_size(found.memory_bytes)
     spare = device.spare(found.memory_bytes)
-    verdict = f"fits {memory}, with {format_size(spare)} to spare" if device.fits else f"does NOT fit {memory}"
+    room = f", with {format_size(spare)} to spare" if spare is not None and spare >= 0 else ""
+    verdict = f"fits {memory}{room}" if device.fits else f"does NOT fit {memory}"
     lines = [f"{name}, device {device.device}: {verdict} (poolalloc, {found.config or 'default options'})"]
-    if not device.fits and spare < 0:
+    if not device.fits and spare is not None and spare < 0:
         lines.append(f"  missing: {format_size(-spare)}")
     lost = device.out_of_memory
     if lost is not None:
@@ -83,7 +130,7 @@ def _verdict(found: Fit, device: DeviceFit, name: str) -> list[str]:
             f"  runs out of memory at event {lost.event:,}, {lost.seconds:.6f} s after the first, asking for "
             f"{format_size(lost.requested)}"
         )
-    lines.append(f"  smallest memory that fits: {format_size(device.smallest_memory)}")
+    lines.append(f"  smallest memory that fits: {_smallest(device.smallest_memory)}")
     lines.append(
         f"  peaks without a limit: {format_size(device.peak_reserved)} reserved, "
         f"{format_size(device.peak_requested)} requested"
@@ -99,10 +146,10 @@ def _verdict(found: Fit, device: DeviceFit, name: str) -> list[str]:
 
 def _print_live_set(console: Console, device: DeviceFit) -> None:
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Table as NewTable
 
     live = device.live_set
-    table = Table(
+    table = NewTable(
         title=f"the largest live set: {format_size(live.requested)} in {live.blocks:,} blocks, after event "
         f"{live.event:,}, {live.seconds:.6f} s after the first",
         title_justify="left",

@@ -30,7 +30,9 @@ def register(app: typer.Typer) -> None:
 def replay(
     trace: Annotated[Path, typer.Argument(help="A trace, such as poolalloc import writes.", metavar="TRACE")],
     *,
-    config: Annotated[str | None, typer.Option(help="A TOML file with options.", metavar="FILE")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="A profile or a TOML file with options.", metavar="PROFILE|FILE")
+    ] = None,
     conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
     memory: Annotated[
         str | None,

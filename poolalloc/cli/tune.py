@@ -33,7 +33,9 @@ def tune(
     memory: Annotated[
         str | None, typer.Option(help="Memory of each device, such as 40GiB. Default: as for replay.")
     ] = None,
-    config: Annotated[str | None, typer.Option(help="Begin with this TOML file.", metavar="FILE")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="Begin with this profile or TOML file.", metavar="PROFILE|FILE")
+    ] = None,
     conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
     storage: Annotated[
         str | None,

@@ -68,6 +68,11 @@ def second_half(trace: Trace) -> SecondHalf | None:
     return SecondHalf(len(late) - 1, int(late[0]), int(late[-1])) if len(late) >= 2 else None
 
 
+def name(number: int) -> str:
+    """Return the text of a step that was found; the first is 1."""
+    return f"step {number} (found)"
+
+
 def find(trace: Trace) -> Indexes:
     """Return the events at which steps begin, in order; none where the program does not repeat itself."""
     events = trace.events
@@ -90,11 +95,11 @@ def with_marks(trace: Trace) -> Trace:
     if len(starts) == 0:
         return trace
     marks = np.zeros(len(starts), EVENT)
-    for name in ("time_ns", "device", "thread"):
-        marks[name] = trace.events[name][starts]
+    for field in ("time_ns", "device", "thread"):
+        marks[field] = trace.events[field][starts]
     marks["op"] = Op.MARK
     marks["id"] = np.arange(len(starts))
-    texts = tuple(f"step {number} (found)" for number in range(1, len(starts) + 1))
+    texts = tuple(name(number) for number in range(1, len(starts) + 1))
     return replace(trace, events=np.insert(trace.events, starts, marks), marks=texts)
 
 

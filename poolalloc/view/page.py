@@ -108,7 +108,7 @@ def _document(trace: Trace, layers: Sequence[Layer], most: int, columns: _Column
             "knots": at(marks if len(marks) else found).tolist(),
             "texts": [trace.marks[number] for number in trace.events["id"][marks].tolist()]
             if len(marks)
-            else [f"step {number} (found)" for number in range(1, len(found) + 1)],
+            else [steps.name(number) for number in range(1, len(found) + 1)],
         },
         "initial": int(at([trace.initial_events])[0]) if trace.initial_events else 0,
         "streams": [format(stream, "#x") if stream else "default" for stream in trace.streams],

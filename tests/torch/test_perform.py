@@ -192,3 +192,27 @@ def test_what_ran_on_several_devices_and_streams_is_judged_whole(
     pytest.importorskip("optuna")
     command("tune", "run.npz", "-o", "found.toml", "--trials", "4")
     assert "[provenance]" in Path("found.toml").read_text()
+
+
+def test_fit_judges_torchs_allocators_by_what_they_need(
+    on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    on_sim(
+        """
+        import torch, poolalloc
+        poolalloc.install()
+        with poolalloc.record("run.npz"):
+            kept = [torch.empty(11 << 20, dtype=torch.uint8, device="cuda") for _ in range(4)]
+        """
+    )
+    words = ("--against", "default", "--config", "default", "--json")
+    document = json.loads(command("fit", "run.npz", "--memory", "46MiB", *words))
+    ours, theirs = document["verdicts"]
+    assert (ours["allocator"], ours["config"], ours["smallest_memory"]) == ("poolalloc", "", 44 << 20)
+    # Four segments of their own, 11 MiB each rounded to 2 MiB.
+    assert (theirs["allocator"], theirs["smallest_memory"]) == ("default", 48 << 20)
+    assert theirs["peak_reserved"] == 48 << 20
+    assert (theirs["fits"], theirs["spare"]) == (False, -2 << 20)
+    assert "does NOT fit" in command("fit", "run.npz", "--memory", "46MiB", "--against", "default")
+    assert "unknown allocator" in command("fit", "run.npz", "--memory", "46MiB", "--against", "best", code=2)

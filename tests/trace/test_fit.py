@@ -117,3 +117,26 @@ def test_blocks_are_grouped_by_size_phase_lifetime_and_stack() -> None:
     labels = [(share.label, share.requested) for share in live.by_stack]
     assert labels == [("(no stack recorded)", 2 * MiB), ("step (b.py:9)", MiB), ("step (a.py:9)", 1900)]
     assert len(live.by_stack[1].frames) == 3
+
+
+def test_every_configuration_is_judged_beside_the_first() -> None:
+    trace = trace_of([(Op.ALLOC, i + 1, 10 * MiB, {"device": i % 2}) for i in range(8)])
+    also = {"small bins": Config.from_conf("bin_limit:0"), "tighter": Config.from_conf("memory_limit:20MiB")}
+    found = fit(trace, 50 * MiB, also=also)
+    judged = [(verdict.device, verdict.allocator, verdict.config) for verdict in found.verdicts]
+    assert judged == [(device, "poolalloc", name) for device in (0, 1) for name in ("", *also)]
+    for verdict in found.verdicts:
+        forbidden = verdict.config == "tighter"
+        assert verdict.fits == (not forbidden)
+        assert (verdict.smallest_memory is None) == forbidden
+        assert (verdict.spare(50 * MiB) is None) == forbidden
+
+
+def test_without_marks_phases_are_the_steps_found() -> None:
+    rows: list[tuple[object, ...]] = [(Op.ALLOC, 1, 1000)]
+    for step in range(9):
+        rows += [(Op.ALLOC, 10 * step + k, k * MiB) for k in range(2, 8)]
+        rows += [(Op.FREE, 10 * step + k, k * MiB) for k in range(2, 8)]
+    live = largest_live_set(trace_of(rows), 0)
+    assert [share.label for share in live.by_phase][-1] == "before the first step found"
+    assert live.by_phase[0].label.endswith("(found)")
