@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from trace_kit import MiB, trace_of
 
 from poolalloc.cli import run
 from poolalloc.trace import Op, Trace, read, write
 from poolalloc.trace.files import _write_archive
+from poolalloc.trace.format import EVENT
 
 SHIPPED = Path(__file__).parent.parent / "data" / "medium_512_training.pickle"
 
@@ -236,6 +239,10 @@ def unchecked(trace: Trace, path: Path) -> None:
 ALLOC = (Op.ALLOC, 1, 100)
 BAD_EVENTS = {
     "has no events": [],
+    "frees id 1 a second time": [ALLOC, (Op.FREE, 1, 100), (Op.FREE, 1, 100)],
+    "frees id 1 with another requested than before": [ALLOC, (Op.FREE, 1, 99)],
+    "rounded for 100 requested": [(Op.ALLOC, 1, 100, {"rounded": 99})],
+    "on device -1": [(Op.ALLOC, 1, 100, {"device": -1})],
     "allocates id 1 a second time": [ALLOC, ALLOC],
     "frees id 1, which was not allocated before": [(Op.FREE, 1, 100), ALLOC],
     "absurd size: -100 bytes": [(Op.ALLOC, 1, (1 << 64) - 100)],
@@ -243,7 +250,11 @@ BAD_EVENTS = {
 }
 
 
-@pytest.mark.parametrize("command", [("replay",), ("fit", "--memory", "1GiB")])
+READERS = [("replay",), ("fit", "--memory", "1GiB"), ("tune", "-o", "found.toml", "--trials", "2")]
+"""Every command that reads a trace."""
+
+
+@pytest.mark.parametrize("command", READERS, ids=lambda command: command[0])
 @pytest.mark.parametrize("problem", BAD_EVENTS)
 def test_traces_that_break_the_rules(cli: Any, command: tuple[str, ...], problem: str) -> None:
     unchecked(trace_of(BAD_EVENTS[problem]), Path("bad.npz"))
@@ -252,17 +263,25 @@ def test_traces_that_break_the_rules(cli: Any, command: tuple[str, ...], problem
     assert "bad.npz" in text
 
 
-@pytest.mark.parametrize("command", [("replay",), ("fit", "--memory", "1GiB")])
+@pytest.mark.parametrize("command", READERS, ids=lambda command: command[0])
 def test_files_that_are_no_traces(cli: Any, command: tuple[str, ...]) -> None:
     write(trace_of([ALLOC]), "good.npz")
     data = Path("good.npz").read_bytes()
     Path("cut.npz").write_bytes(data[: len(data) // 2])
     Path("empty.npz").write_bytes(b"")
     np.savez("other.npz", a=np.zeros(3))
+    with np.load("good.npz") as archive:
+        arrays = dict(archive)
+    header = json.loads(arrays["header"].tobytes())
+    arrays["header"] = np.frombuffer(json.dumps({**header, "version": 99}).encode(), np.uint8)
+    np.savez("newer.npz", **arrays)
+    np.savez("pickled.npz", **{**arrays, "events": np.array([Evil()], dtype=object)})
     for name, problem in {
         "cut.npz": "damaged or was cut off",
         "empty.npz": "no trace file",
         "other.npz": "has no header",
+        "newer.npz": "version 99",
+        "pickled.npz": "pickled.npz",
         "none.npz": "No such file",
         str(SHIPPED): "poolalloc import",
     }.items():
@@ -299,6 +318,33 @@ def test_files_that_cannot_be_imported(cli: Any) -> None:
     assert "no/such/a.npz" in refusal(cli("import", SHIPPED, "-o", "no/such/a.npz"))
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_a_file_holds_no_command_breaks(cli: Any, data: st.DataObject) -> None:
+    """Bytes of a trace are changed, or fields of its events: each command works, or refuses it in one line."""
+    rows = [(Op.ALLOC, n, 1000 * n) for n in range(1, 9)] + [(Op.FREE, n, 1000 * n) for n in range(1, 9)]
+    trace = trace_of(rows)
+    if data.draw(st.booleans()):
+        for _ in range(data.draw(st.integers(1, 3))):
+            row = data.draw(st.integers(0, len(trace) - 1))
+            name = data.draw(st.sampled_from(EVENT.names))
+            bits = 8 * EVENT[name].itemsize
+            value = data.draw(st.one_of(st.integers(0, 20), st.integers(0, 2**bits - 1)))
+            trace.events[name][row] = np.array(value, np.uint64).astype(EVENT[name])
+        unchecked(trace, Path("any.npz"))
+    else:
+        write(trace, "any.npz")
+        content = bytearray(Path("any.npz").read_bytes())
+        for _ in range(data.draw(st.integers(1, 3))):
+            content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+        Path("any.npz").write_bytes(content[: data.draw(st.integers(0, 2 * len(content)))])
+    command = data.draw(st.sampled_from([*READERS, ("replay", "--html", "any.html")]))
+    outcome = cli(command[0], "any.npz", *command[1:])
+    assert outcome.code in (0, 1, 2)
+    if outcome.code == 2:
+        refusal(outcome)
+
+
 def test_bad_options(cli: Any) -> None:
     write(trace_of([ALLOC]), "good.npz")
     for arguments, problem in {
@@ -309,6 +355,10 @@ def test_bad_options(cli: Any) -> None:
         ("replay", "good.npz", "--memory", "1000TiB"): "cannot be modelled",
         ("replay", "good.npz", "--json", "no/such/file"): "No such file",
         ("replay", "good.npz", "--png", "no/such/file.png"): "No such file",
+        ("replay", "good.npz", "--html", "no/such/file.html"): "No such file",
+        ("replay", "good.npz", "--costs", "none.json"): "none.json",
+        ("fit", "good.npz", "--memory", "1GiB", "--config", "servng"): "nearest",
+        ("fit", "good.npz", "--memory", "1GiB", "--against", "best"): "unknown allocator",
         ("fit", "good.npz"): "--memory",
         ("fit", "good.npz", "--memory", "much"): "--memory",
         ("import",): "SOURCE",
@@ -321,7 +371,7 @@ def test_bad_options(cli: Any) -> None:
 
 
 def test_every_command_has_help_with_an_example(cli: Any) -> None:
-    for command in ("import", "replay", "fit"):
+    for command in ("import", "replay", "fit", "tune"):
         outcome = cli(command, "--help")
         assert outcome.code == 0
         assert f"poolalloc {command}" in outcome.out
