@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import poolalloc.config
+
 RECORDED_BY_TORCH = """
     import json, sys
     import torch
@@ -216,3 +218,29 @@ def test_fit_judges_torchs_allocators_by_what_they_need(
     assert (theirs["fits"], theirs["spare"]) == (False, -2 << 20)
     assert "does NOT fit" in command("fit", "run.npz", "--memory", "46MiB", "--against", "default")
     assert "unknown allocator" in command("fit", "run.npz", "--memory", "46MiB", "--against", "best", code=2)
+
+
+def test_the_shipped_snapshot_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imported with nothing dropped, replayed under every allocator and configuration, fitted and tuned."""
+    monkeypatch.chdir(tmp_path)
+    shipped = Path(__file__).parents[1] / "data" / "medium_512_training.pickle"
+    account = json.loads(command("import", str(shipped), "-o", "run.npz", "--json").removesuffix("wrote run.npz\n"))
+    assert account["left_out"] == {}
+    allocators = ["default", "expandable", "max_split_size_mb:64", "poolalloc"]
+    against = [word for name in allocators for word in ("--against", name)]
+    command("replay", "run.npz", *against, "--json", "figures.json", "--html", "run.html")
+    figures = json.loads(Path("figures.json").read_text())
+    (device,) = figures["devices"]
+    assert [row["allocator"] for row in figures["performed"]] == allocators
+    for row in figures["performed"]:
+        assert "error" not in row, row
+        assert row["peak_requested_bytes"] == device["peak_requested"]
+        assert row["peak_reserved_bytes"] >= device["peak_reserved"]
+    assert figures["performed"][-1]["peak_reserved_bytes"] == device["peak_reserved"]
+    profiles = [word for name in poolalloc.config.profiles() for word in ("--config", name)]
+    fitted = json.loads(command("fit", "run.npz", "--memory", "12GiB", *profiles, "--json"))
+    assert all(verdict["fits"] for verdict in fitted["verdicts"])
+    assert len(fitted["verdicts"]) == len(profiles) // 2
+    pytest.importorskip("optuna")
+    command("tune", "run.npz", "-o", "found.toml", "--trials", "3")
+    command("replay", "run.npz", "--config", "found.toml")
