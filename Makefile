@@ -3,6 +3,7 @@
 # make bench   every workload under every allocator
 # make lint    formatting, rules, types, include arrows
 # make gpu-check   the tests that need a real GPU, and what its driver calls take
+# make test-segments   the tests with torch once more, with memory in whole segments
 # make soak    100 million operations of the allocator on a modelled device; OPERATIONS=... for another number
 #
 # TORCH=2.11.0   another torch (CUDA build); each version has its own virtual environment
@@ -28,9 +29,9 @@ PY := $(VENV)/bin/python
 BUILT := $(STAMPS)/built-$(VENV)
 endif
 
-.PHONY: help build demo test test-python test-native test-torch bench lint gpu-check soak clean
+.PHONY: help build demo test test-python test-native test-torch test-segments bench lint gpu-check soak clean
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
 
 # --- environment and build ---------------------------------------------------------------------------------------
 $(STAMPS)/venv-$(VENV): pyproject.toml
@@ -75,6 +76,9 @@ test-python: $(BUILT)
 # The tests that depend on torch's version, for the second version in CI.
 test-torch: $(BUILT)
 	$(PY) -m pytest -n 2 tests/torch tests/sim tests/bench
+
+test-segments: $(BUILT)
+	POOLALLOC_TEST_SEGMENTS=1 $(PY) -m pytest -n 2 tests/torch
 
 test-native: $(BUILT)
 	PATH="$(abspath $(VENV))/bin:$$PATH" tools/native_tests.sh

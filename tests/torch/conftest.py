@@ -20,6 +20,49 @@ from poolalloc.sizes import parse_size
 
 TIMEOUT_SECONDS = 300.0
 
+SEGMENTS = os.environ.get("POOLALLOC_TEST_SEGMENTS", "") not in ("", "0")
+"""Whether these tests run once more with memory in whole segments (make test-segments)."""
+
+_COUNTS = "counts pages, bytes of them, or the calls that map them"
+_ROOM = "fills a device nearly to its end, for which segments are too coarse"
+_SHARES = "shares memory with other processes, which segments do not allow"
+
+OTHERWISE_WITH_SEGMENTS = {
+    "test_on_a_simulated_gpu_everything_is_found": _COUNTS,
+    "test_it_works[torch.cuda.memory_reserved, max_memory_reserved, empty_cache]": _COUNTS,
+    "test_it_works[torch.cuda.memory_stats, reset_accumulated_memory_stats]": _COUNTS,
+    "test_it_works[torch.accelerator.memory_allocated and its like]": _COUNTS,
+    "test_it_works[torch.cuda.MemPool, torch.cuda.use_mem_pool]": _COUNTS,
+    "test_peers_reach_each_others_memory": _COUNTS,
+    "test_a_page_with_two_addresses_is_one_page": _COUNTS,
+    "test_a_graph_allocates_from_a_pool_of_its_own": _COUNTS,
+    "test_trimmed_memory_is_seen_by_others": _COUNTS,
+    "test_a_replay_gives_the_peaks_of_the_run": _COUNTS,
+    "test_blocks_of_other_streams_and_pools_and_what_was_there_before": _COUNTS,
+    "test_a_training_script_that_nobody_adapted_runs_on_poolalloc": _COUNTS,
+    "test_an_mlp_trains": _COUNTS,
+    "test_a_transformer_trains": _COUNTS,
+    "test_a_transformer_trains_while_the_device_lags_behind": _COUNTS,
+    "test_segments_and_entries_add_up": _ROOM,
+    "test_a_cache_of_tensors_is_given_up_when_memory_runs_out": _ROOM,
+    "test_it_works[sharing CUDA tensors between processes (IPC)]": _SHARES,
+    "test_a_row_is_true[torch.UntypedStorage._share_cuda_]": _SHARES,
+    "test_a_row_is_true[C++ getIpcDevPtr]": _SHARES,
+    "test_a_row_is_true[C++ shareIpcHandle]": _SHARES,
+    "test_tensors_reach_other_processes": _SHARES,
+    "test_what_cannot_be_opened_says_why": _SHARES,
+    "test_shared_memory_stays_where_it_is": _SHARES,
+    "test_a_block_opened_twice_is_mapped_once": _SHARES,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With memory in segments, skip what does not hold there."""
+    for item in items if SEGMENTS else ():
+        whole, of_all = item.name, item.name.partition("[")[0]
+        if reason := OTHERWISE_WITH_SEGMENTS.get(whole) or OTHERWISE_WITH_SEGMENTS.get(of_all):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -50,7 +93,7 @@ def clean_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("POOLALLOC_CONF", "POOLALLOC_BRIDGE", "PYTORCH_"))
     }
-    return {**kept, "POOLALLOC_CONF": "segments:true"} if "POOLALLOC_TEST_SEGMENTS" in os.environ else kept
+    return {**kept, "POOLALLOC_CONF": "segments:true"} if SEGMENTS else kept
 
 
 @pytest.fixture
