@@ -113,7 +113,8 @@ std::uint64_t Arena::score(Bytes offset, Bytes size) const {
   const PageTable::Cost cost = residency_.cost(page_of(offset), page_of(offset + size - 1));
   if (!cost.possible) return kImpossible;
   const std::uint32_t idle = residency_.idle_frames();
-  std::uint64_t growth = cost.resident > idle ? cost.resident - idle : 0;
+  const std::uint32_t needed = cost.resident - cost.back;
+  std::uint64_t growth = needed > idle ? needed - idle : 0;
   if (growth != 0) growth -= std::min<std::uint64_t>(growth, residency_.headroom());
   return (growth << kGrowthShift) | (std::uint64_t{cost.maps} << kMapsShift) | cost.resident;
 }

@@ -109,7 +109,7 @@ bool Heap::has_pending() const {
 
 Status Heap::place_again(const std::vector<PlacedBlock>& blocks) {
   const Guard guard(lock_);
-  pages_.permit(true, may_unmap());
+  pages_.permit(PageTable::Source::any, may_unmap());
   // First what needs no mapping: a frame that a block will find at its place must not be mapped elsewhere for another.
   const auto mapped = [&](const PlacedBlock& block) {
     const auto first = static_cast<PageIndex>(block.offset / kPageBytes);

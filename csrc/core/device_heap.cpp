@@ -131,7 +131,7 @@ Address DeviceHeap::allocate_while_routing(Bytes bytes, StreamId stream) {
   Heap& heap = route != routes.rend() ? heap_of_pool(*route->first, stream) : heap_of(stream);
   Address address = 0;
   const Status status = heap.allocate(bytes, &address);
-  return status == Status::ok ? address : climb_ladder(heap, bytes, status);
+  return status == Status::ok ? address : find_memory(heap, bytes, status);
 }
 
 Heap& DeviceHeap::heap_of_pool(PrivatePool& pool, StreamId stream) {
@@ -348,8 +348,34 @@ void DeviceHeap::allow_access_to_mapped(DeviceIndex peer) {
 
 // --- room --------------------------------------------------------------------------------------------------------
 
-Address DeviceHeap::climb_ladder(Heap& heap, Bytes bytes, Status status) {
-  return Ladder(*this, heap, bytes).climb(status);
+Address DeviceHeap::find_memory(Heap& heap, Bytes bytes, Status status) {
+  Address address = 0;
+  for (const Heap::Source source : {Heap::Source::spare, Heap::Source::any}) {
+    if (status != Status::not_ready) break;
+    collect_from_others(heap);
+    status = heap.allocate(bytes, &address, source);
+  }
+  return status == Status::ok ? address : Ladder(*this, heap, bytes).climb(status);
+}
+
+// What the heap lacks, as far as other streams have left it and are known to be done with it. Pages that it has mapped
+// come back to it; others become spare, for it to take. Nothing waits, neither for the device nor for other threads
+// that are at it.
+void DeviceHeap::collect_from_others(Heap& heap) {
+  const std::unique_lock<Lock> turn(gathering_, std::try_to_lock);
+  if (!turn.owns_lock()) return;
+  const Heap::Lack lack = heap.lacking();
+  const Visit visit = reclaimable_heaps();
+  Bytes gained = 0;
+  for (Heap* other : visit.heaps) {
+    if (other == &heap) continue;
+    if (!lack.wanted.empty())
+      gained += other->lend(lack.wanted);
+    else if (gained < lack.pages * kPageBytes)
+      gained += other->reclaim_completed(lack.pages - static_cast<std::uint32_t>(gained / kPageBytes), 1);
+  }
+  heap.take_back(lack.wanted);
+  stolen_.fetch_add(gained / kPageBytes, std::memory_order_relaxed);
 }
 
 Bytes DeviceHeap::trim(Bytes target, Wait wait) {

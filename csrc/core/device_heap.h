@@ -34,10 +34,10 @@ class DeviceHeap {
       return allocate_while_routing(bytes, stream);
     Heap& heap = heap_of(stream);
     Address address = 0;
-    const Status status = heap.allocate(bytes, &address);
+    const Status status = heap.allocate(bytes, &address, Heap::Source::back);
     if (status == Status::ok) [[likely]]
       return address;
-    return climb_ladder(heap, bytes, status);
+    return find_memory(heap, bytes, status);
   }
 
   // Gives pages back to the device that nobody uses, until at most `target` bytes are held. Only what completed work
@@ -136,7 +136,8 @@ class DeviceHeap {
   }
   void several_heaps_from_now();
   std::unique_ptr<Heap> new_heap(StreamId stream, PoolId pool);
-  [[gnu::noinline]] Address climb_ladder(Heap& heap, Bytes bytes, Status status);
+  [[gnu::noinline]] Address find_memory(Heap& heap, Bytes bytes, Status status);
+  void collect_from_others(Heap& heap);
   Bytes trim_to(Bytes target, Wait wait);
   void trim_aged(std::uint64_t now);
   Bytes live_bytes() const;

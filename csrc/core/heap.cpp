@@ -33,10 +33,12 @@ Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Byt
       stream_(stream),
       pool_(pool) {
   if (segments_ != nullptr) arena_.wall_up();
+  if (lends()) shared_.page_supply.add_lender(this);
   set_attention();
 }
 
 Heap::~Heap() {
+  if (lends()) shared_.page_supply.remove_lender(this);
   for (const Mark& mark : marks_) unused_events_.push_back(mark.event);
   for (EventHandle event : unused_events_) shared_.driver.destroy_event(shared_.device, event);
 }
@@ -44,13 +46,14 @@ Heap::~Heap() {
 // --- placing -----------------------------------------------------------------------------------------------------
 
 // Not from a slab at hand. Called with the lock held, as all that follows.
-Status Heap::allocate_elsewhere(Bytes bytes, Address* address) {
+Status Heap::allocate_elsewhere(Bytes bytes, Address* address, Source source) {
   Bytes offset = 0, rounded = 0;
-  pages_.permit(pending_.empty(), may_unmap());
+  if (segments_ != nullptr || (attention_ & kPublishes) == 0) source = Source::any;
+  pages_.permit(pending_.empty() ? source : Source::none, may_unmap());
   const std::uint64_t maps = pages_.maps_made();
   Status status = place(bytes, &offset, &rounded);
   if (status != Status::ok) [[unlikely]] {
-    status = allocate_missing(bytes, &offset, &rounded, status);
+    status = allocate_missing(bytes, &offset, &rounded, source, status);
     if (status != Status::ok) return status;
   }
   if (pages_.maps_made() != maps) [[unlikely]]
@@ -120,15 +123,32 @@ void Heap::give_back(const Found& found) {
 
 // --- pages -------------------------------------------------------------------------------------------------------
 
-// Pages or addresses were missing: pending frees may have them by now. Only then may the heap grow.
-Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Status status) {
+// Pages or addresses were missing: pending frees may have them by now, or other streams. Only then may the heap grow.
+Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Source source, Status status) {
   if (shared_.captures.load(std::memory_order_relaxed) == 0) pages_.return_left_behind();
-  const bool grew_in_vain = pending_.empty();
-  if (poll_pending_locked() == 0 && grew_in_vain) return status;
-  pages_.permit(true, may_unmap());
+  bool asked = pending_.empty();
+  const bool finished = poll_pending_locked() != 0;
+  if (source != Source::any) {
+    if (finished || !asked) {
+      pages_.permit(source, may_unmap());
+      status = place(bytes, offset, rounded);
+      if (status == Status::ok) return status;
+    }
+    if (status == Status::out_of_memory && (!pages_.wanted().empty() || others_have_idle_pages()))
+      return Status::not_ready;
+    asked = false;
+  }
+  if (asked && !finished) return status;
+  pages_.permit(Source::any, may_unmap());
   status = place(bytes, offset, rounded);
   if (status != Status::ok && shared_.captures.load(std::memory_order_relaxed) == 0) pages_.return_left_behind();
   return status;
+}
+
+// As far as they have said; none that may be taken from them now if a capture is going on.
+bool Heap::others_have_idle_pages() const {
+  return shared_.captures.load(std::memory_order_relaxed) == 0 &&
+         shared_.idle_pages.load(std::memory_order_relaxed) > published_.idle_pages;
 }
 
 // No hole is large enough.
@@ -166,6 +186,7 @@ Status Heap::allow_access_to_mapped(DeviceIndex peer) {
 }
 
 void Heap::retire() {
+  if (lends()) shared_.page_supply.remove_lender(this);
   const Guard guard(lock_);
   pages_.return_all();
 }

@@ -70,12 +70,17 @@ struct DeviceShared {
   std::atomic<int> captures{0};            // pools being captured into: no event may be queried
   std::atomic<bool> several_heaps{false};  // from the second heap on, totals are published
   DeviceTotals requested, live, pending, resident;
+  std::atomic<std::int64_t> idle_pages{0};  // of the heaps of streams; published as the totals are
 };
 
-class Heap {
+class Heap final : private PageSupply::Lender {
  public:
   // How far a heap's share of the device totals may lag behind, so the error of a device-wide peak for each heap.
   static constexpr std::int64_t kPublishBytes = 64 << 10;
+
+  // How often an event is asked. A stream with nothing to do needs some microseconds to say so, about as long as that
+  // takes.
+  static constexpr int kQuestions = 32;
 
   // `base` is where the range is reserved; it has no place of its own where memory comes in segments, and is 0.
   Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Bytes slab_bytes, Bytes arena_bytes,
@@ -84,8 +89,10 @@ class Heap {
   Heap(const Heap&) = delete;
   Heap& operator=(const Heap&) = delete;
 
+  using Source = PageTable::Source;
   // ok: *address. out_of_memory: pages are missing. not_supported: addresses are. failed: the driver refused.
-  [[gnu::always_inline]] Status allocate(Bytes bytes, Address* address) {
+  // not_ready, unless new memory may come at once (`source`): other streams may have what lacking() says.
+  [[gnu::always_inline]] Status allocate(Bytes bytes, Address* address, Source source = Source::any) {
     const Guard guard(lock_);
     if (Bytes offset; bytes <= bin_limit_) {
       const int bin = bin_of(bytes);
@@ -103,7 +110,16 @@ class Heap {
         return Status::ok;
       }
     }
-    return allocate_elsewhere(bytes, address);
+    return allocate_elsewhere(bytes, address, source);
+  }
+  // What the last allocation that was not_ready lacked: pages that are on loan, or so many of any.
+  struct Lack {
+    std::vector<PhysicalHandle> wanted;
+    std::uint32_t pages = 0;
+  };
+  Lack lacking() const {
+    const Guard guard(lock_);
+    return {pages_.wanted(), pages_.missing()};
   }
   // False if no live block starts there.
   bool free(Address address) {
@@ -141,8 +157,12 @@ class Heap {
   Status place_again(const std::vector<PlacedBlock>& blocks);
   // Idle frames go to the page supply, at most so many. Returns the bytes.
   // Those that the stream is done with, as far as it says so when it is asked: nothing waits. With `idle_since` only
-  // the ones that were idle at that tick of the heap's clock.
-  Bytes reclaim_completed(std::uint32_t at_most_frames, std::optional<std::uint32_t> idle_since = {});
+  // the ones that were idle at that tick of the heap's clock. Where pages are mapped they go on loan.
+  Bytes reclaim_completed(std::uint32_t at_most_frames, int questions = kQuestions,
+                          std::optional<std::uint32_t> idle_since = {});
+  // The same of these, asked for by a heap that has them mapped; and that heap's part, to take what is spare of them.
+  Bytes lend(const std::vector<PhysicalHandle>& wanted);
+  void take_back(const std::vector<PhysicalHandle>& wanted);
   // Those that have been idle for `age`, by the caller's looks at it: `now` is the time of this one. Nothing waits.
   Bytes reclaim_aged(std::uint32_t at_most_frames, std::uint64_t now, std::uint64_t age);
   // Any, and mappings that block pages too, after a wait for the stream's work until now.
@@ -236,11 +256,11 @@ class Heap {
   Found find(Bytes offset) const;
   BlockInfo describe(Bytes offset, Bytes size, Bytes requested) const;
   void append_blocks_locked(std::vector<BlockInfo>& blocks) const;
-  [[gnu::noinline]] Status allocate_elsewhere(Bytes bytes, Address* address);
+  [[gnu::noinline]] Status allocate_elsewhere(Bytes bytes, Address* address, Source source);
   [[gnu::noinline]] bool free_elsewhere(Bytes offset);
   void give_back(const Found& found);
   bool free_attentively(Address address);
-  [[gnu::noinline]] Status allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Status status);
+  [[gnu::noinline]] Status allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Source source, Status status);
   Status place(Bytes bytes, Bytes* offset, Bytes* rounded);
   [[gnu::noinline]] Status place_in_new_segment(Bytes bytes, Arena::Block** block);
   void close_segments(const PageTable::Detached& gone);
@@ -274,12 +294,16 @@ class Heap {
                                            far(pages_.resident().current, published_.resident))) [[unlikely]]
       publish_all();
   }
+  bool others_have_idle_pages() const;
   [[gnu::noinline]] void publish_all();
   EventHandle take_event();
   EventHandle unused_event();
   void reached(const Mark& mark);
-  bool has_completed(EventHandle event) const;
-  void learn_progress();
+  bool has_completed(EventHandle event, int questions) const;
+  void learn_progress(int questions);
+  bool lends() const { return pool_ == PoolId{} && segments_ == nullptr; }
+  void end_loans(std::vector<PhysicalHandle>* pages) override;
+  void loans_moved();
   Bytes hand_over(PageTable::Detached& leaving);
   // Of resident pages, what is in no block. Slabs and arena share no page.
   std::int64_t unused(BlockKind kind) const {
@@ -334,7 +358,7 @@ class Heap {
   std::vector<Look> looks_;  // of reclaim_aged, no older than it takes; oldest first
   std::vector<Mark> marks_;  // that the stream has not reached yet, oldest first; at most kMarks
   struct {
-    std::int64_t requested = 0, live = 0, pending = 0, resident = 0;
+    std::int64_t requested = 0, live = 0, pending = 0, resident = 0, idle_pages = 0;
   } published_;
 };
 

@@ -7,15 +7,8 @@
 #include "core/heap.h"
 
 namespace poolalloc {
-namespace {
-
-// A stream with nothing to do needs some microseconds to say so, about as long as asking so often takes.
-constexpr int kQuestions = 32;
-
-}  // namespace
-
-bool Heap::has_completed(EventHandle event) const {
-  for (int i = 0; i < kQuestions; ++i) {
+bool Heap::has_completed(EventHandle event, int questions) const {
+  for (int i = 0; i < questions; ++i) {
     const Status status = shared_.driver.query_event(shared_.device, event);
     if (status != Status::not_ready) return status == Status::ok;
   }
@@ -32,7 +25,7 @@ void Heap::reached(const Mark& mark) {
 
 // Asks the stream for the marks on its way, and leaves one more behind what has been freed since. Events are asked
 // without the lock. One may be used anew meanwhile, but only after the stream had reached its mark: the answer holds.
-void Heap::learn_progress() {
+void Heap::learn_progress(int questions) {
   for (;;) {
     Mark mark;
     {
@@ -40,7 +33,7 @@ void Heap::learn_progress() {
       if (marks_.empty()) break;
       mark = marks_.front();
     }
-    if (!has_completed(mark.event)) break;
+    if (!has_completed(mark.event, questions)) break;
     const Guard guard(lock_);
     reached(mark);
   }
@@ -53,7 +46,7 @@ void Heap::learn_progress() {
   }
   if (mark.event == 0 && shared_.driver.create_event(shared_.device, &mark.event) != Status::ok) return;
   const bool recorded = shared_.driver.record_event(shared_.device, mark.event, stream_) == Status::ok;
-  const bool done = recorded && has_completed(mark.event);
+  const bool done = recorded && has_completed(mark.event, questions);
   const Guard guard(lock_);
   if (done) pages_.set_completed(mark.tick);
   // One that the stream's own thread has left meanwhile is as good or better.
@@ -64,22 +57,73 @@ void Heap::learn_progress() {
     unused_events_.push_back(mark.event);
 }
 
-Bytes Heap::reclaim_completed(std::uint32_t at_most_frames, std::optional<std::uint32_t> idle_since) {
+Bytes Heap::reclaim_completed(std::uint32_t at_most_frames, int questions, std::optional<std::uint32_t> idle_since) {
   if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
   {
     const Guard guard(lock_);
     if (pages_.idle_frames() == 0) return 0;
   }
-  learn_progress();
+  learn_progress(questions);
   PageTable::Detached leaving;
+  Bytes lent = 0;
   {
     const Guard guard(lock_);
     std::uint32_t tick = pages_.completed();
     if (idle_since && PageTable::not_after(*idle_since, tick)) tick = *idle_since;
-    pages_.detach_idle_since(tick, at_most_frames, &leaving);
+    if (lends())
+      lent = pages_.lend(tick, at_most_frames) * kPageBytes;
+    else
+      pages_.detach_idle_since(tick, at_most_frames, &leaving);
     pages_.detach_left_behind(&leaving);
+    if (lent != 0) loans_moved();
   }
-  return hand_over(leaving);
+  return lent + hand_over(leaving);
+}
+
+Bytes Heap::lend(const std::vector<PhysicalHandle>& wanted) {
+  Bytes lent = 0;
+  bool running = false;
+  const auto lend_what_is_done = [&] {
+    const Guard guard(lock_);
+    running = false;
+    lent += pages_.lend_these(wanted, &running) * kPageBytes;
+    if (lent != 0) loans_moved();
+  };
+  if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
+  lend_what_is_done();
+  if (!running) return lent;
+  learn_progress(1);
+  lend_what_is_done();
+  return lent;
+}
+
+void Heap::take_back(const std::vector<PhysicalHandle>& wanted) {
+  const Guard guard(lock_);
+  pages_.take_back(wanted);
+  loans_moved();
+}
+
+void Heap::loans_moved() {
+  note_pages_if_changed();
+  if ((attention_ & kPublishes) != 0) publish_all();
+}
+
+void Heap::end_loans(std::vector<PhysicalHandle>* pages) {
+  PageTable::Detached leaving;
+  {
+    const Guard guard(lock_);
+    if (shared_.captures.load(std::memory_order_relaxed) != 0) {
+      std::erase_if(*pages, [this](PhysicalHandle page) { return pages_.lent(page); });
+      return;
+    }
+    pages_.detach_lent(*pages, &leaving);
+  }
+  pages_.unmap_detached(&leaving);
+  for (const PageTable::Leaving& each : leaving)
+    if (!each.unmapped) std::erase(*pages, each.handle);
+  const Guard guard(lock_);
+  pages_.return_detached(leaving);
+  loans_moved();
 }
 
 Bytes Heap::reclaim_aged(std::uint32_t at_most_frames, std::uint64_t now, std::uint64_t age) {
@@ -93,7 +137,7 @@ Bytes Heap::reclaim_aged(std::uint32_t at_most_frames, std::uint64_t now, std::u
     tick = std::prev(young)->tick;
     looks_.erase(looks_.begin(), std::prev(young));
   }
-  return reclaim_completed(at_most_frames, tick);
+  return reclaim_completed(at_most_frames, kQuestions, tick);
 }
 
 Bytes Heap::reclaim_waiting(std::uint32_t at_most_frames) {
@@ -143,6 +187,7 @@ Bytes Heap::hand_over(PageTable::Detached& leaving) {
   pages_.unmap_detached(&leaving);
   const Guard guard(lock_);
   const Bytes bytes = pages_.return_detached(leaving) * kPageBytes;
+  loans_moved();
   if (segments_ != nullptr) close_segments(leaving);
   return bytes;
 }

@@ -40,6 +40,9 @@ void Heap::publish_all() {
   send(shared_.live, counts_.live.current(), published_.live);
   send(shared_.pending, pending_bytes_.current, published_.pending);
   send(shared_.resident, pages_.resident().current, published_.resident);
+  const std::int64_t idle = pool_ == PoolId{} ? pages_.idle_frames() : 0;
+  shared_.idle_pages.fetch_add(idle - published_.idle_pages, std::memory_order_relaxed);
+  published_.idle_pages = idle;
 }
 
 // What live blocks and pending ones have in common: blocks that cannot be handed out.

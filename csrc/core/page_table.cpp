@@ -31,27 +31,33 @@ void fill(T* first, T* end, T value) {
 
 PageIndex PageTable::cheapest_run(PageIndex first, PageIndex last, std::uint32_t width,
                                   std::uint64_t fewer_than) const {
-  const auto needs_map = [this](PageIndex page) { return (state_[page] & (kMapped | kBlocked)) != kMapped; };
+  const std::uint8_t* const states = state_.data();
+  const std::uint8_t asked_back = asked_back_;
+  const auto needs_map = [asked_back](std::uint8_t state) {
+    return (state & (kMapped | kBlocked)) != kMapped && (state & asked_back) == 0;
+  };
   PageIndex best = kNoPage, start = first;
   std::uint64_t maps = 0;  // of start .. page, which can all be had together
   for (PageIndex page = first; page <= last; ++page) {
-    if (blocked(page) && !replaceable(page)) {
+    const std::uint8_t state = states[page];
+    if ((state & kBlocked) != 0 && (state & asked_back) == 0 && !replaceable(page)) {
       start = page + 1;
       maps = 0;
       continue;
     }
-    if (state_[page] == (kMapped | kAliased) && page != start) {
+    const bool needs = needs_map(state);
+    if ((state & kAliased) != 0 && !needs && page != start) {
       const PageIndex other = alias_within(page, start, page - 1);
-      for (; other != kNoPage && start <= other; ++start) maps -= needs_map(start);
+      for (; other != kNoPage && start <= other; ++start) maps -= needs_map(states[start]);
     }
-    maps += needs_map(page);
+    maps += needs;
     if (page - start + 1 < width) continue;
     if (maps < fewer_than) {
       fewer_than = maps;
       best = start;
       if (maps == 0) break;
     }
-    maps -= needs_map(start++);
+    maps -= needs_map(states[start++]);
   }
   return best;
 }
@@ -101,7 +107,7 @@ void PageTable::release_pages(PageIndex first, PageIndex last) {
   const std::uint32_t pages = last - first + 1;
   fill(&blocks_[first], &blocks_[last] + 1, std::uint16_t{0});
   fill(&idle_since_[first], &idle_since_[last] + 1, tick_);
-  if (aliased_ != 0 && (count(first, last).any & kAliased) != 0) [[unlikely]]
+  if (has_aliases_ && (count(first, last).any & kAliased) != 0) [[unlikely]]
     set_live(first, last, false);
   else
     fill(&state_[first], &state_[first] + pages, kMapped);

@@ -37,6 +37,7 @@ class PageTable {
     bool possible = true;        // false: a page cannot be had now
     std::uint32_t resident = 0;  // pages that would become resident
     std::uint32_t maps = 0;      // of them, pages that need a driver call
+    std::uint32_t back = 0;      // of them, pages whose own memory is away and asked back
   };
 
   // The range has two parts, pages 0 .. split - 1 and split .. pages - 1, each used from its start on. Where memory
@@ -52,7 +53,7 @@ class PageTable {
   Cost cost(PageIndex first, PageIndex last) const {
     const Tally tally = count(first, last);
     const std::uint32_t pages = last - first + 1;
-    Cost cost{true, pages - tally.resident, pages - tally.mapped};
+    Cost cost{true, pages - tally.resident, pages - tally.mapped, 0};
     if ((tally.any & (kBlocked | kAliased)) != 0) [[unlikely]]
       judge(first, last, tally.any, &cost);
     return cost;
@@ -63,6 +64,8 @@ class PageTable {
   // Resident or ready: one more block needs no driver call.
   bool usable(PageIndex page) const { return (state_[page] & (kMapped | kBlocked)) == kMapped; }
   bool blocked(PageIndex page) const { return (state_[page] & kBlocked) != 0; }
+  // Ready, or its memory is away and may be asked back.
+  bool at_hand(PageIndex page) const { return ready(page) || asked_back(page); }
   // Of all runs of `width` pages inside first .. last, pages that no block overlaps, the lowest that maps the fewest,
   // and no memory twice; kNoPage if there is none that maps fewer than `fewer_than`.
   PageIndex cheapest_run(PageIndex first, PageIndex last, std::uint32_t width, std::uint64_t fewer_than) const;
@@ -107,11 +110,27 @@ class PageTable {
     release_pages(first, last);
   }
 
-  // Whether acquire may take memory from the supply or only what is idle here, and whether it may unmap.
-  void permit(bool growth, bool unmapping) {
-    may_grow_ = growth;
+  // Where acquire may get memory that is not idle here; in any case it takes what is.
+  enum class Source {
+    none,   // nowhere
+    back,   // as spare; and memory that is away counts as at hand where it is mapped already. A placement that takes it
+            // at its word finds it out_of_memory, and what is to be asked back in wanted()
+    spare,  // what lies spare in the supply, and new memory as far as the option `growth` allows
+    any     // new memory, too
+  };
+  // And whether it may unmap.
+  void permit(Source source, bool unmapping) {
+    source_ = source;
+    asked_back_ = source == Source::back ? kAway : 0;
     may_unmap_ = unmapping;
+    if (source != Source::any) {
+      wanted_.clear();
+      missing_ = 0;
+    }
   }
+  // What the last acquire that ran out of memory, and could not get new one, lacked: so many pages, or these.
+  std::uint32_t missing() const { return missing_; }
+  const std::vector<PhysicalHandle>& wanted() const { return wanted_; }
 
   // The heap's clock: every release is a tick. Whoever sees that the stream has completed all work enqueued before a
   // tick says so; what no block has used since can then be replaced.
@@ -158,6 +177,19 @@ class PageTable {
   virtual std::uint32_t return_detached(const Detached& detached) = 0;
   // There was no waiting: they leave with the next that are detached.
   virtual void postpone(const Detached& detached) = 0;
+
+  // Idle memory also leaves on loan, with no driver call: it is the supply's from then on, its mappings stay, and their
+  // pages are blocked until it comes back or they are unmapped. Only memory that nothing has used since the completed
+  // tick goes. Returns the pages of memory.
+  virtual std::uint32_t lend(std::uint32_t, std::uint32_t) { return 0; }  // idle since this tick; at most so many
+  // Of these, what is here; `running` tells whether some is idle that work may still use.
+  virtual std::uint32_t lend_these(const std::vector<PhysicalHandle>&, bool*) { return 0; }
+  // What of these is spare comes back to its pages.
+  virtual void take_back(const std::vector<PhysicalHandle>&) {}
+  // Whether a page here is mapped to memory that is the supply's.
+  virtual bool lent(PhysicalHandle) const { return false; }
+  // Appends all such pages of these: their memory is to leave the supply.
+  virtual void detach_lent(const std::vector<PhysicalHandle>&, Detached*) {}
   // Lets go of what an acquire got in vain, and of what was refused before. Not during a capture.
   virtual void return_left_behind() = 0;
   // Access for another device to every page with memory.
@@ -203,6 +235,7 @@ class PageTable {
   static constexpr std::uint8_t kMapped = 2;
   static constexpr std::uint8_t kBlocked = 4;
   static constexpr std::uint8_t kAliased = 8;  // its memory is that of another page too
+  static constexpr std::uint8_t kAway = 32;    // its memory is on loan; blocked as well
 
   static constexpr std::uint64_t kEach = 0x0101010101010101;  // one in each byte of a word
 
@@ -210,6 +243,7 @@ class PageTable {
     PageIndex first, end;
   };
 
+  bool asked_back(PageIndex page) const { return (state_[page] & asked_back_) != 0; }
   // Whether a blocked page can be had at the price of driver calls.
   virtual bool replaceable(PageIndex page) const = 0;
   // The highest of the pages first .. last that is backed by the same memory as `page`, which has some, or kNoPage.
@@ -248,11 +282,15 @@ class PageTable {
   std::uint32_t completed_ = 0;          // the stream's work before this tick is done
   Counter resident_, held_;
   std::uint32_t leaving_ = 0;  // pages of memory that are detached; held, but of no use
-  bool may_grow_ = true;
+  Source source_ = Source::any;
+  std::uint8_t asked_back_ = 0;  // kAway where that counts as at hand
   bool may_unmap_ = false;
+  std::uint32_t missing_ = 0;
+  std::vector<PhysicalHandle> wanted_;
   std::uint64_t maps_made_ = 0;
   std::uint64_t mappings_ = 0;
   std::uint64_t aliased_ = 0;
+  bool has_aliases_ = false;  // some page is marked as aliased, or was
 
  private:
   struct Tally {

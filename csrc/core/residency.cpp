@@ -1,6 +1,7 @@
 #include "core/residency.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "core/check.h"
 
@@ -23,12 +24,20 @@ Residency::Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Add
 
 // --- judging -----------------------------------------------------------------------------------------------------
 
-// Pages that are blocked, or ready through the same frame as another of the range, cost a mapping each, if they can be
-// had at all.
+// Pages that are blocked, or at hand through the same frame as another of the range, cost a mapping each, if they can
+// be had at all.
 void Residency::judge(PageIndex first, PageIndex last, std::uint8_t, Cost* cost) const {
+  const auto repeated = [&](PageIndex page) { return alias_within(page, first, page) != kNoPage; };
   for (PageIndex page = first; page <= last; ++page) {
-    const bool repeated = state_[page] == (kMapped | kAliased) && alias_within(page, first, page) != kNoPage;
-    if (!repeated && !blocked(page)) continue;
+    const std::uint8_t state = state_[page];
+    if (state == (kMapped | kAliased)) {
+      if (!repeated(page)) continue;
+    } else if ((state & kBlocked) == 0) {
+      continue;
+    } else if (asked_back(page) && !repeated(page)) {
+      ++cost->back;
+      continue;
+    }
     if (!replaceable(page)) {
       cost->possible = false;
       return;
@@ -45,7 +54,7 @@ PageIndex Residency::alias_within(PageIndex page, PageIndex first, PageIndex las
 }
 
 std::uint32_t Residency::headroom() const {
-  if (growth_ == Growth::tight || !may_grow_) return 0;
+  if (growth_ == Growth::tight || source_ == Source::none) return 0;
   if (growth_ == Growth::fast) return static_cast<std::uint32_t>(supply_.room());
   const auto most = static_cast<std::int64_t>(static_cast<double>(resident_.peak) * kBalanced);
   const std::int64_t room = most - held_.current;
@@ -82,6 +91,7 @@ Status Residency::clear(PageIndex first, PageIndex last, std::vector<PageIndex>*
 
 // All or nothing, but that pages may have lost mappings that no work could come through any more.
 Status Residency::provide(PageIndex first, PageIndex last) {
+  if (source_ == Source::back && want_back(first, last)) return Status::out_of_memory;
   std::vector<PageIndex> empty;
   Status status = clear(first, last, &empty);
   if (status == Status::ok) {
@@ -110,7 +120,7 @@ Status Residency::map_frames(const std::vector<PageIndex>& empty) {
       const PhysicalHandle handle = own ? frames_[frame_[victims[mapped]]].handle : handles[mapped - victims.size()];
       status = driver_.map(device_, address_of(empty[mapped]), kPageBytes, handle);
       if (status != Status::ok) break;
-      add_alias(empty[mapped], own ? frame_[victims[mapped]] : new_frame(handle));
+      add_alias(empty[mapped], own ? frame_[victims[mapped]] : frame_of(handle));
       make_live(empty[mapped]);
     }
     for (std::size_t i = 0; i < mapped && status == Status::ok;) {
@@ -144,10 +154,13 @@ Status Residency::take_frames(std::size_t count, std::vector<PageIndex>* victims
     victims->push_back(victim);
   }
   if (victims->size() == count) return Status::ok;
-  return may_grow_ ? supply_.take(count - victims->size(), handles) : Status::out_of_memory;
+  missing_ = static_cast<std::uint32_t>(count - victims->size());
+  if (source_ == Source::none) return Status::out_of_memory;
+  return source_ == Source::any ? supply_.take(missing_, handles) : supply_.take_spare(&missing_, handles);
 }
 
-// Unmaps a page that is not resident and not the only one of its frame. If the driver refuses, it stays.
+// Unmaps a page that is not resident and not the only one of its frame, if that is here. If the driver refuses, it
+// stays.
 void Residency::drop_mapping(PageIndex page) {
   if (driver_.unmap(device_, address_of(page), kPageBytes) == Status::ok) remove_alias(page);
 }
@@ -173,13 +186,13 @@ void Residency::limit_mappings(std::size_t wanted) {
   std::vector<Victim> unused;
   for (const Span& part : touched_)
     for (PageIndex page = part.first; page < part.end; ++page)
-      if ((state_[page] & (kAliased | kResident)) == kAliased && replaceable(page))
+      if ((state_[page] & (kAliased | kAway)) != 0 && (state_[page] & kResident) == 0 && replaceable(page))
         unused.push_back({tick_ - idle_since_[page], page});
   const std::size_t going = std::min<std::size_t>(unused.size(), made - max_mappings_ + kMore);
   std::nth_element(unused.begin(), unused.begin() + static_cast<std::ptrdiff_t>(going), unused.end(),
                    [](const Victim& a, const Victim& b) { return a.age > b.age; });
   for (std::size_t i = 0; i < going; ++i)
-    if ((state_[unused[i].page] & kAliased) != 0) drop_mapping(unused[i].page);  // not the last of its frame
+    if ((state_[unused[i].page] & (kAliased | kAway)) != 0) drop_mapping(unused[i].page);  // not the last of its frame
 }
 
 // The mapping goes when the caller says that it may: not now, since a capture may be going on.
@@ -188,8 +201,9 @@ void Residency::undo_map(PageIndex page, bool from_supply) {
   const PhysicalHandle handle = frames_[frame].handle;
   make_idle(page);
   remove_alias(page);
-  mark_detached(page, handle, from_supply, from_supply);
-  if (from_supply) {
+  const bool frame_goes = from_supply && frames_[frame].aliases == 0;  // one that came back from a loan stays
+  mark_detached(page, handle, frame_goes, frame_goes);
+  if (frame_goes) {
     drop_frame(frame);
     ++leaving_;
   }
@@ -273,8 +287,13 @@ PageIndex Residency::oldest_idle() {
   return kNoPage;
 }
 
-Residency::FrameIndex Residency::new_frame(PhysicalHandle handle) {
+// Of a physical page that comes from the supply: a new one, or one that comes back.
+Residency::FrameIndex Residency::frame_of(PhysicalHandle handle) {
   FrameIndex index;
+  if (const auto known = frames_by_handle_.find(handle); known != frames_by_handle_.end()) {
+    come_back(known->second);
+    return known->second;
+  }
   if (unused_frames_.empty()) {
     index = static_cast<FrameIndex>(frames_.size());
     frames_.emplace_back();
@@ -282,12 +301,14 @@ Residency::FrameIndex Residency::new_frame(PhysicalHandle handle) {
     index = unused_frames_.back();
     unused_frames_.pop_back();
   }
-  frames_[index] = Frame{handle, kNoPage, 0};
+  frames_[index] = Frame{handle, kNoPage, 0, false};
+  frames_by_handle_[handle] = index;
   held_.add(kPageBytes);
   return index;
 }
 
 void Residency::drop_frame(FrameIndex index) {
+  frames_by_handle_.erase(frames_[index].handle);
   frames_[index] = Frame{};
   unused_frames_.push_back(index);
 }
@@ -295,6 +316,7 @@ void Residency::drop_frame(FrameIndex index) {
 void Residency::add_alias(PageIndex page, FrameIndex frame) {
   count_mappings(1);
   ++maps_made_;
+  has_aliases_ |= frames_[frame].aliases != 0;
   ++frames_[frame].aliases;
   frame_[page] = frame;
   next_alias_[page] = frames_[frame].first_alias;
@@ -307,13 +329,100 @@ void Residency::remove_alias(PageIndex page) {
   PageIndex* link = &frame.first_alias;
   while (*link != page) link = &next_alias_[*link];
   *link = next_alias_[page];
-  if (link == &frame.first_alias && *link != kNoPage) count_moves(page, *link);
+  if (link == &frame.first_alias && *link != kNoPage && !frame.away) count_moves(page, *link);
   if (frame.first_alias != kNoPage && next_alias_[frame.first_alias] == kNoPage)
     state_[frame.first_alias] &= static_cast<std::uint8_t>(~kAliased);
   --frame.aliases;
+  if (frame.away && frame.aliases == 0) drop_frame(frame_[page]);
   frame_[page] = kNoFrame;
   state_[page] = 0;
   count_mappings(-1);
+}
+
+// --- loans -------------------------------------------------------------------------------------------------------
+
+// Notes the frames on loan that pages of the range would need back. False if there are none.
+bool Residency::want_back(PageIndex first, PageIndex last) {
+  for (PageIndex page = first; page <= last; ++page)
+    if ((state_[page] & kAway) != 0 && alias_within(page, first, page) == kNoPage)
+      wanted_.push_back(frames_[frame_[page]].handle);
+  return !wanted_.empty();
+}
+
+void Residency::lend_frame(FrameIndex index) {
+  Frame& frame = frames_[index];
+  frame.away = true;
+  for (PageIndex page = frame.first_alias; page != kNoPage; page = next_alias_[page]) state_[page] |= kBlocked | kAway;
+  held_.subtract(kPageBytes);
+  count_moves(frame.first_alias, kNoPage);
+  tell_journal();
+  supply_.give(frame.handle);
+}
+
+// Nothing has used it since it was given to the supply, or what has is done.
+void Residency::come_back(FrameIndex index) {
+  Frame& frame = frames_[index];
+  frame.away = false;
+  for (PageIndex page = frame.first_alias; page != kNoPage; page = next_alias_[page])
+    state_[page] &= static_cast<std::uint8_t>(~(kBlocked | kAway));
+  held_.add(kPageBytes);
+  count_moves(kNoPage, frame.first_alias);
+}
+
+std::uint32_t Residency::lend(std::uint32_t tick, std::uint32_t at_most) {
+  std::uint32_t frames = 0;
+  for (PageIndex page; frames < at_most && (page = idle_since(tick)) != kNoPage; ++frames) lend_frame(frame_[page]);
+  return frames;
+}
+
+std::uint32_t Residency::lend_these(const std::vector<PhysicalHandle>& handles, bool* running) {
+  std::uint32_t frames = 0;
+  for (const PhysicalHandle handle : handles) {
+    const auto known = frames_by_handle_.find(handle);
+    if (known == frames_by_handle_.end()) continue;
+    const PageIndex page = frames_[known->second].first_alias;
+    if (!ready(page)) continue;  // live, or away
+    if (not_after(tick_ - idle_for(page), completed_)) {
+      lend_frame(known->second);
+      ++frames;
+    } else {
+      *running = true;
+    }
+  }
+  return frames;
+}
+
+void Residency::take_back(const std::vector<PhysicalHandle>& handles) {
+  std::vector<PhysicalHandle> here;
+  std::copy_if(handles.begin(), handles.end(), std::back_inserter(here),
+               [this](PhysicalHandle handle) { return away(handle); });
+  for (const PhysicalHandle handle : supply_.take_these(std::move(here))) come_back(frames_by_handle_.at(handle));
+  tell_journal();
+}
+
+void Residency::detach_lent(const std::vector<PhysicalHandle>& handles, Detached* detached) {
+  for (const PhysicalHandle handle : handles) {
+    if (!away(handle)) continue;
+    const FrameIndex frame = frames_by_handle_.at(handle);
+    for (std::uint32_t left = frames_[frame].aliases; left > 0; --left) {
+      const PageIndex page = frames_[frame].first_alias;
+      remove_alias(page);
+      mark_detached(page, handle, false, false);
+      detached->push_back({page, handle});
+    }
+  }
+  if (parting_.empty()) return;
+  // Some were on their way out before the loan, and that has completed all that could use them.
+  std::vector<PhysicalHandle> sorted = handles;
+  std::sort(sorted.begin(), sorted.end());
+  const auto stays = [&](const Leaving& each) {
+    return !std::binary_search(sorted.begin(), sorted.end(), each.handle);
+  };
+  for (Detached* list : {&postponed_, &left_behind_}) {
+    const auto first = std::stable_partition(list->begin(), list->end(), stays);
+    detached->insert(detached->end(), first, list->end());
+    list->erase(first, list->end());
+  }
 }
 
 // --- leaving -----------------------------------------------------------------------------------------------------
@@ -350,15 +459,19 @@ void Residency::detach_idle(std::uint32_t at_most, Detached* detached) {
 }
 
 void Residency::detach_idle_since(std::uint32_t tick, std::uint32_t at_most, Detached* detached) {
-  for (std::uint32_t frames = 0; frames < at_most; ++frames) {
-    const PageIndex victim = oldest_idle();
-    if (victim == kNoPage) break;
-    if (const std::uint32_t age = idle_for(victim); !not_after(tick_ - age, tick)) {
-      victims_.push_back({age - (tick_ - victims_tick_), victim});
-      break;
-    }
+  PageIndex victim;
+  for (std::uint32_t frames = 0; frames < at_most && (victim = idle_since(tick)) != kNoPage; ++frames)
     detach_frame(victim, detached);
-  }
+}
+
+// The page that oldest_idle finds, if nothing has used it since the tick; else it is found again.
+PageIndex Residency::idle_since(std::uint32_t tick) {
+  const PageIndex page = oldest_idle();
+  if (page == kNoPage) return kNoPage;
+  const std::uint32_t age = idle_for(page);
+  if (not_after(tick_ - age, tick)) return page;
+  victims_.push_back({age - (tick_ - victims_tick_), page});
+  return kNoPage;
 }
 
 void Residency::detach_left_behind(Detached* detached) {
@@ -459,7 +572,7 @@ void Residency::return_all() {
     for (PageIndex page = part.first; page < part.end; ++page)
       if (state_[page] != 0) driver_.unmap(device_, address_of(page), kPageBytes);
   for (const Frame& frame : frames_)
-    if (frame.first_alias != kNoPage) supply_.give(frame.handle);
+    if (frame.first_alias != kNoPage && !frame.away) supply_.give(frame.handle);
   for (const auto& [handle, parting] : parting_)
     if (parting.frame_goes) supply_.give(handle);
   tell_journal();
@@ -467,10 +580,11 @@ void Residency::return_all() {
 }
 
 Bytes Residency::metadata_bytes() const {
+  constexpr Bytes kNode = sizeof(decltype(frames_by_handle_)::value_type) + 2 * sizeof(void*);
   const Bytes touched = (touched_[0].end - touched_[0].first) + (touched_[1].end - touched_[1].first);
   return PageTable::metadata_bytes() + touched * (sizeof(FrameIndex) + sizeof(PageIndex)) +
          frames_.capacity() * sizeof(Frame) + unused_frames_.capacity() * sizeof(FrameIndex) +
-         victims_.capacity() * sizeof(Victim) + sizeof(*this);
+         victims_.capacity() * sizeof(Victim) + frames_by_handle_.size() * kNode + sizeof(*this);
 }
 
 void Residency::validate(const std::vector<std::uint32_t>& blocks_of) const {
@@ -497,14 +611,20 @@ void Residency::validate(const std::vector<std::uint32_t>& blocks_of) const {
   std::uint32_t held = 0, aliases = 0;
   for (FrameIndex index = 1; index < frames_.size(); ++index) {
     if (frames_[index].first_alias == kNoPage) continue;
-    ++held;
+    const auto known = frames_by_handle_.find(frames_[index].handle);
+    POOLALLOC_ENSURE(known != frames_by_handle_.end() && known->second == index, "a handle leads to its frame");
+    const bool away = frames_[index].away;
+    held += !away;
+    POOLALLOC_ENSURE(!away || live_of[index] == 0, "a frame on loan is live at no page");
     POOLALLOC_ENSURE(live_of[index] <= 1, "a frame is live at one page only");
     std::uint32_t chain = 0;
     for (PageIndex page = frames_[index].first_alias; page != kNoPage; page = next_alias_[page]) {
       POOLALLOC_ENSURE(frame_[page] == index, "an alias belongs to its frame");
       POOLALLOC_ENSURE(((state_[page] & kAliased) != 0) == (aliases_of[index] > 1), "aliases are marked");
-      POOLALLOC_ENSURE(((state_[page] & kBlocked) != 0) == (live_of[index] == 1 && (state_[page] & kResident) == 0),
-                       "an alias of a live frame is blocked");
+      POOLALLOC_ENSURE(((state_[page] & kAway) != 0) == away, "pages of a frame on loan are marked");
+      POOLALLOC_ENSURE(
+          ((state_[page] & kBlocked) != 0) == (away || (live_of[index] == 1 && (state_[page] & kResident) == 0)),
+          "an alias of a frame that is live or away is blocked");
       ++chain;
     }
     POOLALLOC_ENSURE(chain == aliases_of[index], "every page of a frame is in its chain");

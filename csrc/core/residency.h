@@ -7,16 +7,18 @@
 //   blocked    its frame is live at another page; usable again when that ends, or once the work that used this mapping
 //              has completed: then the mapping can be replaced
 //   empty      no mapping
-// When the last block of a page dies the mapping stays. When a block needs an empty page, the frame that has been idle
-// longest is mapped there a second time; work of one stream is ordered, so that needs no wait. Only when no frame is
-// idle does the page supply give another, or earlier if the option `growth` says so.
+// A frame on loan is the supply's or another heap's; of its pages here, blocked all of them, the mappings stay, so that
+// it can come back without a driver call. When the last block of a page dies the mapping stays. When a block needs an
+// empty page, the frame that has been idle longest is mapped there a second time; work of one stream is ordered, so
+// that needs no wait. Only when no frame is idle does the page supply give another, or earlier if the option `growth`
+// says so.
 //
 // Aliases are bounded: a frame has at most kMaxAliases and a device max_mappings in all, as far as work has completed
 // that could come through those unused for longest. Then they are unmapped, while others are being mapped.
 //
 //   frames held = resident frames + idle frames + detached frames, on their way out
 //   resident pages = resident frames
-//   mappings = sum over frames of their aliases (+ detached pages that are still to be unmapped)
+//   mappings = sum over frames, those on loan too, of their aliases (+ detached pages that are still to be unmapped)
 //
 // Guarded by the heap's lock.
 #pragma once
@@ -51,12 +53,22 @@ class Residency final : public PageTable {
   void unmap_detached(Detached* detached) const override;
   std::uint32_t return_detached(const Detached& detached) override;
   void postpone(const Detached& detached) override;
+  std::uint32_t lend(std::uint32_t tick, std::uint32_t at_most) override;
+  std::uint32_t lend_these(const std::vector<PhysicalHandle>& handles, bool* running) override;
+  void take_back(const std::vector<PhysicalHandle>& handles) override;
+  bool lent(PhysicalHandle handle) const override { return away(handle) || parting_.contains(handle); }
+  void detach_lent(const std::vector<PhysicalHandle>& handles, Detached* detached) override;
   void return_left_behind() override;
   Status allow_access_to_mapped(DeviceIndex peer) override;
   bool handles(PageIndex first, PageIndex last, std::vector<PhysicalHandle>* handles) const override;
   void return_all() override;
   Bytes metadata_bytes() const override;
   void validate(const std::vector<std::uint32_t>& blocks_of) const override;
+
+  bool away(PhysicalHandle handle) const {
+    const auto known = frames_by_handle_.find(handle);
+    return known != frames_by_handle_.end() && frames_[known->second].away;
+  }
 
  private:
   using FrameIndex = std::uint32_t;
@@ -68,6 +80,7 @@ class Residency final : public PageTable {
     PhysicalHandle handle = 0;
     PageIndex first_alias = kNoPage;  // kNoPage: the record is unused
     std::uint32_t aliases = 0;
+    bool away = false;  // on loan
   };
   // A physical page with mappings that are to be unmapped; once the last has gone, so does the page if it is to.
   struct Parting {
@@ -86,7 +99,8 @@ class Residency final : public PageTable {
   bool counts(PageIndex page) const override {
     const FrameIndex frame = frame_[page];
     if (frame == kNoFrame) return false;
-    return frame == kDetached ? (state_[page] & kCounted) != 0 : frames_[frame].first_alias == page;
+    if (frame == kDetached) return (state_[page] & kCounted) != 0;
+    return frames_[frame].first_alias == page && !frames_[frame].away;
   }
 
   // Nothing uses the page's mapping any more: all work enqueued before its last block died has completed.
@@ -105,8 +119,12 @@ class Residency final : public PageTable {
   void limit_mappings(std::size_t wanted);
   std::uint32_t idle_for(PageIndex page) const;
   PageIndex oldest_idle();
+  PageIndex idle_since(std::uint32_t tick);
   void set_aliases(PageIndex page, std::uint8_t own, std::uint8_t others);
-  FrameIndex new_frame(PhysicalHandle handle);
+  bool want_back(PageIndex first, PageIndex last);
+  void lend_frame(FrameIndex frame);
+  void come_back(FrameIndex frame);
+  FrameIndex frame_of(PhysicalHandle handle);
   void drop_frame(FrameIndex frame);
   void add_alias(PageIndex page, FrameIndex frame);
   void remove_alias(PageIndex page);
@@ -131,6 +149,7 @@ class Residency final : public PageTable {
   LazyArray<PageIndex> next_alias_;  // the next page that maps the same frame, or kNoPage
   std::vector<Frame> frames_;        // [0] is a placeholder
   std::vector<FrameIndex> unused_frames_;
+  std::unordered_map<PhysicalHandle, FrameIndex> frames_by_handle_;
   enum class Growth { tight, balanced, fast };
   const Growth growth_;
   const std::uint64_t max_mappings_;

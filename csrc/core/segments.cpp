@@ -28,7 +28,7 @@ Bytes Segments::pages_for(Bytes bytes) {
 // --- coming ------------------------------------------------------------------------------------------------------
 
 Status Segments::add(Bytes bytes, PageIndex* first, PageIndex* end) {
-  if (!may_grow_) return Status::out_of_memory;
+  if (source_ == Source::none) return Status::out_of_memory;
   Segment segment;
   const Bytes needed = round_up(bytes, kPageBytes) / kPageBytes;
   if (find_gap(pages_for(bytes)) == kNoPage) return Status::not_supported;
@@ -46,7 +46,7 @@ Status Segments::add(Bytes bytes, PageIndex* first, PageIndex* end) {
 
 // A slab's page, with a segment of its own.
 Status Segments::provide(PageIndex first, PageIndex last) {
-  if (!may_grow_) return Status::out_of_memory;
+  if (source_ == Source::none) return Status::out_of_memory;
   Segment segment;
   const Bytes pages = last - first + 1;
   const Status status = supply_.take(pages, pages, pages, &segment);

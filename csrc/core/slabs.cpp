@@ -159,7 +159,7 @@ Slabs::SmallPage* Slabs::page_with_room(std::uint8_t chunks, int* first_chunk) {
       *first_chunk = chunk;
       return small.get();
     }
-    if (asleep == nullptr && residency_.ready(small->page)) {
+    if (asleep == nullptr && residency_.at_hand(small->page)) {
       asleep = small.get();
       asleep_chunk = chunk;
     }
@@ -201,7 +201,7 @@ PageIndex Slabs::take_page_index() {
   std::size_t usable = count;
   const std::size_t look_from = count > kLook ? count - kLook : 0;
   for (std::size_t i = count; i-- > look_from;) {
-    if (residency_.ready(free_pages_[i])) return take(i);
+    if (residency_.at_hand(free_pages_[i])) return take(i);
     if (usable == count && !residency_.blocked(free_pages_[i])) usable = i;
   }
   if (usable != count) return take(usable);

@@ -1,5 +1,7 @@
 """Memory that goes back to the device: limits that change, trim, and what both leave alone."""
 
+from collections.abc import Iterable
+
 import pytest
 from engines import MIB, PAGE, calls, engine_of, sound
 
@@ -10,14 +12,19 @@ def idle(engine: _core.Engine, pages: int, stream: int = 0) -> None:
     engine.free(engine.allocate(pages * PAGE, stream=stream))
 
 
+def idle_on(engine: _core.Engine, pages: int, streams: Iterable[int]) -> None:
+    """So many on each: what one stream left before another one asked, that would take."""
+    for block in [engine.allocate(pages * PAGE, stream=stream) for stream in streams]:
+        engine.free(block)
+
+
 # --- trim ------------------------------------------------------------------------------------------------------------
 
 
 def test_everything_idle_goes_and_the_device_sees_it() -> None:
     engine = engine_of(64)
     kept = engine.allocate(3 * PAGE)
-    for stream in range(4):
-        idle(engine, 10, stream)
+    idle_on(engine, 10, range(4))
     assert engine.used_bytes() == 43 * PAGE
     assert engine.trim() == 40 * PAGE
     assert engine.used_bytes() == 3 * PAGE == engine.stats()["reserved"]["current"]
@@ -30,8 +37,7 @@ def test_everything_idle_goes_and_the_device_sees_it() -> None:
 def test_no_more_goes_than_the_target_takes(target: int, left: int) -> None:
     engine = engine_of(64)
     engine.allocate(3 * PAGE)
-    for stream in range(4):
-        idle(engine, 10, stream)
+    idle_on(engine, 10, range(4))
     assert engine.trim(target) == (43 - left) * PAGE
     assert engine.used_bytes() == left * PAGE
     sound(engine)

@@ -127,7 +127,7 @@ TEST(a_frame_keeps_its_latest_aliases_and_loses_the_others_once_their_work_has_c
     pages.release(page, page);
     pages.check();
   };
-  pages.residency.permit(true, true);
+  pages.residency.permit(PageTable::Source::any, true);
   for (PageIndex page = 0; page < 20; ++page) visit(page);
   CHECK(pages.held() == kPage && pages.residency.mappings() == 20);  // work of all of them may be running
   CHECK(pages.driver.calls(DriverCall::unmap) == 0);
@@ -139,7 +139,7 @@ TEST(a_frame_keeps_its_latest_aliases_and_loses_the_others_once_their_work_has_c
   CHECK(pages.residency.mappings() == 20);  // one goes for each that comes
   for (PageIndex page = 0; page < 20; ++page) CHECK(pages.under(page) == 0);
   Pages bounded;
-  bounded.residency.permit(true, true);
+  bounded.residency.permit(PageTable::Source::any, true);
   for (PageIndex page = 0; page < 20; ++page) {
     CHECK(bounded.acquire(page, page) == Status::ok);
     bounded.release(page, page);
@@ -158,7 +158,7 @@ TEST(two_ready_pages_of_one_frame_cost_a_mapping_once_its_work_has_completed) {
   pages.release(2, 2);
   CHECK(pages.acquire(1, 1) == Status::ok && pages.residency.cost(0, 2).possible == false);
   pages.release(1, 1);
-  pages.residency.permit(true, true);
+  pages.residency.permit(PageTable::Source::any, true);
   pages.residency.set_completed(pages.residency.tick());
   const Residency::Cost cost = pages.residency.cost(0, 2);
   CHECK(cost.possible && cost.maps == 2 && cost.resident == 3);
@@ -172,10 +172,10 @@ TEST(without_leave_to_grow_only_idle_frames_are_used) {
   Pages pages;
   CHECK(pages.acquire(0, 1) == Status::ok);
   pages.release(0, 1);
-  pages.residency.permit(false, true);
+  pages.residency.permit(PageTable::Source::none, true);
   CHECK(pages.acquire(10, 11) == Status::ok);
   CHECK(pages.acquire(20, 20) == Status::out_of_memory);
-  pages.residency.permit(true, true);
+  pages.residency.permit(PageTable::Source::any, true);
   CHECK(pages.acquire(20, 20) == Status::ok);
   pages.check();
 }
@@ -314,7 +314,97 @@ TEST(return_all_unmaps_everything_and_keeps_no_frame) {
   CHECK(pages.model.violations() == 0);
 }
 
+// --- loans ----------------------------------------------------------------------------------------------------------
+
+std::vector<PhysicalHandle> under_pages(const Pages& pages, PageIndex first, PageIndex last) {
+  std::vector<PhysicalHandle> handles;
+  for (PageIndex page = first; page <= last; ++page) handles.push_back(pages.under(page));
+  return handles;
+}
+
+TEST(a_frame_on_loan_keeps_its_mappings_and_comes_back_without_the_driver) {
+  Pages pages;
+  CHECK(pages.acquire(0, 3) == Status::ok);
+  const std::vector<PhysicalHandle> frames = under_pages(pages, 0, 3);
+  pages.release(0, 3);
+  pages.residency.set_completed(pages.residency.tick());
+  const std::uint64_t calls = mapping_calls(pages.driver);
+  CHECK(pages.residency.lend(pages.residency.completed(), 3) == 3);
+  CHECK(pages.held() == kPage && pages.supply.spare_bytes() == 3 * kPage && pages.residency.mappings() == 4);
+  CHECK(under_pages(pages, 0, 3) == frames);
+  pages.check();
+  pages.residency.permit(PageTable::Source::back, true);
+  const PageTable::Cost cost = pages.residency.cost(0, 3);
+  CHECK(cost.possible && cost.maps == 0 && cost.back == 3 && cost.resident == 4);
+  CHECK(pages.acquire(0, 3) == Status::out_of_memory && pages.residency.wanted().size() == 3);
+  pages.residency.take_back(pages.residency.wanted());
+  CHECK(pages.acquire(0, 3) == Status::ok && under_pages(pages, 0, 3) == frames);
+  CHECK(mapping_calls(pages.driver) == calls && pages.supply.spare_bytes() == 0);
+  pages.check();
+}
+
+TEST(only_what_no_work_uses_any_more_goes_on_loan) {
+  Pages pages;
+  CHECK(pages.acquire(0, 0) == Status::ok && pages.acquire(1, 1) == Status::ok && pages.acquire(2, 2) == Status::ok);
+  const std::vector<PhysicalHandle> frames = under_pages(pages, 0, 2);
+  pages.release(0, 0);
+  pages.residency.set_completed(pages.residency.tick());
+  pages.release(1, 1);
+  bool running = false;
+  CHECK(pages.residency.lend_these({frames[1], frames[2]}, &running) == 0 && running);  // running, and live
+  CHECK(pages.residency.lend(pages.residency.completed(), 3) == 1 && pages.residency.away(frames[0]));
+  pages.residency.set_completed(pages.residency.tick());
+  running = false;
+  CHECK(pages.residency.lend_these(frames, &running) == 1 && !running);
+  CHECK(pages.residency.away(frames[1]) && !pages.residency.away(frames[2]));
+  pages.check();
+}
+
+TEST(a_frame_that_went_elsewhere_is_replaced_where_it_was_mapped) {
+  Pages pages;
+  CHECK(pages.acquire(0, 1) == Status::ok);
+  const std::vector<PhysicalHandle> frames = under_pages(pages, 0, 1);
+  pages.release(0, 1);
+  pages.residency.set_completed(pages.residency.tick());
+  CHECK(pages.residency.lend(pages.residency.completed(), 2) == 2);
+  std::vector<PhysicalHandle> elsewhere = pages.supply.take_these({frames[0]});
+  CHECK(elsewhere.size() == 1);
+  pages.residency.take_back(frames);  // half of it is there
+  CHECK(pages.residency.ready(1) && pages.residency.blocked(0));
+  pages.residency.permit(PageTable::Source::any, true);
+  CHECK(pages.residency.cost(0, 1).maps == 1);
+  CHECK(pages.acquire(0, 1) == Status::ok && pages.under(0) != frames[0] && pages.under(1) == frames[1]);
+  CHECK(!pages.residency.away(frames[0]));  // no mapping is left
+  pages.supply.give(elsewhere[0]);
+  pages.check();
+}
+
+TEST(a_spare_frame_that_is_mapped_somewhere_else_comes_back_there_too) {
+  Pages pages;
+  CHECK(pages.acquire(0, 0) == Status::ok);
+  pages.release(0, 0);
+  pages.residency.set_completed(pages.residency.tick());
+  CHECK(pages.residency.lend(pages.residency.completed(), 1) == 1);
+  CHECK(pages.acquire(9, 9) == Status::ok && pages.under(9) == pages.under(0));
+  CHECK(pages.residency.blocked(0) && pages.held() == kPage && pages.residency.mappings() == 2);
+  pages.check();
+  pages.release(9, 9);
+  CHECK(pages.residency.ready(0) && pages.residency.ready(9));
+  pages.check();
+}
+
 // Random placements, as an arena would make them, against two facts: live data never moves and never shares.
+void end_loans_and_destroy(Pages& pages) {
+  std::vector<PhysicalHandle> frames;
+  if (pages.supply.take(pages.supply.spare_bytes() / kPage, &frames) != Status::ok) return;
+  Residency::Detached detached;
+  pages.residency.detach_lent(frames, &detached);
+  rig::leave(pages.residency, detached);
+  for (const PhysicalHandle frame : frames) pages.supply.give(frame);
+  const bool all = std::all_of(detached.begin(), detached.end(), [](const auto& each) { return each.unmapped; });
+  if (all) pages.supply.destroy_spare();
+}
+
 TEST(random_use_never_shares_or_moves_what_is_live) {
   std::mt19937 random(11);
   constexpr std::uint64_t kDevice = 20;
@@ -325,10 +415,11 @@ TEST(random_use_never_shares_or_moves_what_is_live) {
     };
     std::vector<Placed> placed;
     std::map<PageIndex, PhysicalHandle> live;
+    std::set<PhysicalHandle> seen;
     for (int step = 0; step < 400; ++step) {
-      if (random() % 8 == 0) pages.residency.permit(true, random() % 2 == 0);
+      if (random() % 8 == 0) pages.residency.permit(PageTable::Source::any, random() % 2 == 0);
       if (random() % 8 == 0) pages.residency.set_completed(pages.residency.tick());
-      const unsigned what = random() % 10;
+      const unsigned what = random() % 11;
       if (what < 5) {
         const PageIndex first = random() % kPages;
         const PageIndex last = std::min<PageIndex>(kPages - 1, first + random() % 6);
@@ -361,7 +452,15 @@ TEST(random_use_never_shares_or_moves_what_is_live) {
         else
           rig::leave(pages.residency, detached);
         if (random() % 2 == 0) pages.residency.return_left_behind();
-        if (random() % 2 == 0) pages.supply.destroy_spare();
+        if (random() % 2 == 0) end_loans_and_destroy(pages);
+      } else if (what == 10) {
+        for (PageIndex page = 0; page < kPages; ++page)
+          if (pages.under(page) != 0) seen.insert(pages.under(page));
+        const std::vector<PhysicalHandle> some(seen.begin(), seen.end());
+        bool running = false;
+        if (random() % 2 == 0) pages.residency.lend(pages.residency.completed(), random() % 4);
+        if (random() % 4 == 0) pages.residency.lend_these(some, &running);
+        if (random() % 3 == 0) pages.residency.take_back(some);
       }
       pages.check();
       std::map<PageIndex, PhysicalHandle> now;
