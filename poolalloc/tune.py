@@ -53,9 +53,9 @@ class Score:
     calls: float
     """Driver calls for each event."""
 
-    def value(self, objective: Objective) -> float:
+    def value(self, objective: Objective, most_overhead: float = math.inf) -> float:
         """Return what is minimized. Calls break ties of `reserved`, memory those of `calls`."""
-        if not math.isfinite(self.overhead):
+        if not math.isfinite(self.overhead) or self.overhead > most_overhead:
             return math.inf
         if objective == "reserved":
             return self.overhead + 1e-6 * self.calls
@@ -105,18 +105,26 @@ def _toml(value: Any) -> str:
 # --- what can be chosen ---------------------------------------------------------------------------------------------
 
 
+_BIN_LIMITS = [1 << power for power in range(14, 21)]
+
+
 def _suggest(trial: Any, base: Config) -> Config:
-    """Options that change what is reserved or called; what bounds memory or only observes is left alone."""
+    """Options that change what is reserved or called; what bounds memory or only observes is left alone.
+
+    Bins are faster than the arena, which replays do not count: the smallest limit leaves them most requests.
+    """
     return replace(
         base,
-        bin_limit=trial.suggest_categorical("bin_limit", [0, *(1 << power for power in range(13, 21))]),
+        bin_limit=trial.suggest_categorical("bin_limit", _BIN_LIMITS),
         placement_candidates=trial.suggest_int("placement_candidates", 1, 64, log=True),
         growth=trial.suggest_categorical("growth", _GROWTH),
     )
 
 
 def _first_guess(base: Config) -> dict[str, Any]:
-    return {name: getattr(base, name) for name in ("bin_limit", "placement_candidates", "growth")}
+    """What tuning begins with; another limit of bins than those that are tried is not among them."""
+    guess = {name: getattr(base, name) for name in ("bin_limit", "placement_candidates", "growth")}
+    return guess if guess["bin_limit"] in _BIN_LIMITS else {}
 
 
 # --- judging --------------------------------------------------------------------------------------------------------
@@ -164,6 +172,7 @@ def tune(
     seconds: float | None = None,
     base: Config | None = None,
     memory: int | str | None = None,
+    most_overhead: float = math.inf,
     storage: str | None = None,
     study: str | None = None,
     workers: int | None = None,
@@ -178,6 +187,7 @@ def tune(
         seconds: when to stop in any case.
         base: what tuning begins with, and keeps for every option it does not choose; None is the defaults.
         memory: of each device, as for Replayer.run. A configuration under which memory runs out is never chosen.
+        most_overhead: a configuration with a greater overhead on what is tuned on is never chosen.
         storage: shared by several workers: the path of a journal file (*.log), or a database URL that Optuna knows.
         study: the name in that storage; by default made of the traces and the objective.
         workers: threads; None is one for each processor.
@@ -195,7 +205,8 @@ def tune(
     tuned_on, held_out = _parts(traces)
     judge = _Judge(tuned_on, memory)
     hashes = [hashlib.sha256(np.ascontiguousarray(trace.events).tobytes()).hexdigest() for trace in traces]
-    name = study or f"poolalloc-{objective}-{hashlib.sha256(''.join(hashes).encode()).hexdigest()[:12]}"
+    bound = f"-{most_overhead}" if math.isfinite(most_overhead) else ""
+    name = study or f"poolalloc-{objective}{bound}-{hashlib.sha256(''.join(hashes).encode()).hexdigest()[:12]}"
     try:
         search = optuna.create_study(
             storage=_storage(optuna, storage),
@@ -207,8 +218,9 @@ def tune(
         raise TuneError(f"storage {storage}: {' '.join(str(error).split())[:200]}") from None
     scores: dict[Config, Score] = {start: judge.score(start)}
     finished = optuna.trial.TrialState.COMPLETE
-    if not search.get_trials(deepcopy=False):
-        search.enqueue_trial(_first_guess(start), skip_if_exists=True)
+    guess = _first_guess(start)
+    if guess and not search.get_trials(deepcopy=False):
+        search.enqueue_trial(guess, skip_if_exists=True)
 
     def attempt(trial: Any) -> float:
         config = _suggest(trial, start)
@@ -217,7 +229,7 @@ def tune(
             score = scores[config] = judge.score(config)
         trial.set_user_attr("overhead", score.overhead)
         trial.set_user_attr("calls", score.calls)
-        return score.value(objective) if math.isfinite(score.overhead) else 1e9
+        return min(score.value(objective, most_overhead), 1e9)
 
     def after_trial(search: Any, trial: Any) -> None:
         done = len(search.get_trials(deepcopy=False, states=(finished,)))
@@ -232,7 +244,7 @@ def tune(
         )
     done = search.get_trials(deepcopy=False, states=(finished,))
     best = start
-    if done and search.best_value < scores[start].value(objective):
+    if done and search.best_value < min(scores[start].value(objective, most_overhead), 1e9):
         best = _suggest(optuna.trial.FixedTrial(search.best_params), start)
     rest = _Judge(held_out, memory)
     before = Scores(scores[start], rest.score(start))
@@ -240,6 +252,7 @@ def tune(
     provenance = {
         "tool": f"poolalloc {__version__} tune",
         "objective": objective,
+        **({"most_overhead": most_overhead} if math.isfinite(most_overhead) else {}),
         "trials": len(done),
         "events": [len(trace) for trace in traces],
         "events_sha256": hashes,

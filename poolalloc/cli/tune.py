@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,6 +38,9 @@ def tune(
         str | None, typer.Option(help="Begin with this profile or TOML file.", metavar="PROFILE|FILE")
     ] = None,
     conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
+    most_overhead: Annotated[
+        float | None, typer.Option(help="Choose nothing whose peak reserved / peak requested is greater.", min=1.0)
+    ] = None,
     storage: Annotated[
         str | None,
         typer.Option(help="Share the search with other workers: a journal file, or a database URL.", metavar="WHERE"),
@@ -47,6 +51,8 @@ def tune(
 
     Three quarters of each trace are tuned on, the rest is held out and reported. Ctrl-C keeps the best so far. Several
     machines search together with the same --storage and the same traces.
+
+    Example: poolalloc tune monday.npz -o service.toml --objective calls --most-overhead 1.05
 
     Example: poolalloc tune monday.npz tuesday.npz -o service.toml --time 60s
     """
@@ -74,6 +80,7 @@ def tune(
                 seconds=None if time is None else _seconds(time),
                 base=base,
                 memory=memory_bytes,
+                most_overhead=math.inf if most_overhead is None else most_overhead,
                 storage=storage,
                 workers=workers,
                 watch=lambda done, best: bar.at(min(done, trials), trials),
