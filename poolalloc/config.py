@@ -112,10 +112,13 @@ class Config(Options):
         """Return the same configuration without what says whether and where to record."""
         return dataclasses.replace(self, record="", record_stacks=False)
 
-    def to_toml(self) -> str:
-        """Return a TOML file that `from_toml` reads back, with every option and what it does."""
+    def to_toml(self, *, every_option: bool = True) -> str:
+        """Return a TOML file that `from_toml` reads back, with every option and what it does, or with what differs."""
         lines = ["[poolalloc]"]
+        differing = _differing(self)
         for option in OPTIONS:
+            if not every_option and option.name not in differing:
+                continue
             lines.append(f"# {option.help} Allowed: {_range(option)}.")
             lines.append(f"{option.name} = {_toml_value(option, getattr(self, option.name))}")
         return "\n".join(lines) + "\n"
@@ -128,6 +131,15 @@ class Config(Options):
 def profiles() -> list[str]:
     """Return the names of the configurations that ship with poolalloc, for `install(name)`."""
     return sorted(entry.name[: -len(".toml")] for entry in _profiles().iterdir() if entry.name.endswith(".toml"))
+
+
+def describe_profiles() -> dict[str, str]:
+    """Return what each of them is for, by name."""
+    found = {}
+    for name in profiles():
+        text = _profiles().joinpath(f"{name}.toml").read_text(encoding="utf-8")
+        found[name] = str(tomllib.loads(text)["provenance"]["about"])
+    return found
 
 
 # --- sources: each gives the options it names, values as they were written ------------------------------------------

@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -86,9 +86,14 @@ class Tuned:
 
     def to_toml(self) -> str:
         """Return a profile: the options, and where they come from. install() and Config.load read it."""
-        lines = [self.config.to_toml().rstrip("\n"), "", "[provenance]"]
-        lines += [f"{key} = {_toml(value)}" for key, value in self.provenance.items()]
-        return "\n".join(lines) + "\n"
+        return profile(self.config, self.provenance)
+
+
+def profile(config: Config, provenance: Mapping[str, Any], *, every_option: bool = True) -> str:
+    """Return the text of a profile; `every_option`: also options that are as by default."""
+    lines = [config.to_toml(every_option=every_option).rstrip("\n"), "", "[provenance]"]
+    lines += [f"{key} = {_toml(value)}" for key, value in provenance.items()]
+    return "\n".join(lines) + "\n"
 
 
 def _toml(value: Any) -> str:

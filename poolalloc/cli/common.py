@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -11,6 +12,13 @@ from poolalloc.sizes import parse_size
 
 BAD_INPUT = 2
 """The exit code for input that a command cannot work with."""
+
+
+def config_help(begin: str = "") -> str:
+    """Return the help of --config: what a configuration may be, with the profiles there are."""
+    folder = Path(__file__).parents[1] / "profiles"
+    names = ", ".join(sorted(path.stem for path in folder.glob("*.toml")))
+    return f"{begin}A profile ({names}) or a TOML file with options."
 
 
 def fail(message: str) -> NoReturn:

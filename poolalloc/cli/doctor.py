@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from poolalloc._version import __version__
+from poolalloc.config import describe_profiles
 from poolalloc.sim import is_simulated
 from poolalloc.sizes import format_size
 
@@ -55,6 +56,7 @@ def examine() -> dict[str, Any]:
         "devices": probe["devices"],
         "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
         "swap": _try_swap(bool(probe["devices"])),
+        "profiles": describe_profiles(),
         "missing": dict(_missing()),
     }
 
@@ -127,6 +129,8 @@ def describe(findings: dict[str, Any]) -> list[str]:
     works = f"works, with the {swap['backend']} ({swap['library']}) and {mode}" if swap["works"] else ""
     lines.append(f"swap       {works or 'does not work: ' + swap['problem']}")
     lines += [f"warning    {text}" for text in swap.get("warnings", [])]
+    lines += ["", 'Profiles, as in install("serving") or poolalloc run --config serving:']
+    lines += [f"  {name}: {about}" for name, about in findings["profiles"].items()]
     lines += ["", "What torch cannot do under poolalloc today:"]
     lines += [f"  {feature}: {what}" for feature, what in findings["missing"].items()]
     return lines

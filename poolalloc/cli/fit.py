@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poolalloc.cli.common import fail, size_option
+from poolalloc.cli.common import config_help, fail, size_option
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def fit(
     memory: Annotated[str, typer.Option(help="Memory that poolalloc may have on each device, such as 24GiB.")],
     config: Annotated[
         list[str] | None,
-        typer.Option(help="A profile or a TOML file with options. Repeat to judge several.", metavar="PROFILE|FILE"),
+        typer.Option(help=config_help("Repeat to judge several. "), metavar="PROFILE|FILE"),
     ] = None,
     conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
     against: Annotated[

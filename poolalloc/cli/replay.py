@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poolalloc.cli.common import fail, size_option
+from poolalloc.cli.common import config_help, fail, size_option
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ def register(app: typer.Typer) -> None:
 def replay(
     trace: Annotated[Path, typer.Argument(help="A trace, such as poolalloc import writes.", metavar="TRACE")],
     *,
-    config: Annotated[
-        str | None, typer.Option(help="A profile or a TOML file with options.", metavar="PROFILE|FILE")
-    ] = None,
+    config: Annotated[str | None, typer.Option(help=config_help(), metavar="PROFILE|FILE")] = None,
     conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
     memory: Annotated[
         str | None,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
-from poolalloc.cli.common import fail
+from poolalloc.cli.common import config_help, fail
 
 _WITH_VALUE = ("--config", "--conf", "--record")
 
@@ -41,9 +41,7 @@ def run(
         list[str] | None,
         typer.Argument(help="A script, or -m MODULE, and its arguments.", metavar="PROGRAM ARGS", show_default=False),
     ] = None,
-    config: Annotated[
-        str | None, typer.Option(help="A profile or a TOML file with options.", metavar="PROFILE|FILE")
-    ] = None,
+    config: Annotated[str | None, typer.Option(help=config_help(), metavar="PROFILE|FILE")] = None,
     conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
     record: Annotated[str | None, typer.Option(help="Record into this trace file.", metavar="FILE.npz")] = None,
     stacks: Annotated[bool, typer.Option("--stacks", help="Record where the program allocates, too.")] = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poolalloc.cli.common import fail, size_option
+from poolalloc.cli.common import config_help, fail, size_option
 
 if TYPE_CHECKING:
     from poolalloc.tune import Tuned
@@ -35,7 +35,7 @@ def tune(
         str | None, typer.Option(help="Memory of each device, such as 40GiB. Default: as for replay.")
     ] = None,
     config: Annotated[
-        str | None, typer.Option(help="Begin with this profile or TOML file.", metavar="PROFILE|FILE")
+        str | None, typer.Option(help=config_help("What tuning begins with. "), metavar="PROFILE|FILE")
     ] = None,
     conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
     most_overhead: Annotated[
