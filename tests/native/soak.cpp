@@ -28,6 +28,7 @@ constexpr unsigned kStreamsOfEach = 2;
 constexpr int kWindows = 20;
 constexpr Bytes kLiveOfEach = Bytes{512} << 20;  // stream
 constexpr StreamId kAside = 1000;
+constexpr std::size_t kMostWaiting = 64;  // blocks, for another thread to free
 constexpr std::uint64_t kLag = 20;
 constexpr Bytes kKiB = 1 << 10;
 
@@ -166,7 +167,10 @@ class Soak {
     if (what % 256 == 1 && !own.blocks.empty()) {  // another thread frees it
       Inbox& inbox = inboxes_[(thread + 1) % kThreads];
       std::lock_guard guard(inbox.mutex);
-      inbox.blocks.push_back(own.take(random()));
+      if (inbox.blocks.size() < kMostWaiting)  // or that thread stands still
+        inbox.blocks.push_back(own.take(random()));
+      else
+        allocator_.free(own.take(random()));
     } else if (what % 256 == 2 && !own.blocks.empty()) {
       allocator_.record_stream(own.blocks[random() % own.blocks.size()].first, kAside);
     } else if (what % 256 == 3) {
