@@ -122,7 +122,7 @@ class Result:
     driver_calls: Mapping[str, int]
     out_of_memory: OutOfMemory | None
     steady: steps.Steady | None = None
-    """Driver calls of the steps in the second half; None without samples, or where no steps are known."""
+    """Driver calls of the second half; None without samples, or where the replay did not come so far."""
     placements: npt.NDArray[np.uint64] | None = field(default=None, repr=False)
     """The address at which each allocation of the trace was placed, in their order, as far as it came; if asked for."""
 
@@ -234,7 +234,7 @@ class Replayer:
 
     @cached_property
     def second_half(self) -> steps.SecondHalf | None:
-        """The whole steps in the second half of the trace."""
+        """The second half of the trace; None where it is too short to have one."""
         return steps.second_half(self.trace)
 
     def _steady(self, devices: Sequence[DeviceResult]) -> steps.Steady | None:

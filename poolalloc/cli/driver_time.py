@@ -21,7 +21,7 @@ class DriverTime:
     allocator: str
     driver_calls: Mapping[str, int]
     steady: Steady | None
-    """Those of the steps in the second half."""
+    """Those of the second half."""
     costs: CostTable
 
     @property
@@ -29,14 +29,16 @@ class DriverTime:
         """What all calls come to."""
         return self.costs.price(self.driver_calls)
 
-    def a_step(self) -> tuple[Modelled, float] | None:
-        """What a step of the second half comes to, and how many calls it makes; None where no steps are known."""
+    def second_half(self) -> tuple[str, str, str]:
+        """What the calls of the second half come to, all of them and in a step, and the calls of a step; as text."""
         if self.steady is None:
-            return None
-        steps, calls = self.steady.steps, self.steady.driver_calls
-        half = self.costs.price(calls)
-        made = sum(count for name, count in calls.items() if kind_of(name) in PRICED)
-        return Modelled(half.low / steps, half.high / steps, half.unpriced), made / steps
+            return "-", "-", "-"
+        half = self.costs.price(self.steady.driver_calls)
+        steps = self.steady.steps
+        if steps is None:
+            return str(half), "-", "-"
+        made = sum(count for name, count in self.steady.driver_calls.items() if kind_of(name) in PRICED)
+        return str(half), str(Modelled(half.low / steps, half.high / steps, {})), f"{made / steps:,.1f}"
 
 
 def times_of(
@@ -55,14 +57,12 @@ def show(times: Sequence[DriverTime]) -> None:
     """Print them as a table."""
     from poolalloc.cli.progress import figures_table, stdout_console
 
-    headings = ["in all", "a step, second half", "calls a step", "not priced"]
+    headings = ["in all", "second half", "a step of it", "calls a step", "not priced"]
     table = figures_table(f"driver time, {times[0].costs.label}", ["allocator"], headings)
     for time in times:
-        step = time.a_step()
-        by_step = ("-", "-") if step is None else (str(step[0]), f"{step[1]:,.1f}")
         total = time.total
         unpriced = ", ".join(f"{count:,} {kind}" for kind, count in total.unpriced.items())
-        table.add_row(time.allocator, str(total), *by_step, unpriced or "-")
+        table.add_row(time.allocator, str(total), *time.second_half(), unpriced or "-")
     stdout_console().print(table, markup=False)
 
 

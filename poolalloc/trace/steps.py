@@ -27,17 +27,21 @@ Indexes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Steady:
-    """What an allocator asked of the driver in the whole steps of a trace's second half, all devices together."""
+    """What an allocator asked of the driver in the second half of a trace, all devices together."""
 
-    steps: int
+    steps: int | None
+    """How many steps that was; None where none are known."""
     driver_calls: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class SecondHalf:
-    """The whole steps that begin in the second half of a trace: the events from `begin` up to, not including, `end`."""
+    """The second half of a trace: its events from `begin` up to, not including, `end`.
 
-    steps: int
+    Those are the whole steps that begin there; or all events, where no steps are known (`steps` is None).
+    """
+
+    steps: int | None
     begin: int
     end: int
 
@@ -62,10 +66,13 @@ def beginnings(trace: Trace) -> Indexes:
 
 
 def second_half(trace: Trace) -> SecondHalf | None:
-    """Return the whole steps that begin in the second half of the events; None where no steps are known."""
+    """Return the second half of a trace; None for a trace too short to have one."""
     starts = beginnings(trace)
-    late = starts[starts >= max(len(trace) // 2, 1)]
-    return SecondHalf(len(late) - 1, int(late[0]), int(late[-1])) if len(late) >= 2 else None
+    middle = max(len(trace) // 2, 1)
+    late = starts[starts >= middle]
+    if len(late) >= 2:
+        return SecondHalf(len(late) - 1, int(late[0]), int(late[-1]))
+    return SecondHalf(None, middle, len(trace)) if len(trace) > middle else None
 
 
 def name(number: int) -> str:

@@ -238,7 +238,7 @@ def test_the_shipped_snapshot_goes_all_the_way(tmp_path: Path, monkeypatch: pyte
         assert row["peak_reserved_bytes"] >= device["peak_reserved"]
     assert figures["performed"][-1]["peak_reserved_bytes"] == device["peak_reserved"]
     profiles = [word for name in poolalloc.config.profiles() for word in ("--config", name)]
-    fitted = json.loads(command("fit", "run.npz", "--memory", "12GiB", *profiles, "--json"))
+    fitted = json.loads(command("fit", "run.npz", "--memory", "16GiB", *profiles, "--json"))
     assert all(verdict["fits"] for verdict in fitted["verdicts"])
     assert len(fitted["verdicts"]) == len(profiles) // 2
     pytest.importorskip("optuna")

@@ -173,6 +173,16 @@ def test_driver_calls_of_a_step_are_those_of_the_second_half(cli: Any) -> None:
     assert outcome.code == 0
 
 
+def test_without_steps_the_second_half_is_priced_whole(cli: Any) -> None:
+    rows = [(Op.ALLOC, n, (n * n % 17 + 1) * MiB) for n in range(1, 41)]
+    write(trace_of(rows), Path("run.npz"))
+    cli("replay", "run.npz", "--json", "run.json")
+    document = json.loads(Path("run.json").read_text())
+    assert document["second_half"]["steps"] is None
+    mapped = sum(-(-size // (2 * MiB)) for _, _, size in rows[20:])
+    assert mapped / 2 <= document["second_half"]["driver_calls"]["map"] <= mapped
+
+
 def test_replay_says_where_memory_ran_out(cli: Any, shipped: Path) -> None:
     outcome = cli("replay", shipped, "--memory", "8GiB", "--json", "run.json")
     assert outcome.code == 1
