@@ -17,7 +17,7 @@ import numpy.typing as npt
 from poolalloc.fit import stack_label
 from poolalloc.sizes import format_size
 from poolalloc.trace import steps
-from poolalloc.trace.format import Op, Trace
+from poolalloc.trace.format import Frame, Op, Trace
 from poolalloc.view import blocks as of_blocks
 from poolalloc.view.blocks import Blocks
 from poolalloc.view.layers import QUANTITIES, Layer
@@ -168,13 +168,13 @@ def _stacks(trace: Trace, drawn: Blocks) -> dict[str, Any]:
     used, of = np.unique(drawn.stack, return_inverse=True)
     weight = np.bincount(of, drawn.requested.astype(np.float64), len(used))
     chosen = [int(number) for number in used[np.argsort(-weight, kind="stable")] if number][:MOST_STACKS]
-    frames: dict[str, int] = {}
+    frames: dict[Frame, int] = {}
     stacks = {}
     for number in chosen:
         lines = trace.stacks[number]
-        numbers = [frames.setdefault(str(frame), len(frames)) for frame in lines[:MOST_FRAMES]]
+        numbers = [frames.setdefault(frame, len(frames)) for frame in lines[:MOST_FRAMES]]
         stacks[number] = {"name": stack_label(lines), "frames": numbers}
-    return {"frames": list(frames), "of": stacks}
+    return {"frames": [[frame.function, frame.file, frame.line] for frame in frames], "of": stacks}
 
 
 # --- the table ------------------------------------------------------------------------------------------------------

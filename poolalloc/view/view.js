@@ -146,12 +146,12 @@
     }
     const label = {
       phase: (i) => phaseOf(blocks.birth[i]),
-      stack: (i) => blocks.stack[i],
+      stack: (i) => stackName(blocks.stack[i]), // several stacks may have the same line of the program in them
       stream: (i) => blocks.stream[i] * 65536 + blocks.pool[i],
     }[way];
     const named = {
       phase: (value) => phaseName(value),
-      stack: (value) => stackName(value),
+      stack: (value) => value.replace(/\([^()]*\//, "("), // the file without its folders
       stream: (value) => placeName(Math.floor(value / 65536), value % 65536),
     }[way];
     if (way === "phase") {
@@ -160,12 +160,14 @@
       if (spec.lines.texts.length > 10) first.push(["and so on, the same ten colours", "transparent"]);
       return { of, palette: [...theme.kinds, theme.other], key: [...first, ["before", theme.other]] };
     }
-    const bytes = new Map();
+    const bytes = new Map(), unknown = way === "stack" ? stackName(0) : null;
     for (let i = 0; i < count; i++) bytes.set(label(i), (bytes.get(label(i)) || 0) + blocks.requested[i]);
+    bytes.delete(unknown);
     const top = [...bytes].sort((a, b) => b[1] - a[1]).slice(0, 10).map(([value]) => value);
     const rank = new Map(top.map((value, i) => [value, i]));
     const of = Uint8Array.from({ length: count }, (_, i) => rank.get(label(i)) ?? 10);
     const key = top.map((value, i) => [short(named(value), 60), theme.kinds[i]]);
+    if (unknown !== null) key.push([unknown, theme.other]);
     if (bytes.size > top.length) key.push([`${(bytes.size - top.length).toLocaleString("en")} more`, theme.other]);
     return { of, palette: [...theme.kinds, theme.other], key };
   }
@@ -585,9 +587,17 @@
     say(spec.lines.title, phaseName(phaseOf(blocks.birth[i])));
     say("on", placeName(blocks.stream[i], blocks.pool[i]));
     const stack = spec.stacks.of[blocks.stack[i]], lines = element("ol");
-    if (stack) lines.append(...stack.frames.map((frame) => element("li", spec.stacks.frames[frame])));
+    if (stack) lines.append(...stack.frames.map((frame) => line(...spec.stacks.frames[frame])));
     const heading = element("h3", i === state.kept ? "Block, kept (Esc lets go)" : "Block");
     panel.replaceChildren(heading, list, element("div", stack ? "stack, innermost first" : stackName(blocks.stack[i]), { class: "hint" }), lines);
+  }
+
+  // One frame: its function, and the end of its file's path; the whole path under the pointer.
+  function line(name, file, number) {
+    const made = element("li", name), where = number ? `${file}:${number}` : file;
+    made.title = where;
+    made.append(" ", element("small", where.split("/").slice(-2).join("/")));
+    return made;
   }
 
   function addressOf(i) {
