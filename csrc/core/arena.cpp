@@ -57,23 +57,23 @@ void Arena::free(Block* block) {
 // Best fit, but paid in memory: among the smallest holes that fit, the place whose pages cost least.
 Arena::Plan Arena::plan(Bytes size) const {
   Plan best;
-  int left = candidates_;
+  best.scarce = scarce();
+  int left = best.scarce ? candidates_ * kScarceCandidates : candidates_;
   for (Block* hole = hole_at_least(size); hole != nullptr && left-- > 0; hole = hole_after(*hole)) {
     const Bytes low = hole->offset;
     const Bytes high = hole->end() - size;
-    if (const std::uint64_t cost = score(low, size); cost < best.score) best = {hole, low, cost};
+    best.consider(hole, low, score(low, size, best.scarce));
     if (best.score == 0) return best;
     if (high == low) {  // a hole of just this size that needs no driver call: what a repeating program leaves behind
       if (best.free()) return best;
       continue;
     }
-    if (const std::uint64_t cost = score(high, size); cost < best.score) best = {hole, high, cost};
+    best.consider(hole, high, score(high, size, best.scarce));
     if (best.score == 0) return best;
   }
   if (!best.free()) look_inside(size, &best);
   // Fresh addresses only when they are cheaper: every use of them leaves one more hole behind.
-  if (top_ + size <= end_offset())
-    if (const std::uint64_t cost = score(top_, size); cost < best.score) best = {nullptr, top_, cost};
+  if (top_ + size <= end_offset()) best.consider(nullptr, top_, score(top_, size, best.scarce));
   if (!best.free()) look_above(size, &best);
   return best;
 }
@@ -88,8 +88,7 @@ void Arena::look_inside(Bytes size, Plan* best) const {
     if (first + width > end) continue;
     const PageIndex run = residency_.cheapest_run(first, end - 1, width, best->maps());
     if (run == kNoPage) continue;
-    const Bytes offset = run * kPageBytes;
-    if (const std::uint64_t cost = score(offset, size); cost < best->score) *best = {hole, offset, cost};
+    best->consider(hole, run * kPageBytes, score(run * kPageBytes, size, best->scarce));
     if (best->free()) return;
   }
 }
@@ -101,22 +100,26 @@ void Arena::look_above(Bytes size, Plan* best) const {
   const PageIndex end = std::min(std::max(residency_.untouched(), first) + width, residency_.pages());
   if (first + width > end) return;
   const PageIndex run = residency_.cheapest_run(first, end - 1, width, best->maps());
-  if (run == kNoPage) return;
-  const Bytes offset = run * kPageBytes;
-  if (const std::uint64_t cost = score(offset, size); cost < best->score) *best = {nullptr, offset, cost};
+  if (run != kNoPage) best->consider(nullptr, run * kPageBytes, score(run * kPageBytes, size, best->scarce));
+}
+
+// The program is near its peak: what it makes resident now may soon be missing.
+bool Arena::scarce() const {
+  return residency_.idle_frames() * kScarcePart < static_cast<Bytes>(residency_.held().current) / kPageBytes;
 }
 
 // What a place costs, dearest first: pages that must be created because more become resident than are idle, pages to
 // map, pages that become resident. As long as enough is idle, or may be created, resident pages cost nothing and driver
-// calls do.
-std::uint64_t Arena::score(Bytes offset, Bytes size) const {
+// calls do; while memory is scarce it is the other way round.
+std::uint64_t Arena::score(Bytes offset, Bytes size, bool scarce) const {
   const PageTable::Cost cost = residency_.cost(page_of(offset), page_of(offset + size - 1));
   if (!cost.possible) return kImpossible;
   const std::uint32_t idle = residency_.idle_frames();
   const std::uint32_t needed = cost.resident - cost.back;
   std::uint64_t growth = needed > idle ? needed - idle : 0;
   if (growth != 0) growth -= std::min<std::uint64_t>(growth, residency_.headroom());
-  return (growth << kGrowthShift) | (std::uint64_t{cost.maps} << kMapsShift) | cost.resident;
+  const std::uint64_t dear = scarce ? cost.resident : cost.maps, cheap = scarce ? cost.maps : cost.resident;
+  return (growth << kPagesBits | dear) << kPagesBits | cheap;
 }
 
 Arena::Block* Arena::carve(const Plan& plan, Bytes size) {

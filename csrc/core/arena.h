@@ -3,7 +3,8 @@
 // Blocks and holes tile [first page, top) without gaps, neighbouring holes are merged, and everything from top on is
 // fresh. A hole owns no memory: page_table.h knows which of its pages have a frame. Placement is planned without side
 // effects (plan), then carried out: the choice is the cheapest place in the few smallest holes that fit and in the
-// fresh addresses above the top, counted in pages to create, to map and to make resident, in this order. Holes are
+// fresh addresses above the top, counted in pages to create, to map and to make resident, in this order, or to create,
+// to make resident and to map while memory is scarce. Holes are
 // found by size class and, inside a class, in a tree ordered by size and address: best fit in O(log n). A block goes to
 // either end of its hole, next to its neighbours; where that needs the driver, to wherever inside the hole needs it
 // least.
@@ -92,25 +93,36 @@ class Arena {
     }
   };
   // A score holds up to 2^21 pages (4 TiB) of each kind of cost.
-  static constexpr int kMapsShift = 21;
-  static constexpr int kGrowthShift = 42;
+  static constexpr int kPagesBits = 21;
+  static constexpr std::uint64_t kPagesMask = (std::uint64_t{1} << kPagesBits) - 1;
   static constexpr std::uint64_t kImpossible = ~std::uint64_t{0};
+  // Memory is scarce when less than this part of what is held is idle; then more holes are compared.
+  static constexpr Bytes kScarcePart = 8;
+  static constexpr int kScarceCandidates = 2;  // times as many
   struct Plan {
     Block* hole = nullptr;  // null: at the top or above it
     Bytes offset = 0;
     std::uint64_t score = kImpossible;
+    bool scarce = false;  // which order the score is in
 
     std::uint64_t maps() const {
-      return score == kImpossible ? kImpossible : score >> kMapsShift & ((1 << (kGrowthShift - kMapsShift)) - 1);
+      return score == kImpossible ? kImpossible : (scarce ? score : score >> kPagesBits) & kPagesMask;
     }
-    bool free() const { return score >> kMapsShift == 0; }  // creates no page and maps none
+    bool free() const { return maps() == 0 && score >> 2 * kPagesBits == 0; }  // creates no page and maps none
+    void consider(Block* in, Bytes at, std::uint64_t cost) {
+      if (cost >= score) return;
+      hole = in;
+      offset = at;
+      score = cost;
+    }
   };
 
   Bytes end_offset() const { return residency_.pages() * kPageBytes; }
   Plan plan(Bytes size) const;
   void look_inside(Bytes size, Plan* best) const;
   void look_above(Bytes size, Plan* best) const;
-  std::uint64_t score(Bytes offset, Bytes size) const;
+  bool scarce() const;
+  std::uint64_t score(Bytes offset, Bytes size, bool scarce) const;
   Block* carve(const Plan& plan, Bytes size);
   Block* covering(Bytes offset) const;
   Block* hole_at_least(Bytes size) const;
