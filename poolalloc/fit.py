@@ -367,9 +367,10 @@ def _by_stack(trace: Trace, blocks: npt.NDArray[np.void]) -> tuple[Share, ...]:
 
 
 def stack_label(frames: tuple[Frame, ...]) -> str:
-    """The innermost line of the program's own code, if there is one; else the innermost line of Python, or of all."""
+    """The innermost line of the program's own code, and what it called; else that of Python, or of all."""
     if not frames:
         return "(no stack recorded)"
     python = [frame for frame in frames if frame.file.endswith(".py")]
     own = [frame for frame in python if not any(part in frame.file for part in _OWN_CODE_AFTER)]
-    return str((own or python or list(frames))[0])
+    line = (own or python or list(frames))[0]
+    return str(line) if line is frames[0] else f"{line}: {frames[0].function}"

@@ -461,7 +461,7 @@
       drawStretches(canvas, y);
     });
     drawLines(canvas);
-    drawAcross(canvas, "addresses that were used");
+    drawAcross(canvas, "addresses");
   }
 
   // Where addresses were left out.
