@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from poolalloc.trace.format import EVENT, Op, Trace, requested_over_time
+from poolalloc.trace.format import EVENT, Events, Op, Trace, requested_over_time
 
 _FEWEST = 3  # steps; two of anything may be chance
 _AGREEMENT = 0.2  # of requests that have the size of the one a period later
@@ -85,7 +85,7 @@ def find(trace: Trace) -> Indexes:
     events = trace.events
     births = np.flatnonzero(events["op"] == Op.ALLOC)
     births = births[births >= trace.initial_events]
-    keys = np.unique(events[births][["device", "stream", "requested"]], return_inverse=True)[1].reshape(-1)
+    keys = _kinds(events[births])
     period = _period(keys)
     if period == 0:
         return np.zeros(0, np.int64)
@@ -108,6 +108,15 @@ def with_marks(trace: Trace) -> Trace:
     marks["id"] = np.arange(len(starts))
     texts = tuple(name(number) for number in range(1, len(starts) + 1))
     return replace(trace, events=np.insert(trace.events, starts, marks), marks=texts)
+
+
+def _kinds(allocations: Events) -> Indexes:
+    """A number for each: the same where device, stream and size are; as sorting by these three would give."""
+    kinds = np.zeros(len(allocations), np.int64)
+    for field in ("device", "stream", "requested"):
+        values, of = np.unique(allocations[field], return_inverse=True)
+        kinds = np.unique(kinds * len(values) + of.reshape(-1), return_inverse=True)[1].reshape(-1)
+    return kinds
 
 
 def _period(keys: Indexes) -> int:

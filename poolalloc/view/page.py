@@ -75,7 +75,7 @@ class _Columns:
 
     def packed(self) -> str:
         """Return all of them as text."""
-        return base64.b64encode(gzip.compress(b"".join(self._parts), 9, mtime=0)).decode("ascii")
+        return base64.b64encode(gzip.compress(b"".join(self._parts), 6, mtime=0)).decode("ascii")
 
 
 def _document(trace: Trace, layers: Sequence[Layer], most: int, columns: _Columns) -> dict[str, Any]:
