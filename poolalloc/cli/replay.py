@@ -218,7 +218,7 @@ def print_result(result: Result, trace: Trace, name: str) -> None:
         ["peak requested", "peak live", "peak pending", "peak resident", "peak reserved", "overhead"],
     )
     for device in result.devices:
-        for row in _rows(device):
+        for row in _rows(device, whole=result.out_of_memory is None):
             table.add_row(*row)
     console.print(table, markup=False)
     lines = [f"driver calls: {', '.join(f'{count:,} {kind}' for kind, count in result.driver_calls.items()) or 'none'}"]
@@ -242,13 +242,14 @@ def print_result(result: Result, trace: Trace, name: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _rows(device: DeviceResult) -> list[tuple[str, ...]]:
+def _rows(device: DeviceResult, *, whole: bool) -> list[tuple[str, ...]]:
     overhead = "-" if device.overhead is None else f"{device.overhead:.4f}"
     peaks = (device.peak(name) for name in ("requested", "live", "pending", "resident", "reserved"))
     rows = [(str(device.device), "poolalloc, replayed", *map(format_size, peaks), overhead)]
     recorded = device.recorded
     if recorded is not None:
         requested = device.peak_requested
-        overhead = f"{recorded.peak_reserved / requested:.4f}" if requested else "-"
+        # What was recorded goes on where the replay ran out of memory.
+        overhead = f"{recorded.peak_reserved / requested:.4f}" if requested and whole else "-"
         rows.append(("", recorded.source, *"----", format_size(recorded.peak_reserved), overhead))
     return rows

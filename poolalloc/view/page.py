@@ -17,7 +17,7 @@ import numpy.typing as npt
 from poolalloc.fit import stack_label
 from poolalloc.sizes import format_size
 from poolalloc.trace import steps
-from poolalloc.trace.format import Frame, Op, Trace
+from poolalloc.trace.format import Frame, Op, Trace, requested_over_time
 from poolalloc.view import blocks as of_blocks
 from poolalloc.view.blocks import Blocks
 from poolalloc.view.layers import QUANTITIES, Layer
@@ -182,6 +182,7 @@ def _stacks(trace: Trace, drawn: Blocks) -> dict[str, Any]:
 
 def _table(trace: Trace, layers: Sequence[Layer]) -> str:
     devices = trace.used_devices()
+    requested = {device: int(requested_over_time(trace.of_device(device).events).max()) for device in devices}
     facts = list(dict.fromkeys(heading for layer in layers for heading in layer.facts))
     head = _cells("th", ["allocator", "", *(["device"] if len(devices) > 1 else []), *_HEADINGS, *facts])
     rows = []
@@ -191,18 +192,18 @@ def _table(trace: Trace, layers: Sequence[Layer]) -> str:
             if len(devices) > 1:
                 names.append(str(device))
             found = [layer.facts.get(heading, "-") if number == 0 else "" for heading in facts]
-            rows.append(f"<tr>{_cells('td', [*names, *_figures(layer, layers, device), *found])}</tr>")
+            rows.append(f"<tr>{_cells('td', [*names, *_figures(layer, device, requested[device]), *found])}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 _HEADINGS = ("peak requested", "peak reserved", "overhead")
 
 
-def _figures(layer: Layer, layers: Sequence[Layer], device: int) -> list[str]:
+def _figures(layer: Layer, device: int, in_all: int) -> list[str]:
+    """The figures of a device; `in_all` is what was requested at the peak of the whole trace."""
     peaks = layer.peaks.get(device, {})
     requested, reserved = peaks.get("requested"), peaks.get("reserved")
-    # What was recorded served the same requests as the replay.
-    below = requested or layers[0].peaks.get(device, {}).get("requested")
+    below = requested or in_all
     return [
         "-" if requested is None else format_size(requested),
         "-" if reserved is None else format_size(reserved) + (" (out of memory)" if layer.out_of_memory else ""),

@@ -4,7 +4,7 @@
 (async () => {
   const $ = (id) => document.getElementById(id);
   const spec = JSON.parse($("document").textContent);
-  const LEFT = 76, RIGHT = 14, TOP = 22, BOTTOM = 38; // around what is plotted, in pixels
+  const LEFT = 76, RIGHT = 14, TOP = 36, BOTTOM = 38; // around what is plotted, in pixels
   const DASHES = { requested: [1, 2], live: [3, 2], resident: [8, 3], reserved: [] };
   const WIDTHS = { requested: 1.2, live: 1.3, resident: 1.5, reserved: 2.2 };
 
@@ -389,11 +389,14 @@
     }
   }
 
+  // The last moment that the allocator of the map saw: the end, or where memory ran out.
+  const lastKnot = () => layers[state.layer].lost ?? knots.length - 1;
+
   // Where a block is on the canvas; null if it is outside of what is shown.
   function rectangle(i, { plot, x }, y) {
     const row = places.row[i];
     if (!(row <= state.y1 && row + blocks.requested[i] >= state.y0)) return null;
-    const left = x(xs[blocks.birth[i]]), right = x(xs[blocks.gone[i]]);
+    const left = x(xs[blocks.birth[i]]), right = x(xs[Math.min(blocks.gone[i], lastKnot())]);
     if (right < plot.left || left > plot.right) return null;
     const bottom = y(row), top = y(row + blocks.requested[i]);
     return [left, top, Math.max(right - left, 0.6), Math.max(bottom - top, 0.6)];
@@ -433,19 +436,20 @@
       const labelled = [];
       const { birth, free, gone, requested } = blocks, { row } = places;
       const across = (plot.right - plot.left) / (state.x1 - state.x0), up = (plot.bottom - plot.top) / (state.y1 - state.y0);
+      const last = lastKnot();
       let colour = -1;
       for (const i of colours.order) {
         if (!(row[i] <= state.y1 && row[i] + requested[i] >= state.y0)) continue;
-        const born = xs[birth[i]];
-        if (born > state.x1 || xs[gone[i]] < state.x0) continue;
+        const born = xs[birth[i]], freed = xs[Math.min(free[i], last)], usable = xs[Math.min(gone[i], last)];
+        if (born > state.x1 || usable < state.x0) continue;
         if (colours.of[i] !== colour) ctx.fillStyle = colours.palette[(colour = colours.of[i])];
-        const left = plot.left + (born - state.x0) * across, width = Math.max((xs[free[i]] - born) * across, 0.6);
+        const left = plot.left + (born - state.x0) * across, width = Math.max((freed - born) * across, 0.6);
         const height = Math.max(requested[i] * up, 0.6), top = plot.bottom - (row[i] - state.y0) * up - height;
         const seam = width > 4 && height > 4 ? 0.7 : 0;
         ctx.fillRect(left, top, width - seam, height - seam);
-        if (gone[i] > free[i]) {
+        if (usable > freed) {
           ctx.globalAlpha = 0.4;
-          ctx.fillRect(left + width, top, (xs[gone[i]] - xs[free[i]]) * across, height - seam);
+          ctx.fillRect(left + width, top, (usable - freed) * across, height - seam);
           ctx.globalAlpha = 1;
         }
         if (width > 64 && height > 16) labelled.push(i, [left, top, width, height]);
@@ -545,7 +549,7 @@
       if (state.at === null) cell.textContent = formatBytes(layer.peaks[state.device][quantity] ?? Math.max(...values));
       else {
         const knot = upper(xs, state.at) - 1, place = upper(layer.events, knot) - 1;
-        cell.textContent = place < 0 ? "-" : formatBytes(values[Math.min(place, values.length - 1)]);
+        cell.textContent = place < 0 || (layer.lost !== null && knot > layer.lost) ? "-" : formatBytes(values[Math.min(place, values.length - 1)]);
       }
     }
   }
@@ -607,7 +611,7 @@
   }
 
   function fillLeftOut() {
-    const { drawn, all, area_left_out: share } = spec.blocks;
+    const { drawn, all, area_usableout: share } = spec.blocks;
     const many = (count) => count.toLocaleString("en");
     $("left-out").textContent = drawn === all
       ? `All ${many(all)} blocks are drawn. Stretches of addresses that no block ever used are left out; dotted lines show where.`
@@ -660,11 +664,12 @@
 
   function blockAt({ x, y, inside, perX, perY }) {
     if (!inside || !places) return -1;
+    const last = lastKnot();
     let found = -1, best = Infinity;
     for (let i = 0; i < places.row.length; i++) {
       const row = places.row[i];
       if (y < row - perY || y > row + blocks.requested[i] + perY) continue;
-      if (x < xs[blocks.birth[i]] - perX || x > xs[blocks.gone[i]] + perX) continue;
+      if (x < xs[blocks.birth[i]] - perX || x > xs[Math.min(blocks.gone[i], last)] + perX) continue;
       const centre = Math.abs(x - (xs[blocks.birth[i]] + xs[blocks.free[i]]) / 2) / perX + Math.abs(y - row - blocks.requested[i] / 2) / perY;
       const outside = y < row || y > row + blocks.requested[i] || x < xs[blocks.birth[i]] || x > xs[blocks.free[i]] ? 1e9 : 0;
       if (centre + outside < best) { best = centre + outside; found = i; }
