@@ -219,7 +219,7 @@ class Heap final : private PageSupply::Lender {
     std::uint32_t tick = 0;
     friend bool operator==(const Mark&, const Mark&) = default;
   };
-  static constexpr std::size_t kMarks = 2;
+  static constexpr std::size_t kMarks = 16;  // under way: a device may be far behind
   // Pending blocks of one kind; peaks are of live and pending ones together, noted while there are pending ones.
   struct Waiting {
     std::int64_t blocks = 0, bytes = 0;

@@ -1,12 +1,13 @@
-// How idle frames leave a heap for the page supply, and so for other streams or the device: only behind work that has
-// completed. Called by threads that serve another stream or none, so no driver call is made under the heap's lock.
-// Not for choosing whose frames go: ladder.h and device_heap.h.
+// How idle frames leave a heap for the page supply, and so for other streams or the device, and how they come back from
+// a loan: only behind work that has completed. Called by threads that serve another stream or none, so no driver call
+// is made under the heap's lock. Not for choosing whose frames go: ladder.h and device_heap.h.
 #include <algorithm>
 #include <iterator>
 
 #include "core/heap.h"
 
 namespace poolalloc {
+
 bool Heap::has_completed(EventHandle event, int questions) const {
   for (int i = 0; i < questions; ++i) {
     const Status status = shared_.driver.query_event(shared_.device, event);
