@@ -56,6 +56,8 @@ class Installation:
     """`bridge`: nearly all of torch.cuda's memory calls work; `plugin`: see `missing`."""
     accelerator: bool = True
     """Whether torch.accelerator's memory functions reach poolalloc too."""
+    plan: Path | None = None
+    """The plan that requests are served from."""
 
     @property
     def missing(self) -> dict[str, str]:
@@ -71,7 +73,10 @@ _installation: Installation | None = None
 
 
 def install(
-    config: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None, *, bridge: bool | None = None
+    config: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    *,
+    plan: str | os.PathLike[str] | None = None,
+    bridge: bool | None = None,
 ) -> Installation:
     """Let poolalloc serve all CUDA memory of this process's torch. Call it before anything touches CUDA.
 
@@ -79,15 +84,18 @@ def install(
     defaults. On top of all but a Config come POOLALLOC_CONFIG and POOLALLOC_CONF, so that options can be changed from
     outside.
 
+    `plan` is the path of a file that `poolalloc plan` wrote: requests of a program that does what it says are served
+    from it, and others as without it (docs/plan.md). None takes POOLALLOC_PLAN, if that is set.
+
     `bridge` says whether torch gets poolalloc's bridge, compiled for it on first use and kept: True makes it an error
     if that fails, False takes the plain plugin, and None (or POOLALLOC_BRIDGE unset) takes the plugin with a warning
     where there is no bridge. POOLALLOC_BRIDGE=1 or 0 decides where the argument does not.
 
     Calling it again with the same configuration, or with None, returns the first result.
 
-    Raises AlreadyInitializedError if torch has already initialised CUDA, ConfigError for options that do not exist or
-    differ from those of an earlier call, TorchError if there is no torch, it is not built for CUDA, or the bridge was
-    demanded and cannot be built.
+    Raises AlreadyInitializedError if torch has already initialised CUDA, PlanError for a file that is no plan,
+    ConfigError for options that do not exist, and for those or a plan that differ from an earlier call's, TorchError if
+    there is no torch, it is not built for CUDA, or the bridge was demanded and cannot be built.
     """
     global _installation  # noqa: PLW0603
     with _lock:
@@ -98,10 +106,18 @@ def install(
                     f"cannot change to {asked.to_conf() or 'the defaults'}; call install() once, or without a "
                     "configuration where it may have been called before"
                 )
+            if plan is not None and Path(plan) != _installation.plan:
+                raise ConfigError(
+                    f"poolalloc is already installed with {_installation.plan or 'no plan'}, and cannot change to "
+                    f"{os.fspath(plan)}; name the plan in the first call of install()"
+                )
             return _installation
-        _installation = _install(Config.load(config), _bridge_wanted() if bridge is None else bridge)
-    if path := _installation.config.record:
-        recording.record(path, stacks=_installation.config.record_stacks)
+        path = plan if plan is not None else os.environ.get("POOLALLOC_PLAN") or None
+        _installation = _install(
+            Config.load(config), None if path is None else Path(path), _bridge_wanted() if bridge is None else bridge
+        )
+    if record := _installation.config.record:
+        recording.record(record, stacks=_installation.config.record_stacks)
     return _installation
 
 
@@ -132,19 +148,25 @@ def _bridge_wanted() -> bool | None:
     return None if not asked else asked == "1"
 
 
-def _install(config: Config, bridge: bool | None) -> Installation:
+def _install(config: Config, plan: Path | None, bridge: bool | None) -> Installation:
     torch = import_torch()
     _check_untouched(torch)
     # What is to be recorded is recorded from here, where stacks are known, not by the plugin.
-    _core.configure(config.unrecorded().to_conf())
+    _core.configure(config.unrecorded().to_conf(), None if plan is None else _read_plan(plan))
     if bridge is not False:
         try:
-            return _install_bridge(config, torch)
+            return _install_bridge(config, plan, torch)
         except _bridge.BridgeError as error:
             if bridge:
                 raise TorchError(f"poolalloc.install() has no bridge to torch: {error}") from error
             warnings.warn(_without_bridge(error), RuntimeWarning, stacklevel=4)
-    return _install_plugin(config, torch)
+    return _install_plugin(config, plan, torch)
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    from poolalloc.plan import file  # needs numpy, which poolalloc alone does not
+
+    return file.read(path).to_core()
 
 
 def _without_bridge(error: Exception) -> str:
@@ -155,7 +177,7 @@ def _without_bridge(error: Exception) -> str:
     )
 
 
-def _install_bridge(config: Config, torch: ModuleType) -> Installation:
+def _install_bridge(config: Config, plan: Path | None, torch: ModuleType) -> Installation:
     library = _bridge.build(torch)
     try:
         _bridge.load(library)
@@ -163,10 +185,10 @@ def _install_bridge(config: Config, torch: ModuleType) -> Installation:
         if "already initialized" in str(error):
             raise AlreadyInitializedError(_too_late()) from error
         raise
-    return Installation(config, torch.__version__, library, backend="bridge")
+    return Installation(config, torch.__version__, library, backend="bridge", plan=plan)
 
 
-def _install_plugin(config: Config, torch: ModuleType) -> Installation:
+def _install_plugin(config: Config, plan: Path | None, torch: ModuleType) -> Installation:
     library = _core.library_path()
     handle = torch.cuda.memory.CUDAPluggableAllocator(library, "poolalloc_malloc", "poolalloc_free")
     for setter, address in _core.hook_addresses().items():
@@ -176,7 +198,8 @@ def _install_plugin(config: Config, torch: ModuleType) -> Installation:
         torch.cuda.memory.change_current_allocator(handle)
     except RuntimeError as error:
         raise AlreadyInitializedError(_too_late()) from error
-    return Installation(config, torch.__version__, Path(library), accelerator=_mend_accelerator(torch, before))
+    accelerator = _mend_accelerator(torch, before)
+    return Installation(config, torch.__version__, Path(library), accelerator=accelerator, plan=plan)
 
 
 def import_torch() -> ModuleType:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from poolalloc.config import Config
 from poolalloc.sizes import format_size, parse_size
 from poolalloc.trace import steps
 from poolalloc.trace.format import Op, Trace, TraceError, recorded_reserved_over_time, requested_over_time
+
+if TYPE_CHECKING:
+    from poolalloc.plan import Plan
 
 DEFAULT_MEMORY = 80 << 30
 MOST_MEMORY = 1 << 43
@@ -194,18 +197,21 @@ class Replayer:
         samples: int = 0,
         *,
         placements: bool = False,
+        plan: Plan | None = None,
     ) -> Result:
         """Replay it, each device with `memory` bytes (None: as recorded, else 80 GiB or what it takes).
 
         `samples`: how many points the curves over time have, about; 0 makes none. `placements`: also note where each
-        allocation was placed. Raises ConfigError and, where the engine's own figures contradict each other,
+        allocation was placed. `plan`: what requests are served from (poolalloc.plan.read). Raises ConfigError and,
+        where the engine's own figures contradict each other,
         InvariantViolation.
         """
         memory_bytes, source = self._memory_unless_given
         if memory is not None:
             memory_bytes, source = (parse_size(memory) if isinstance(memory, str) else memory), "given"
         conf = "" if config is None else config.to_conf()
-        raw = self._program.run(conf, memory_bytes, self.points(samples) if samples else [], placements)
+        points = self.points(samples) if samples else []
+        raw = self._program.run(conf, memory_bytes, points, placements, None if plan is None else plan.to_core())
         lost = raw["out_of_memory"]
         failure = None if lost is None else OutOfMemory(seconds=self._seconds(lost["event"]), **lost)
         devices = tuple(
@@ -270,9 +276,16 @@ def _usual_memory(trace: Trace) -> tuple[int, str]:
     return max(DEFAULT_MEMORY, _ROOM * int(requested_over_time(trace.events).max())), "default"
 
 
-def replay(trace: Trace, config: Config | None = None, memory: int | str | None = None, *, samples: int = 0) -> Result:
+def replay(
+    trace: Trace,
+    config: Config | None = None,
+    memory: int | str | None = None,
+    *,
+    samples: int = 0,
+    plan: Plan | None = None,
+) -> Result:
     """Replay a trace once. Arguments and errors are those of Replayer.run."""
-    return Replayer(trace).run(config, memory, samples)
+    return Replayer(trace).run(config, memory, samples, plan=plan)
 
 
 def sample_points(trace: Trace, count: int) -> list[int]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Size(NamedTuple):
-    """One setting of the size knob; pixels bounds batch x height x width of a step."""
+    """One setting of the size knob; pixels bounds batch x height x width of a step. Unless it is fixed, all change."""
 
     blocks: tuple[int, ...]
     width: int
@@ -24,12 +24,15 @@ class Size(NamedTuple):
     max_batch: int
     max_side: int
     pixels: int
+    fixed: bool = False
 
 
 SIZES = {
     "tiny": Size(blocks=(1, 1), width=8, classes=10, max_batch=2, max_side=64, pixels=2 * 48 * 48),
     "small": Size(blocks=(2, 2, 2, 2), width=64, classes=1000, max_batch=32, max_side=256, pixels=16 * 224 * 224),
     "full": Size(blocks=(3, 4, 6, 3), width=64, classes=1000, max_batch=128, max_side=512, pixels=128 * 224 * 224),
+    "tiny-fixed": Size((1, 1), 8, 10, max_batch=2, max_side=48, pixels=2 * 48 * 48, fixed=True),
+    "full-fixed": Size((3, 4, 6, 3), 64, 1000, max_batch=128, max_side=224, pixels=128 * 224 * 224, fixed=True),
 }
 STEPS = 40
 
@@ -87,7 +90,8 @@ def run(size: str, steps: int, device: torch.device) -> Iterator[int]:
         model = residual_network(shape)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     for step in range(1, steps + 1):
-        side = 32 * choose.randint(shape.max_side // 128 or 1, shape.max_side // 32)
+        smallest = shape.max_side // 32 if shape.fixed else shape.max_side // 128 or 1
+        side = 32 * choose.randint(smallest, shape.max_side // 32)
         batch = max(1, min(shape.max_batch, shape.pixels // (side * side)))
         # Made on the device: copying images from the host is not what is measured.
         images = torch.rand((batch, 3, side, side), device=device)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Size(NamedTuple):
-    """One setting of the size knob; tokens bounds batch x length of a step."""
+    """One setting of the size knob; tokens bounds batch x length of a step. Unless it is fixed, both change."""
 
     layers: int
     width: int
@@ -28,12 +28,15 @@ class Size(NamedTuple):
     max_batch: int
     max_length: int
     tokens: int
+    fixed: bool = False
 
 
 SIZES = {
     "tiny": Size(layers=2, width=64, heads=4, vocabulary=512, max_batch=4, max_length=64, tokens=192),
     "small": Size(layers=12, width=768, heads=12, vocabulary=50304, max_batch=16, max_length=1024, tokens=8192),
     "full": Size(layers=24, width=1024, heads=16, vocabulary=50304, max_batch=32, max_length=2048, tokens=16384),
+    "tiny-fixed": Size(2, 64, 4, 512, max_batch=4, max_length=64, tokens=256, fixed=True),
+    "full-fixed": Size(24, 1024, 16, 50304, max_batch=8, max_length=2048, tokens=16384, fixed=True),
 }
 STEPS = 40
 
@@ -88,9 +91,12 @@ class GPT(nn.Module):
 
 
 def batches(size: Size, steps: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield `steps` tensors of random token ids, (batch, length + 1), of a new shape every time."""
+    """Yield `steps` tensors of random token ids, (batch, length + 1), of a new shape every time unless it is fixed."""
     choose = random.Random(20)
     for _ in range(steps):
+        if size.fixed:
+            yield torch.randint(size.vocabulary, (size.tokens // size.max_length, size.max_length + 1)).to(device)
+            continue
         length = choose.randint(size.max_length // 8, size.max_length)
         batch = choose.randint(1, max(1, min(size.max_batch, size.tokens // length)))
         yield torch.randint(size.vocabulary, (batch, length + 1)).to(device)

@@ -10,12 +10,14 @@
 
 namespace poolalloc {
 
-Allocator::Allocator(Driver& driver, const Options& options)
+Allocator::Allocator(Driver& driver, const Options& options, const Plan* plan)
     : options_(options),
+      plan_(plan != nullptr ? std::make_unique<const Plan>(*plan) : nullptr),
       driver_(std::make_unique<CountingDriver>(driver)),
       addresses_(std::make_unique<AddressTable>()),
       fraction_(options.memory_fraction) {
   check_options(options_);
+  if (plan_ != nullptr) check_plan(*plan_);
 }
 
 Allocator::~Allocator() {
@@ -37,7 +39,7 @@ DeviceHeap& Allocator::make_device_heap(DeviceIndex device) {
   check_device(device);
   std::lock_guard guard(mutex_);
   if (DeviceHeap* heap = existing(device)) return *heap;
-  auto heap = std::make_unique<DeviceHeap>(*driver_, device, *addresses_, oom_callbacks_, options_);
+  auto heap = std::make_unique<DeviceHeap>(*driver_, device, *addresses_, oom_callbacks_, options_, plan_.get());
   heap->observe(observers_.empty() ? nullptr : &observers_);
   if (fraction_ != options_.memory_fraction) heap->set_fraction(fraction_);
   heap->preallocate();

@@ -18,6 +18,7 @@
 #include "core/observer_list.h"
 #include "core/oom_callbacks.h"
 #include "core/options.h"
+#include "core/plan.h"
 #include "core/sharing.h"
 #include "core/stats.h"
 #include "core/types.h"
@@ -33,7 +34,8 @@ class CountingDriver;
 class POOLALLOC_API Allocator {
  public:
   // `driver` must outlive the allocator. Throws ConfigError. Touches no device before the first allocation on it.
-  Allocator(Driver& driver, const Options& options);
+  // Requests of a program that does what the plan says are served from it; others as without it.
+  Allocator(Driver& driver, const Options& options, const Plan* plan = nullptr);
   ~Allocator();
   Allocator(const Allocator&) = delete;
   Allocator& operator=(const Allocator&) = delete;
@@ -149,6 +151,7 @@ class POOLALLOC_API Allocator {
   [[gnu::noinline]] Address allocate_logged(EventLog& log, Bytes bytes, DeviceIndex device, StreamId stream);
 
   Options options_;
+  const std::unique_ptr<const Plan> plan_;  // null: none
   OomCallbacks oom_callbacks_;
   std::unique_ptr<CountingDriver> driver_;
   std::unique_ptr<AddressTable> addresses_;

@@ -19,8 +19,9 @@ DeviceInfo info_of(Driver& driver, DeviceIndex device) {
 }  // namespace
 
 DeviceHeap::DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& addresses, const OomCallbacks& callbacks,
-                       const Options& options)
+                       const Options& options, const Plan* plan)
     : options_(options),
+      plan_(plan),
       addresses_(addresses),
       callbacks_(callbacks),
       info_(info_of(driver, device)),
@@ -77,7 +78,7 @@ void DeviceHeap::set_limit(Bytes bytes) {
 
 // --- heaps -------------------------------------------------------------------------------------------------------
 
-std::unique_ptr<Heap> DeviceHeap::new_heap(StreamId stream, PoolId pool) {
+std::unique_ptr<Heap> DeviceHeap::new_heap(StreamId stream, PoolId pool, const StreamPlan* plan) {
   // Slabs never need more addresses than the device has memory, but for one sleeping slab of each class; the arena gets
   // several times that, less where the driver has no such range left.
   const Bytes slab_bytes = round_up(info_.total_bytes, kPageBytes) + (Slabs::kMaxBin + 1) * kPageBytes;
@@ -89,7 +90,8 @@ std::unique_ptr<Heap> DeviceHeap::new_heap(StreamId stream, PoolId pool) {
     Address base = 0;
     const Status status = shared_.driver.reserve(shared_.device, bytes, AddressTable::kSlotBytes, &base);
     if (status == Status::ok) {
-      auto heap = std::make_unique<Heap>(shared_, stream, pool, base, slab_bytes, bytes - slab_bytes, options_);
+      auto heap = std::make_unique<Heap>(shared_, stream, pool, base, slab_bytes, bytes - slab_bytes, options_, plan,
+                                         plan != nullptr ? plan_->above : 0);
       addresses_.set(base, bytes, heap.get());
       return heap;
     }
@@ -106,11 +108,23 @@ Heap& DeviceHeap::make_heap(StreamId stream) {
   for (StreamEntry* entry = bucket.load(); entry != nullptr; entry = entry->next)
     if (entry->stream == stream) return *entry->heap;
   if (entries_.size() + pools_.size() > 0) several_heaps_from_now();
-  stream_heaps_.push_back(new_heap(stream, PoolId{}));
+  stream_heaps_.push_back(new_heap(stream, PoolId{}, plan_for(stream)));
   Heap& heap = *stream_heaps_.back();
   entries_.push_back(std::make_unique<StreamEntry>(StreamEntry{stream, &heap, bucket.load()}));
   bucket.store(entries_.back().get(), std::memory_order_release);
   return heap;
+}
+
+// Streams have other names in every run, but for the default one: a plan knows the others by the order in which they
+// come.
+const StreamPlan* DeviceHeap::plan_for(StreamId stream) const {
+  if (plan_ == nullptr) return nullptr;
+  const auto others =
+      std::count_if(stream_heaps_.begin(), stream_heaps_.end(), [](const auto& heap) { return heap->stream() != 0; });
+  const auto number = stream == 0 ? 0 : static_cast<std::uint32_t>(others) + 1;
+  for (const StreamPlan& part : plan_->streams)
+    if (part.device == shared_.device && part.stream == number) return &part;
+  return nullptr;
 }
 
 // Before another heap comes: what the only one counted so far was the device's.
@@ -477,6 +491,9 @@ void DeviceHeap::add_up(DeviceStats& stats, const HeapStats& one) {
   stats.frees += one.frees;
   stats.pages_aliased += one.pages_aliased;
   stats.pending_completed += one.pending_completed;
+  stats.plan_hits += one.plan_hits;
+  stats.plan_misses += one.plan_misses;
+  stats.plan_resyncs += one.plan_resyncs;
   stats.waits += one.waits;
   for (auto part : {&HeapStats::all, &HeapStats::small, &HeapStats::large}) {
     BlockStats& into = part == &HeapStats::all ? stats.all : part == &HeapStats::small ? stats.small : stats.large;

@@ -23,7 +23,7 @@ class DeviceHeap {
  public:
   // Throws DriverError if the device cannot be used.
   DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& addresses, const OomCallbacks& callbacks,
-             const Options& options);
+             const Options& options, const Plan* plan = nullptr);
   ~DeviceHeap();
   DeviceHeap(const DeviceHeap&) = delete;
   DeviceHeap& operator=(const DeviceHeap&) = delete;
@@ -135,7 +135,7 @@ class DeviceHeap {
       for (auto& heap : pool->heaps) act(*heap);
   }
   void several_heaps_from_now();
-  std::unique_ptr<Heap> new_heap(StreamId stream, PoolId pool);
+  std::unique_ptr<Heap> new_heap(StreamId stream, PoolId pool, const StreamPlan* plan = nullptr);
   [[gnu::noinline]] Address find_memory(Heap& heap, Bytes bytes, Status status);
   void collect_from_others(Heap& heap);
   Bytes trim_to(Bytes target, Wait wait);
@@ -154,7 +154,10 @@ class DeviceHeap {
   static void add_up(DeviceStats& stats, const HeapStats& heap);
   void apply_limit();
 
+  const StreamPlan* plan_for(StreamId stream) const;
+
   const Options options_;
+  const Plan* const plan_;  // null: none
   AddressTable& addresses_;
   const OomCallbacks& callbacks_;
   const DeviceInfo info_;

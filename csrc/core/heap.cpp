@@ -16,22 +16,35 @@ std::unique_ptr<PageTable> page_table(DeviceShared& shared, Heap& heap, Address 
                                      journal);
 }
 
+// 0 if the plan is not used.
+PageIndex pages_of(const StreamPlan* plan, const DeviceShared& shared, Bytes arena_bytes) {
+  if (plan == nullptr || shared.segmented()) return 0;
+  const PageIndex pages = PlannedBlocks::pages_of(*plan);
+  return pages < pages_in(arena_bytes) / 2 ? pages : 0;
+}
+
 }  // namespace
 
 Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Bytes slab_bytes, Bytes arena_bytes,
-           const Options& options)
+           const Options& options, const StreamPlan* plan, Bytes above)
     : base_(base),
-      bin_limit_(options.bin_limit),
+      bin_limit_(pages_of(plan, shared, arena_bytes) != 0 ? std::min(above, options.bin_limit) : options.bin_limit),
+      slab_limit_(options.bin_limit),
       page_table_(page_table(shared, *this, base, pages_in(slab_bytes), pages_in(slab_bytes + arena_bytes), options,
                              &journal_)),
       pages_(*page_table_),
       segments_(shared.segmented() ? static_cast<Segments*>(page_table_.get()) : nullptr),
       slabs_(pages_, pages_in(slab_bytes)),
-      arena_(pages_, pages_in(slab_bytes), static_cast<int>(options.placement_candidates)),
+      arena_(pages_, pages_in(slab_bytes) + pages_of(plan, shared, arena_bytes),
+             static_cast<int>(options.placement_candidates)),
       journal_(shared.observer, {shared.device, stream, pool}),
       shared_(shared),
       stream_(stream),
-      pool_(pool) {
+      pool_(pool),
+      planning_(pages_of(plan, shared, arena_bytes) != 0
+                    ? std::make_unique<Planning>(pages_, pages_in(slab_bytes), *plan)
+                    : nullptr),
+      above_(above) {
   if (segments_ != nullptr) arena_.wall_up();
   if (lends()) shared_.page_supply.add_lender(this);
   set_attention();
@@ -47,11 +60,18 @@ Heap::~Heap() {
 
 // Not from a slab at hand. Called with the lock held, as all that follows.
 Status Heap::allocate_elsewhere(Bytes bytes, Address* address, Source source) {
+  return attention_ == 0 ? allocate_elsewhere_as<false>(bytes, address, Source::any)
+                         : allocate_elsewhere_as<true>(bytes, address, source);
+}
+
+template <bool kAttentive>
+Status Heap::allocate_elsewhere_as(Bytes bytes, Address* address, Source source) {
+  const bool by_plan = kAttentive && planned(bytes);
   Bytes offset = 0, rounded = 0;
   if (segments_ != nullptr || (attention_ & kPublishes) == 0) source = Source::any;
   pages_.permit(pending_.empty() ? source : Source::none, may_unmap());
   const std::uint64_t maps = pages_.maps_made();
-  Status status = place(bytes, &offset, &rounded);
+  Status status = by_plan ? place_by_plan(bytes, &offset, &rounded) : place(bytes, &offset, &rounded);
   if (status != Status::ok) [[unlikely]] {
     status = allocate_missing(bytes, &offset, &rounded, source, status);
     if (status != Status::ok) return status;
@@ -60,14 +80,45 @@ Status Heap::allocate_elsewhere(Bytes bytes, Address* address, Source source) {
     note_progress();
   counts_.add(kind_of(rounded), bytes, rounded);
   note_pages_if_changed();
-  note_unused(bytes > bin_limit_ ? kLarge : kSmall);  // of pages that became resident
-  if (attention_ != 0) attend();
+  note_unused(bytes > slab_limit_ ? kLarge : kSmall);  // of pages that became resident
+  if (by_plan) note_unused(kLarge);
+  if (kAttentive) attend();
   *address = address_of(offset);
   return Status::ok;
 }
 
+// Where the plan says, if that is free; else like any other.
+Status Heap::place_by_plan(Bytes bytes, Bytes* offset, Bytes* rounded) {
+  Planning& plan = *planning_;
+  const Bytes size = round_up(bytes, kGranularity);
+  const Bytes at = plan.cursor.next(size);
+  if (at != PlannedRequest::kNowhere) {
+    pages_.prefer_own(plan.cursor.steady());
+    const Status status = plan.blocks.allocate(at, size, bytes);
+    pages_.prefer_own(false);
+    if (status == Status::ok) {
+      arena_bytes_.add(size);
+      *offset = plan.blocks.offset_of(at);
+      *rounded = size;
+      plan.cursor.accept(size);
+      ++plan.hits;
+      return status;
+    }
+    if (status == Status::out_of_memory && !pages_.wanted().empty()) return status;  // another stream has its memory
+  }
+  Status status = Status::ok;
+  if (bytes <= slab_limit_ && slabs_.pop(bin_of(bytes), bytes, offset))
+    *rounded = Slabs::block_bytes(bin_of(bytes));
+  else
+    status = place(bytes, offset, rounded);
+  if (status != Status::ok) return status;
+  plan.cursor.accept(size);
+  ++plan.misses;
+  return status;
+}
+
 Status Heap::place(Bytes bytes, Bytes* offset, Bytes* rounded) {
-  if (bytes <= bin_limit_) {
+  if (bytes <= slab_limit_) {
     const int bin = bin_of(bytes);
     *rounded = Slabs::block_bytes(bin);
     return slabs_.pop_from_another(bin, bytes, offset);
@@ -86,8 +137,8 @@ Status Heap::place(Bytes bytes, Bytes* offset, Bytes* rounded) {
 
 // From the arena, or with more to look to.
 bool Heap::free_elsewhere(Bytes offset) {
-  if ((attention_ & (kTracks | kTranslates)) != 0) return free_attentively(base_ + offset);
-  const Found found = find(offset);
+  if ((attention_ & (kTracks | kTranslates | kPlans)) != 0) return free_attentively(base_ + offset);
+  const Found found = find_unplanned(offset);
   if (found.size == 0) return false;
   counts_.subtract(kind_of(found.size), found.requested, found.size);
   give_back(found);
@@ -95,7 +146,16 @@ bool Heap::free_elsewhere(Bytes offset) {
   return true;
 }
 
-Heap::Found Heap::find(Bytes offset) const {
+Heap::Found Heap::find_planned(Bytes offset) const {
+  Found found;
+  if ((found.planned = planning_->blocks.at(offset)) != nullptr) {
+    found.size = found.planned->size;
+    found.requested = found.planned->requested;
+  }
+  return found;
+}
+
+Heap::Found Heap::find_unplanned(Bytes offset) const {
   Found found;
   if (slabs_.serves(static_cast<PageIndex>(offset / kPageBytes))) {
     found.slot = slabs_.find(offset);
@@ -110,13 +170,17 @@ Heap::Found Heap::find(Bytes offset) const {
 }
 
 void Heap::give_back(const Found& found) {
-  if (found.block == nullptr) {
-    slabs_.free(found.slot);
-    note_unused(kSmall);
-  } else {
+  if (found.block != nullptr) {
     arena_bytes_.subtract(found.size);
     arena_.free(found.block);
     note_unused(kLarge);
+  } else if (found.planned != nullptr) {
+    arena_bytes_.subtract(found.size);
+    planning_->blocks.free(found.planned);
+    note_unused(kLarge);
+  } else {
+    slabs_.free(found.slot);
+    note_unused(kSmall);
   }
   note_pages_if_changed();
 }
@@ -126,12 +190,15 @@ void Heap::give_back(const Found& found) {
 // Pages or addresses were missing: pending frees may have them by now, or other streams. Only then may the heap grow.
 Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Source source, Status status) {
   if (shared_.captures.load(std::memory_order_relaxed) == 0) pages_.return_left_behind();
+  const auto place_now = [&] {
+    return planned(bytes) ? place_by_plan(bytes, offset, rounded) : place(bytes, offset, rounded);
+  };
   bool asked = pending_.empty();
   const bool finished = poll_pending_locked() != 0;
   if (source != Source::any) {
     if (finished || !asked) {
       pages_.permit(source, may_unmap());
-      status = place(bytes, offset, rounded);
+      status = place_now();
       if (status == Status::ok) return status;
     }
     if (status == Status::out_of_memory && (!pages_.wanted().empty() || others_have_idle_pages()))
@@ -140,7 +207,7 @@ Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Source
   }
   if (asked && !finished) return status;
   pages_.permit(Source::any, may_unmap());
-  status = place(bytes, offset, rounded);
+  status = place_now();
   if (status != Status::ok && shared_.captures.load(std::memory_order_relaxed) == 0) pages_.return_left_behind();
   return status;
 }
@@ -211,6 +278,11 @@ std::optional<BlockInfo> Heap::block(Address address) const {
     if (found.size == 0) return std::nullopt;
     return describe(found.slab->offset + found.slot * found.size, found.size, found.requested);
   }
+  if ((attention_ & kPlans) != 0 && planning_->blocks.serves(offset)) {
+    const PlannedBlocks::Block* block = planning_->blocks.containing(offset);
+    if (block == nullptr) return std::nullopt;
+    return describe(block->offset, block->size, block->requested);
+  }
   const Arena::Block* block = arena_.containing(offset);
   if (block == nullptr) return std::nullopt;
   return describe(block->offset, block->size, block->requested);
@@ -226,6 +298,7 @@ void Heap::append_blocks_locked(std::vector<BlockInfo>& blocks) const {
     blocks.push_back(describe(offset, size, requested));
   };
   slabs_.visit(add);
+  if (planning_ != nullptr) planning_->blocks.visit(add);
   arena_.visit(add);
 }
 

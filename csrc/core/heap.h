@@ -23,6 +23,8 @@
 #include "core/layout.h"
 #include "core/observer.h"
 #include "core/options.h"
+#include "core/plan_cursor.h"
+#include "core/planned_blocks.h"
 #include "core/residency.h"
 #include "core/segments.h"
 #include "core/sharing.h"
@@ -83,8 +85,10 @@ class Heap final : private PageSupply::Lender {
   static constexpr int kQuestions = 32;
 
   // `base` is where the range is reserved; it has no place of its own where memory comes in segments, and is 0.
+  // A plan takes its part of the arena's addresses, if it is less than half of them and memory comes in pages; it has
+  // the requests above a size.
   Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Bytes slab_bytes, Bytes arena_bytes,
-       const Options& options);
+       const Options& options, const StreamPlan* plan = nullptr, Bytes above = 0);
   ~Heap();
   Heap(const Heap&) = delete;
   Heap& operator=(const Heap&) = delete;
@@ -236,14 +240,16 @@ class Heap final : private PageSupply::Lender {
   };
   // What a call must look to besides its block; nearly always nothing.
   enum Attention : std::uint8_t {
-    kTracks = 1,     // blocks that other streams or processes use; always there with the next
-    kWaits = 2,      // pending frees
-    kPublishes = 4,  // there are several heaps
-    kTranslates = 8  // memory comes in segments
+    kTracks = 1,      // blocks that other streams or processes use; always there with the next
+    kWaits = 2,       // pending frees
+    kPublishes = 4,   // there are several heaps
+    kTranslates = 8,  // memory comes in segments
+    kPlans = 16       // there is a plan
   };
   using Guard = BiasedLock::Guard;
   struct Found {
-    Arena::Block* block = nullptr;  // null: in a slab
+    Arena::Block* block = nullptr;  // null: in a slab, or
+    PlannedBlocks::Block* planned = nullptr;
     Slabs::Found slot;
     Bytes size = 0;  // 0: nothing lives there
     Bytes requested = 0;
@@ -253,15 +259,24 @@ class Heap final : private PageSupply::Lender {
   Bytes offset_of(Address address) const {
     return segments_ != nullptr ? segments_->offset_of(address) : address - base_;
   }
-  Found find(Bytes offset) const;
+  Found find(Bytes offset) const {
+    if ((attention_ & kPlans) != 0 && planning_->blocks.serves(offset)) return find_planned(offset);
+    return find_unplanned(offset);
+  }
+  Found find_unplanned(Bytes offset) const;
+  Found find_planned(Bytes offset) const;
   BlockInfo describe(Bytes offset, Bytes size, Bytes requested) const;
   void append_blocks_locked(std::vector<BlockInfo>& blocks) const;
   [[gnu::noinline]] Status allocate_elsewhere(Bytes bytes, Address* address, Source source);
+  template <bool kAttentive>
+  Status allocate_elsewhere_as(Bytes bytes, Address* address, Source source);
   [[gnu::noinline]] bool free_elsewhere(Bytes offset);
   void give_back(const Found& found);
   bool free_attentively(Address address);
   [[gnu::noinline]] Status allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Source source, Status status);
   Status place(Bytes bytes, Bytes* offset, Bytes* rounded);
+  Status place_by_plan(Bytes bytes, Bytes* offset, Bytes* rounded);
+  bool planned(Bytes bytes) const { return (attention_ & kPlans) != 0 && bytes > above_; }
   [[gnu::noinline]] Status place_in_new_segment(Bytes bytes, Arena::Block** block);
   void close_segments(const PageTable::Detached& gone);
   void note_pages_if_changed() {
@@ -326,12 +341,13 @@ class Heap final : private PageSupply::Lender {
 
   mutable BiasedLock lock_;
   const Address base_;
-  const Bytes bin_limit_;
+  const Bytes bin_limit_;  // up to it, slabs are looked at first
   std::uint8_t attention_ = 0;
   BlockCounts counts_;
   Counter pending_bytes_;
   std::int64_t unused_peak_[kBlockKinds] = {}, all_unused_peak_ = 0;
-  Counter arena_bytes_;  // rounded, live and pending
+  Counter arena_bytes_;     // rounded, live and pending
+  const Bytes slab_limit_;  // up to it, slabs serve what no plan does
   const std::unique_ptr<PageTable> page_table_;
   PageTable& pages_;
   Segments* const segments_;  // null where pages are mapped
@@ -351,6 +367,14 @@ class Heap final : private PageSupply::Lender {
   std::unordered_map<Bytes, Tracked> tracked_;
   std::vector<Pending> pending_;
   std::vector<EventHandle> unused_events_;
+  struct Planning {
+    Planning(PageTable& pages, PageIndex first, const StreamPlan& plan) : cursor(plan), blocks(pages, first, plan) {}
+    PlanCursor cursor;
+    PlannedBlocks blocks;
+    std::uint64_t hits = 0, misses = 0;
+  };
+  const std::unique_ptr<Planning> planning_;  // null without a plan
+  const Bytes above_;                         // of which it has the requests
   struct Look {
     std::uint64_t time;
     std::uint32_t tick;

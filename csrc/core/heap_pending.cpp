@@ -19,12 +19,12 @@ bool Heap::record_stream(Address address, StreamId stream) {
 }
 
 // Some block of the heap is used by another stream, or was when it was freed: perhaps this one. Or memory comes in
-// segments.
+// segments, or there is a plan.
 bool Heap::free_attentively(Address address) {
   const Bytes offset = offset_of(address);
   const Found found = find(offset);
   if (found.size == 0) return false;
-  auto entry = tracked_.find(offset);
+  auto entry = tracked_.empty() ? tracked_.end() : tracked_.find(offset);
   if (entry != tracked_.end() && entry->second.pending) return false;  // freed before
   if (entry != tracked_.end()) entry->second.shared_as = 0;
   if (entry != tracked_.end() && entry->second.streams.empty()) {
@@ -84,7 +84,7 @@ EventHandle Heap::unused_event() {
 
 void Heap::set_attention() {
   attention_ = static_cast<std::uint8_t>((segments_ == nullptr ? 0 : kTranslates) | (tracked_.empty() ? 0 : kTracks) |
-                                         (pending_.empty() ? 0 : kWaits) |
+                                         (pending_.empty() ? 0 : kWaits) | (planning_ == nullptr ? 0 : kPlans) |
                                          (shared_.several_heaps.load(std::memory_order_relaxed) ? kPublishes : 0));
 }
 

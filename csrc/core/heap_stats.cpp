@@ -94,6 +94,12 @@ HeapStats Heap::stats() const {
   stats.all.gaps = stats.small.gaps + stats.large.gaps;
   stats.bins = slabs_.stats();
   stats.live_blocks = arena_.live_blocks();
+  if (planning_ != nullptr) {
+    stats.live_blocks += planning_->blocks.live_blocks();
+    stats.plan_hits = planning_->hits;
+    stats.plan_misses = planning_->misses;
+    stats.plan_resyncs = planning_->cursor.resynchronized();
+  }
   Bytes bins_resident = 0;
   for (const BinStats& bin : stats.bins) {
     stats.live_blocks += bin.live_blocks;
@@ -104,6 +110,7 @@ HeapStats Heap::stats() const {
   stats.arena_rounded = static_cast<Bytes>(arena_bytes_.current);
   stats.arena_resident = static_cast<Bytes>(stats.resident.current) - small_resident;
   stats.address_space = slabs_.touched() * kPageBytes + (arena_.highest() - arena_.first_offset());
+  if (planning_ != nullptr) stats.address_space += planning_->blocks.touched();
   stats.mappings = pages_.mappings();
   stats.removable = static_cast<Bytes>(stats.idle.current);
   if (segments_ != nullptr) {
@@ -112,6 +119,8 @@ HeapStats Heap::stats() const {
   }
   stats.metadata_bytes = sizeof(*this) + pages_.metadata_bytes() + slabs_.metadata_bytes() + arena_.metadata_bytes() +
                          tracked_.size() * (sizeof(Bytes) + sizeof(Tracked)) + pending_.capacity() * sizeof(Pending);
+  if (planning_ != nullptr)
+    stats.metadata_bytes += planning_->blocks.metadata_bytes() + planning_->cursor.metadata_bytes();
   return stats;
 }
 
@@ -139,10 +148,14 @@ void Heap::validate() const {
   std::vector<std::uint32_t> blocks_of(pages_.pages());
   slabs_.validate(blocks_of);
   arena_.validate(blocks_of);
+  if (planning_ != nullptr) {
+    planning_->blocks.validate(blocks_of);
+    planning_->cursor.validate();
+  }
   pages_.validate(blocks_of);
 
   Bytes bins_rounded = 0;
-  std::uint64_t blocks = arena_.live_blocks();
+  std::uint64_t blocks = arena_.live_blocks() + (planning_ != nullptr ? planning_->blocks.live_blocks() : 0);
   for (const BinStats& bin : slabs_.stats()) {
     POOLALLOC_ENSURE(bin.requested <= bin.rounded && bin.rounded <= bin.resident, "requested <= rounded <= resident");
     bins_rounded += bin.rounded;
@@ -168,9 +181,10 @@ void Heap::validate() const {
                    "pending blocks are counted by size");
   POOLALLOC_ENSURE(unused(kSmall) >= 0 && unused(kLarge) >= 0, "slabs and arena fit into their pages");
   POOLALLOC_ENSURE(pending_.empty() || !tracked_.empty(), "pending frees are tracked");
-  POOLALLOC_ENSURE(
-      ((attention_ & kTracks) != 0) == !tracked_.empty() && ((attention_ & kWaits) != 0) == !pending_.empty(),
-      "calls know what to look to");
+  POOLALLOC_ENSURE(((attention_ & kTracks) != 0) == !tracked_.empty() &&
+                       ((attention_ & kWaits) != 0) == !pending_.empty() &&
+                       ((attention_ & kPlans) != 0) == (planning_ != nullptr),
+                   "calls know what to look to");
 }
 
 }  // namespace poolalloc

@@ -5,6 +5,7 @@
 #include <functional>
 #include <numeric>
 #include <random>
+#include <unordered_map>
 
 #include "core/errors.h"
 
@@ -18,51 +19,99 @@ using Clock = std::chrono::steady_clock;
 // The blocks, with time cut into sections between one birth or death and the next.
 class Problem {
  public:
-  explicit Problem(const std::vector<Lifetime>& lifetimes) : blocks(lifetimes) {
+  struct Span {
+    Index first, end;  // sections [first, end)
+  };
+  struct Block {
+    Bytes size = 0;
+    std::vector<Span> spans;  // that it is alive in; one, but of a group
+  };
+
+  explicit Problem(const std::vector<Lifetime>& lifetimes) {
     std::vector<std::int64_t> times;
-    for (const Lifetime& block : blocks) {
-      if (block.birth >= block.death) throw UsageError("a lifetime must end after it begins");
-      if (block.size == 0) throw UsageError("a block of 0 bytes has no place");
-      times.push_back(block.birth);
-      times.push_back(block.death);
+    for (const Lifetime& life : lifetimes) {
+      if (life.birth >= life.death) throw UsageError("a lifetime must end after it begins");
+      if (life.size == 0) throw UsageError("a block of 0 bytes has no place");
+      times.push_back(life.birth);
+      times.push_back(life.death);
     }
     std::sort(times.begin(), times.end());
     times.erase(std::unique(times.begin(), times.end()), times.end());
     const auto section = [&](std::int64_t time) {
       return static_cast<Index>(std::lower_bound(times.begin(), times.end(), time) - times.begin());
     };
-    loads.resize(times.empty() ? 0 : times.size() - 1);
-    for (const Lifetime& block : blocks) {
-      first.push_back(section(block.birth));
-      end.push_back(section(block.death));
-      for (Index at = first.back(); at < end.back(); ++at) loads[at] += block.size;
+    std::unordered_map<std::int64_t, Index> groups;
+    for (const Lifetime& life : lifetimes) {
+      auto number = static_cast<Index>(blocks.size());
+      if (life.group >= 0) number = groups.try_emplace(life.group, number).first->second;
+      if (number == blocks.size()) blocks.push_back({life.size, {}});
+      if (blocks[number].size != life.size) throw UsageError("the lifetimes of a group must have one size");
+      blocks[number].spans.push_back({section(life.birth), section(life.death)});
+      block_of.push_back(number);
     }
+    std::vector<std::int64_t> changes(times.size());
+    for (Block& block : blocks) {
+      unite(block.spans);
+      simple &= block.spans.size() == 1;
+      first.push_back(block.spans.front().first);
+      end.push_back(block.spans.back().end);
+      for (const Span& span : block.spans) {
+        changes[span.first] += static_cast<std::int64_t>(block.size);
+        changes[span.end] -= static_cast<std::int64_t>(block.size);
+      }
+    }
+    std::partial_sum(changes.begin(), changes.end(), changes.begin());
+    for (std::size_t at = 0; at + 1 < changes.size(); ++at) loads.push_back(static_cast<Bytes>(changes[at]));
     for (const Bytes bytes : loads) load = std::max(load, bytes);
     find_neighbours();
   }
 
   std::size_t size() const { return blocks.size(); }
-  bool overlap(Index a, Index b) const { return first[a] < end[b] && first[b] < end[a]; }
 
-  const std::vector<Lifetime>& blocks;
-  std::vector<Index> first, end;               // sections of each block: [first, end)
+  std::vector<Block> blocks;
+  std::vector<Index> block_of;                 // of each lifetime
+  bool simple = true;                          // every block is alive in one span
+  std::vector<Index> first, end;               // sections of each block: [first, end), and perhaps gaps between
   std::vector<Bytes> loads;                    // of each section
   Bytes load = 0;                              // the largest of them
   std::vector<std::vector<Index>> neighbours;  // of each block, those alive at some time with it
 
  private:
+  static void unite(std::vector<Span>& spans) {
+    std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.first < b.first; });
+    std::size_t kept = 0;
+    for (const Span& span : spans) {
+      if (kept != 0 && span.first <= spans[kept - 1].end)
+        spans[kept - 1].end = std::max(spans[kept - 1].end, span.end);
+      else
+        spans[kept++] = span;
+    }
+    spans.resize(kept);
+  }
+
   void find_neighbours() {
+    struct Life {
+      Span span;
+      Index block;
+    };
     neighbours.resize(size());
-    std::vector<Index> by_birth(size()), alive;
-    std::iota(by_birth.begin(), by_birth.end(), 0);
-    std::sort(by_birth.begin(), by_birth.end(), [&](Index a, Index b) { return first[a] < first[b]; });
-    for (const Index block : by_birth) {
-      std::erase_if(alive, [&](Index other) { return end[other] <= first[block]; });
-      for (const Index other : alive) {
-        neighbours[block].push_back(other);
-        neighbours[other].push_back(block);
+    std::vector<Life> by_birth, alive;
+    for (Index block = 0; block < size(); ++block)
+      for (const Span& span : blocks[block].spans) by_birth.push_back({span, block});
+    std::stable_sort(by_birth.begin(), by_birth.end(),
+                     [](const Life& a, const Life& b) { return a.span.first < b.span.first; });
+    for (const Life& life : by_birth) {
+      std::erase_if(alive, [&](const Life& other) { return other.span.end <= life.span.first; });
+      for (const Life& other : alive) {
+        neighbours[life.block].push_back(other.block);
+        neighbours[other.block].push_back(life.block);
       }
-      alive.push_back(block);
+      alive.push_back(life);
+    }
+    if (simple) return;
+    for (auto& near : neighbours) {  // two may meet at several times
+      std::sort(near.begin(), near.end());
+      near.erase(std::unique(near.begin(), near.end()), near.end());
     }
   }
 };
@@ -262,11 +311,17 @@ class Search {
 
 // Orders worth a try, the largest first by each measure.
 std::vector<std::vector<Index>> orders_of(const Problem& problem) {
-  std::vector<Bytes> crowd(problem.size());  // the load of the fullest section that a block spans
-  for (Index block = 0; block < problem.size(); ++block)
-    crowd[block] =
-        *std::max_element(problem.loads.begin() + problem.first[block], problem.loads.begin() + problem.end[block]);
-  const auto span = [&](Index block) { return static_cast<double>(problem.end[block] - problem.first[block]); };
+  std::vector<double> crowd(problem.size());  // the load of the fullest section that a block spans
+  std::vector<double> length(problem.size());
+  for (Index block = 0; block < problem.size(); ++block) {
+    for (const Problem::Span& span : problem.blocks[block].spans) {
+      length[block] += span.end - span.first;
+      const auto first = problem.loads.begin() + span.first;
+      crowd[block] =
+          std::max(crowd[block], static_cast<double>(*std::max_element(first, first + span.end - span.first)));
+    }
+  }
+  const auto span = [&](Index block) { return length[block]; };
   const auto bytes = [&](Index block) { return static_cast<double>(problem.blocks[block].size); };
   using Measure = std::function<std::pair<double, double>(Index)>;
   const Measure measures[] = {
@@ -274,9 +329,9 @@ std::vector<std::vector<Index>> orders_of(const Problem& problem) {
       [&](Index block) { return std::pair(bytes(block) * span(block), 0.0); },
       [&](Index block) { return std::pair(span(block), bytes(block)); },
       [&](Index block) { return std::pair(-static_cast<double>(problem.first[block]), bytes(block)); },
-      [&](Index block) { return std::pair(static_cast<double>(crowd[block]), bytes(block) * span(block)); },
-      [&](Index block) { return std::pair(static_cast<double>(crowd[block]), span(block)); },
-      [&](Index block) { return std::pair(span(block), static_cast<double>(crowd[block])); },
+      [&](Index block) { return std::pair(crowd[block], bytes(block) * span(block)); },
+      [&](Index block) { return std::pair(crowd[block], span(block)); },
+      [&](Index block) { return std::pair(span(block), crowd[block]); },
   };
   std::vector<std::vector<Index>> orders;
   for (const Measure& measure : measures) {
@@ -343,7 +398,7 @@ class Best {
 
   // For heights from the goal up to the best so far, with more and more patience.
   void search() {
-    if (problem_.size() > kLargestSearch) return;
+    if (problem_.size() > kLargestSearch || !problem_.simple) return;
     std::vector<std::vector<Index>> ranks;
     ranks.reserve(2 * orders_.size());
     for (const std::vector<Index>& order : orders_) ranks.push_back(rank_of(order));
@@ -418,7 +473,10 @@ OfflinePlacement place_offline(const std::vector<Lifetime>& lifetimes, const Pla
   best.reorder(effort.time / 8);
   best.search();
   best.reorder(effort.time);
-  return best.found;
+  OfflinePlacement found = best.found;
+  found.offsets.clear();
+  for (const Index block : problem.block_of) found.offsets.push_back(best.found.offsets[block]);
+  return found;
 }
 
 }  // namespace poolalloc

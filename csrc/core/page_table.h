@@ -128,6 +128,8 @@ class PageTable {
       missing_ = 0;
     }
   }
+  // Memory that is idle here will be needed where it is: an acquire takes other memory first, as far as it may.
+  void prefer_own(bool own) { own_ = own; }
   // What the last acquire that ran out of memory, and could not get new one, lacked: so many pages, or these.
   std::uint32_t missing() const { return missing_; }
   const std::vector<PhysicalHandle>& wanted() const { return wanted_; }
@@ -285,6 +287,7 @@ class PageTable {
   Source source_ = Source::any;
   std::uint8_t asked_back_ = 0;  // kAway where that counts as at hand
   bool may_unmap_ = false;
+  bool own_ = false;
   std::uint32_t missing_ = 0;
   std::vector<PhysicalHandle> wanted_;
   std::uint64_t maps_made_ = 0;

@@ -54,8 +54,8 @@ PageIndex Residency::alias_within(PageIndex page, PageIndex first, PageIndex las
 }
 
 std::uint32_t Residency::headroom() const {
-  if (growth_ == Growth::tight || source_ == Source::none) return 0;
-  if (growth_ == Growth::fast) return static_cast<std::uint32_t>(supply_.room());
+  if ((growth_ == Growth::tight && !own_) || source_ == Source::none) return 0;
+  if (growth_ == Growth::fast || own_) return static_cast<std::uint32_t>(supply_.room());
   const auto most = static_cast<std::int64_t>(static_cast<double>(resident_.peak) * kBalanced);
   const std::int64_t room = most - held_.current;
   return room > 0 ? static_cast<std::uint32_t>(static_cast<Bytes>(room) / kPageBytes) : 0;
@@ -145,7 +145,8 @@ Status Residency::map_frames(const std::vector<PageIndex>& empty) {
 // then new frames again.
 Status Residency::take_frames(std::size_t count, std::vector<PageIndex>* victims,
                               std::vector<PhysicalHandle>* handles) {
-  const std::size_t first = std::min<std::size_t>(count, headroom());
+  const std::uint32_t allowed = headroom();
+  const std::size_t first = own_ && allowed < count ? 0 : std::min<std::size_t>(count, allowed);
   if (first != 0 && supply_.take(first, handles) == Status::ok) count -= first;
   while (victims->size() < count) {
     const PageIndex victim = oldest_idle();

@@ -57,6 +57,9 @@ struct BlockStats {
   X(pages_destroyed)   /* physical pages given back to the driver */                           \
   X(pages_aliased)     /* idle pages mapped at one more address */                             \
   X(pages_stolen)      /* idle pages taken from another stream */                              \
+  X(plan_hits)         /* requests served where the plan says */                               \
+  X(plan_misses)       /* requests of the sizes in the plan, served elsewhere */               \
+  X(plan_resyncs)      /* times the plan was followed again after the program had left it */   \
   X(pending_completed) /* pending frees whose events completed */                              \
   X(waits)             /* times allocation or trimming waited for a stream */                  \
   X(retries)           /* allocations that needed the out-of-memory ladder */                  \

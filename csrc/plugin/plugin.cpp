@@ -23,6 +23,7 @@ struct Plugin {
 
   std::mutex mutex;                  // guards what follows; held across fork(), never during a call of the allocator
   const Options* options = nullptr;  // once fixed
+  const Plan* plan = nullptr;        // fixed with them
   Allocator* allocator = nullptr;
   bool watches_fork = false;
 
@@ -74,7 +75,7 @@ void record(Allocator& allocator, std::string path) {
 Allocator& make_allocator() {
   if (plugin.allocator == nullptr) {
     if (plugin.options == nullptr) plugin.options = new Options(options_of(std::getenv("POOLALLOC_CONF")));
-    auto allocator = std::make_unique<Allocator>(*new CudaDriver, *plugin.options);
+    auto allocator = std::make_unique<Allocator>(*new CudaDriver, *plugin.options, plugin.plan);
     if (!plugin.options->record.empty()) record(*allocator, plugin.options->record);
     plugin.allocator = allocator.release();
   }
@@ -119,12 +120,18 @@ inline PoolId id_of(TorchPoolId pool) { return {pool.first, pool.second}; }
 
 }  // namespace
 
-void configure_plugin(const Options& options) {
+void configure_plugin(const Options& options, const Plan* plan) {
   check_options(options);
+  if (plan != nullptr) check_plan(*plan);
   const std::lock_guard guard(plugin.mutex);
-  if (plugin.options == nullptr) plugin.options = new Options(options);
+  if (plugin.options == nullptr) {
+    plugin.options = new Options(options);
+    if (plan != nullptr) plugin.plan = new Plan(*plan);
+  }
   if (!same(*plugin.options, options))
     throw ConfigError("poolalloc is already configured in this process, with other options; configure it once");
+  if (plan != nullptr && (plugin.plan == nullptr || !(*plugin.plan == *plan)))
+    throw ConfigError("poolalloc is already configured in this process, without this plan; configure it once");
 }
 
 Allocator& plugin_allocator() { return allocator(); }

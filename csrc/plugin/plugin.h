@@ -49,9 +49,10 @@ struct PluginState {
   std::string last_failure;
 };
 
-// Fixes the options of the process-wide allocator. Without it the first use takes the defaults and POOLALLOC_CONF.
-// The same options a second time are accepted. Throws ConfigError, also if the options are already fixed to others.
-POOLALLOC_API void configure_plugin(const Options& options);
+// Fixes the options of the process-wide allocator, and the plan it serves requests from, if there is one. Without it the
+// first use takes the defaults and POOLALLOC_CONF. The same a second time is accepted. Throws ConfigError, also if other
+// options or another plan are already fixed.
+POOLALLOC_API void configure_plugin(const Options& options, const Plan* plan = nullptr);
 // The process-wide allocator, made if need be. Throws ConfigError (POOLALLOC_CONF), UsageError (in a child of fork()).
 POOLALLOC_API Allocator& plugin_allocator();
 // Its callbacks, which may be added before the first use: this touches no device. Throws ConfigError.

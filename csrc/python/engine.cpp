@@ -60,8 +60,10 @@ ModelOptions model_from(const py::dict& model) {
 }
 
 struct Engine {
-  Engine(const std::string& conf, const py::dict& model)
-      : driver(model_from(model)), allocator(driver, options_from(conf)) {}
+  Engine(const std::string& conf, const py::dict& model, const py::object& plan)
+      : Engine(conf, model, plan_from(plan)) {}
+  Engine(const std::string& conf, const py::dict& model, const std::optional<Plan>& plan)
+      : driver(model_from(model)), allocator(driver, options_from(conf), plan ? &*plan : nullptr) {}
 
   py::object base_allocation(Address address) const {
     Bytes bytes = 0;
@@ -231,8 +233,10 @@ void bind_model(py::class_<Engine>& engine) {
 
 void bind_engine(py::module_& module) {
   py::class_<Engine> engine(module, "Engine", "An allocator over a device that is only arithmetic.");
-  engine.def(py::init<const std::string&, const py::dict&>(), py::arg("conf") = "", py::arg("model") = py::dict(),
-             "conf: \"key:value,key:value\"; model: devices, memory_bytes, granularity, virtual_memory, event_lag.");
+  engine.def(py::init<const std::string&, const py::dict&, const py::object&>(), py::arg("conf") = "",
+             py::arg("model") = py::dict(), py::arg("plan") = py::none(),
+             "conf: \"key:value,key:value\"; model: devices, memory_bytes, granularity, virtual_memory, event_lag; "
+             "plan: as poolalloc.plan hands it over.");
   bind_allocator(engine);
   bind_model(engine);
 }

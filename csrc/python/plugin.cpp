@@ -97,8 +97,13 @@ void bind_plugin(py::module_& module) {
   module.def("library_path", &library_path, "The path of libpoolalloc.so.");
   module.def("hook_addresses", &hook_addresses, "The functions for the setters of torch's pluggable allocator.");
   module.def(
-      "configure", [](const std::string& conf) { configure_plugin(options_from(conf)); }, py::arg("conf"),
-      "Fixes the options of the process's allocator. The same options again are accepted.");
+      "configure",
+      [](const std::string& conf, const py::object& plan) {
+        const std::optional<Plan> given = plan_from(plan);
+        configure_plugin(options_from(conf), given ? &*given : nullptr);
+      },
+      py::arg("conf"), py::arg("plan") = py::none(),
+      "Fixes the options of the process's allocator, and its plan. The same again are accepted.");
   module.def("plugin_state", &state_dict, "What the door to torch has seen: configured, used, hook_calls, failures.");
   module.def("probe_devices", &probe_devices, "The devices the CUDA driver shows, without torch.");
 

@@ -12,11 +12,11 @@ namespace {
 
 class Replayer {
  public:
-  Replayer(const ReplayProgram& program, const Options& options, Bytes memory_bytes, bool placements)
+  Replayer(const ReplayProgram& program, const Options& options, Bytes memory_bytes, bool placements, const Plan* plan)
       : program_(program),
         placements_(placements),
         driver_(model(program, memory_bytes)),
-        allocator_(driver_, options),
+        allocator_(driver_, options, plan),
         slots_(program.slots),
         has_user_(program.pools) {
     // The heap of a private pool counts for two: from it on the allocator publishes its totals, whatever else there is.
@@ -227,8 +227,8 @@ class Replayer {
 }  // namespace
 
 ReplayResult run_replay(const ReplayProgram& program, const Options& options, Bytes memory_bytes,
-                        const std::vector<std::uint64_t>& sample_after, bool placements) {
-  return Replayer(program, options, memory_bytes, placements).run(sample_after);
+                        const std::vector<std::uint64_t>& sample_after, bool placements, const Plan* plan) {
+  return Replayer(program, options, memory_bytes, placements, plan).run(sample_after);
 }
 
 }  // namespace poolalloc::python

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/options.h"
+#include "core/plan.h"
 #include "core/stats.h"
 #include "python/replay_program.h"
 
@@ -41,11 +42,12 @@ struct ReplayResult {
   std::vector<Address> placements;  // where each allocation done was placed, in their order; only if asked for
 };
 
-// A new allocator with `options` on devices of `memory_bytes` each. `sample_after` are numbers of events in increasing
-// order; `placements` costs time and memory only where it is asked for. Peaks of requested and live are exact however
-// many streams there are. Throws ConfigError, DriverError, UsageError, and InvariantViolation if the allocator's
-// figures or its use of the device turn out to be wrong.
+// A new allocator with `options`, and `plan` if it is not null, on devices of `memory_bytes` each. `sample_after` are
+// numbers of events in increasing order; `placements` costs time and memory only where it is asked for. Peaks of
+// requested and live are exact however many streams there are. Throws ConfigError, DriverError, UsageError, and
+// InvariantViolation if the allocator's figures or its use of the device turn out to be wrong.
 ReplayResult run_replay(const ReplayProgram& program, const Options& options, Bytes memory_bytes,
-                        const std::vector<std::uint64_t>& sample_after, bool placements = false);
+                        const std::vector<std::uint64_t>& sample_after, bool placements = false,
+                        const Plan* plan = nullptr);
 
 }  // namespace poolalloc::python

@@ -23,12 +23,13 @@ std::unique_ptr<ReplayProgram> compile(const py::buffer& events, const std::vect
 }
 
 py::dict run(const ReplayProgram& program, const std::string& conf, Bytes memory_bytes,
-             const std::vector<std::uint64_t>& sample_after, bool placements) {
+             const std::vector<std::uint64_t>& sample_after, bool placements, const py::object& plan) {
   const Options options = options_from(conf);
+  const std::optional<Plan> given = plan_from(plan);
   ReplayResult outcome;
   {
     const py::gil_scoped_release unlocked;
-    outcome = run_replay(program, options, memory_bytes, sample_after, placements);
+    outcome = run_replay(program, options, memory_bytes, sample_after, placements, given ? &*given : nullptr);
   }
   py::dict result;
   result["events"] = outcome.events;
@@ -72,6 +73,7 @@ void bind_replay(py::module_& module) {
            "events: a trace's array of events; streams, pools: its tables.")
       .def("run", &run, py::arg("conf") = "", py::arg("memory_bytes") = Bytes{80} << 30,
            py::arg("sample_after") = std::vector<std::uint64_t>{}, py::arg("placements") = false,
+           py::arg("plan") = py::none(),
            "Replays it. Returns events, seconds, devices, samples (after the events of these numbers), out_of_memory,\n"
            "and if asked for placements: the address of each allocation, in their order.")
       .def("info", [](const ReplayProgram& self) {

@@ -22,6 +22,7 @@ COMMANDS = {
     "import": "poolalloc.cli.import_",
     "replay": "poolalloc.cli.replay",
     "tune": "poolalloc.cli.tune",
+    "plan": "poolalloc.cli.plan",
     "fit": "poolalloc.cli.fit",
     "doctor": "poolalloc.cli.doctor",
     "build-bridge": "poolalloc.cli.build_bridge",

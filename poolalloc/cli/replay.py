@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from poolalloc.against import Performed
     from poolalloc.cli.driver_time import DriverTime
     from poolalloc.config import Config
+    from poolalloc.plan import Plan
     from poolalloc.replay import DeviceResult, Replayer, Result
     from poolalloc.trace.format import Trace
 
@@ -32,6 +33,9 @@ def replay(
     *,
     config: Annotated[str | None, typer.Option(help=config_help(), metavar="PROFILE|FILE")] = None,
     conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Serve it from this plan, made by poolalloc plan.", metavar="PLAN.npz")
+    ] = None,
     memory: Annotated[
         str | None,
         typer.Option(help="Memory of each device, such as 40GiB. Default: as recorded, else 80 GiB or what it takes."),
@@ -80,12 +84,13 @@ def replay(
         if png_path is not None:
             picture.require_matplotlib()
         settings = load_config(config, conf)
+        served_from = None if plan is None else read_plan(plan)
         memory_bytes = None if memory is None else require_memory(size_option("--memory", memory))
         with working(f"replaying {trace.name}"):
             recording = read_trace(trace)
             table = driver_costs.find(costs, _recorded_device(recording))
             replayer = Replayer(recording)
-            result = replayer.run(settings, memory_bytes, SAMPLES, placements=html_path is not None)
+            result = replayer.run(settings, memory_bytes, SAMPLES, placements=html_path is not None, plan=served_from)
         performed = perform_against(
             trace, replayer, result.memory_bytes, against or [], placements=html_path is not None
         )
@@ -188,6 +193,13 @@ def read_trace(path: Path) -> Trace:
     return trace
 
 
+def read_plan(path: Path) -> Plan:
+    """Return the plan in a file. Raises PlanError."""
+    from poolalloc.plan import read
+
+    return read(path)
+
+
 def load_config(config: str | None, conf: str | None) -> Config:
     """Return the options that the command line and the environment ask for. Raises ConfigError."""
     from poolalloc.config import Config
@@ -225,6 +237,12 @@ def print_result(result: Result, trace: Trace, name: str) -> None:
     stats = [device.stats for device in result.devices]
     retries, completed = (sum(row[name] for row in stats) for name in ("retries", "pending_completed"))
     lines.append(f"made room first: {retries:,} times; late frees completed: {completed:,}")
+    hits, misses, resyncs = (sum(row[name] for row in stats) for name in ("plan_hits", "plan_misses", "plan_resyncs"))
+    if hits + misses:
+        lines.append(
+            f"plan: {hits:,} of {hits + misses:,} requests served from it ({hits / (hits + misses):.2%}), followed "
+            f"again {resyncs:,} times"
+        )
     if result.config:
         lines.append(f"options: {result.config}")
     lines.append(

@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 
 from poolalloc.cli.common import config_help, fail
 
-_WITH_VALUE = ("--config", "--conf", "--record")
+_WITH_VALUE = ("--config", "--conf", "--record", "--plan")
 
 
 class _RunCommand(TyperCommand):
@@ -41,10 +41,14 @@ def run(
         list[str] | None,
         typer.Argument(help="A script, or -m MODULE, and its arguments.", metavar="PROGRAM ARGS", show_default=False),
     ] = None,
+    *,
     config: Annotated[str | None, typer.Option(help=config_help(), metavar="PROFILE|FILE")] = None,
     conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
     record: Annotated[str | None, typer.Option(help="Record into this trace file.", metavar="FILE.npz")] = None,
     stacks: Annotated[bool, typer.Option("--stacks", help="Record where the program allocates, too.")] = False,
+    plan: Annotated[
+        str | None, typer.Option(help="Serve it from this plan, made by poolalloc plan.", metavar="PLAN.npz")
+    ] = None,
 ) -> None:
     """Run a Python program with poolalloc serving its CUDA memory. The program needs no change.
 
@@ -56,25 +60,25 @@ def run(
     if not program or program == ["-m"]:
         fail("run: give a script or -m MODULE; see poolalloc run --help")
     if program[0] == "-m":
-        _install(config, conf, record, stacks)
+        _install(config, conf, record, stacks, plan)
         _run_module(program[1], program[2:])
     elif program[0].startswith("-"):
         fail(f'run: no option is named "{program[0]}"; see poolalloc run --help')
     elif not os.path.exists(program[0]):
         fail(f"run: there is no file {program[0]}")
     else:
-        _install(config, conf, record, stacks)
+        _install(config, conf, record, stacks, plan)
         _run_script(program[0], program[1:])
 
 
-def _install(config: str | None, conf: str | None, record: str | None, stacks: bool) -> None:
+def _install(config: str | None, conf: str | None, record: str | None, stacks: bool, plan: str | None) -> None:
     from poolalloc import recording
     from poolalloc._install import install
     from poolalloc.config import Config
     from poolalloc.errors import PoolallocError
 
     try:
-        install(Config.load(config=config, conf=conf))
+        install(Config.load(config=config, conf=conf), plan=plan)
         if record is not None:
             recording.record(record, stacks=stacks)
     except PoolallocError as error:

@@ -75,10 +75,21 @@ def rounded(size: int, bin_limit: int) -> int:
 
 
 class Oracle:
-    """Drives an engine and checks it. `lag`: an event completes so many ticks after it was recorded."""
+    """Drives an engine and checks it. `lag`: an event completes so many ticks after it was recorded.
 
-    def __init__(self, conf: str = "", *, devices: int = 1, memory: int = 1 << 30, lag: int = 0) -> None:
-        self.engine = _core.Engine(conf, {"devices": devices, "memory_bytes": memory, "event_lag": lag})
+    A `plan` has no requests that the configuration serves from slabs.
+    """
+
+    def __init__(
+        self,
+        conf: str = "",
+        *,
+        devices: int = 1,
+        memory: int = 1 << 30,
+        lag: int = 0,
+        plan: dict[str, Any] | None = None,
+    ) -> None:
+        self.engine = _core.Engine(conf, {"devices": devices, "memory_bytes": memory, "event_lag": lag}, plan)
         self.options = self.engine.options()
         self.devices = devices
         self.memory = memory

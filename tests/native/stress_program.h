@@ -77,12 +77,12 @@ class Exchange {
 // What the threads share.
 struct Program {
   explicit Program(std::uint64_t device_pages, Lie lie = Lie::none, bool virtual_memory = true,
-                   const Options& options = {})
+                   const Options& options = {}, const Plan* plan = nullptr)
       : model(device_of(device_pages, virtual_memory)),
         checker(model),
         liar(checker, lie),
         slow(liar),
-        allocator(slow, options) {}
+        allocator(slow, options, plan) {}
 
   static ModelOptions device_of(std::uint64_t pages, bool virtual_memory) {
     ModelOptions options;
@@ -198,6 +198,14 @@ struct Actor {
     } else {
       CHECK_THROWS(program.allocator.free(Address{4096} * (1 + thread)), UsageError);
     }
+  }
+
+  // The next requests of a plan, on a stream of the thread's own; a few of the latest stay.
+  void follow(const StreamPlan& plan, std::size_t& at) {
+    const Bytes size = plan.requests[at].size;
+    at = at + 1 < plan.requests.size() ? at + 1 : plan.first;
+    if (!program.allocate(size - random() % 512, stream_of(2 * thread), own)) return program.free_all(own);
+    while (own.size() > 6) program.free_one(own, random() % own.size());
   }
 
   // A pool of one stream, as torch makes it for a memory pool, left with its blocks still live.

@@ -1,4 +1,4 @@
-"""Where blocks go whose sizes and lifetimes are known beforehand.
+"""Offline placement: where blocks go whose sizes and lifetimes are known beforehand.
 
     >>> from poolalloc import plan
     >>> placed = plan.place([(0, 2), (1, 3), (2, 4)], [512, 1024, 512])
@@ -45,6 +45,7 @@ def place(
     lifetimes: Sequence[tuple[int, int]] | npt.NDArray[np.integer],
     sizes: Sequence[int] | npt.NDArray[np.integer],
     *,
+    groups: Sequence[int] | npt.NDArray[np.integer] | None = None,
     alignment: int = 1,
     seconds: float = 1.0,
     seed: int = 1,
@@ -56,13 +57,16 @@ def place(
         lifetimes: shape (n, 2), whole numbers in any unit of time: block i is alive in [lifetimes[i][0],
             lifetimes[i][1]).
         sizes: shape (n,), bytes, each more than 0.
+        groups: shape (n,), whole numbers: lifetimes with the same one are a single block, alive several times, and get
+            one offset; those with a negative one, and all without groups, are blocks of their own.
         alignment: offsets become multiples of this many bytes.
         seconds: when to stop looking for a better placement. The first-fit orders are tried in any case.
         seed: of the random choices. The same seed finds the same placement only if both are stopped by success.
         enough: a height in bytes to be content with; by default only the load is.
 
     Raises:
-        ValueError: shapes that do not match, a lifetime that ends before it begins, or a size below 1.
+        ValueError: shapes that do not match, a lifetime that ends before it begins, a size below 1, or a group with
+            two sizes.
     """
     spans = np.asarray(lifetimes)
     amounts = np.asarray(sizes)
@@ -72,6 +76,9 @@ def place(
         raise ValueError(f"lifetimes must have shape (n, 2) and sizes (n,), not {spans.shape} and {amounts.shape}")
     if spans.dtype.kind not in "iu" or amounts.dtype.kind not in "iu":
         raise ValueError("lifetimes and sizes must be whole numbers")
+    together = np.full(len(amounts), -1) if groups is None else np.asarray(groups)
+    if together.shape != amounts.shape or together.dtype.kind not in "iu":
+        raise ValueError(f"groups must be whole numbers of shape {amounts.shape}")
     if int(amounts.min()) < 1:
         raise ValueError(f"a block of {int(amounts.min())} bytes has no place")
     if alignment < 1:
@@ -81,6 +88,7 @@ def place(
         spans[:, 0].astype(np.int64),
         spans[:, 1].astype(np.int64),
         rounded,
+        together.astype(np.int64),
         seconds,
         seed,
         0 if enough is None else enough // alignment,
