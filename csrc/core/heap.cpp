@@ -59,19 +59,13 @@ Heap::~Heap() {
 // --- placing -----------------------------------------------------------------------------------------------------
 
 // Not from a slab at hand. Called with the lock held, as all that follows.
-Status Heap::allocate_elsewhere(Bytes bytes, Address* address, Source source) {
-  return attention_ == 0 ? allocate_elsewhere_as<false>(bytes, address, Source::any)
-                         : allocate_elsewhere_as<true>(bytes, address, source);
-}
-
-template <bool kAttentive>
+template <Heap::Way kWay>
 Status Heap::allocate_elsewhere_as(Bytes bytes, Address* address, Source source) {
-  const bool by_plan = kAttentive && planned(bytes);
   Bytes offset = 0, rounded = 0;
-  if (segments_ != nullptr || (attention_ & kPublishes) == 0) source = Source::any;
+  if (kWay != Way::plain && (segments_ != nullptr || (attention_ & kPublishes) == 0)) source = Source::any;
   pages_.permit(pending_.empty() ? source : Source::none, may_unmap());
   const std::uint64_t maps = pages_.maps_made();
-  Status status = by_plan ? place_by_plan(bytes, &offset, &rounded) : place(bytes, &offset, &rounded);
+  Status status = kWay == Way::planned ? place_by_plan(bytes, &offset, &rounded) : place(bytes, &offset, &rounded);
   if (status != Status::ok) [[unlikely]] {
     status = allocate_missing(bytes, &offset, &rounded, source, status);
     if (status != Status::ok) return status;
@@ -81,10 +75,21 @@ Status Heap::allocate_elsewhere_as(Bytes bytes, Address* address, Source source)
   counts_.add(kind_of(rounded), bytes, rounded);
   note_pages_if_changed();
   note_unused(bytes > slab_limit_ ? kLarge : kSmall);  // of pages that became resident
-  if (by_plan) note_unused(kLarge);
-  if (kAttentive) attend();
+  if (kWay == Way::planned) note_unused(kLarge);
+  if (kWay != Way::plain) attend();
   *address = address_of(offset);
   return Status::ok;
+}
+
+Status Heap::allocate_elsewhere(Bytes bytes, Address* address, Source source) {
+  if (attention_ != 0) [[unlikely]]
+    return allocate_attentively(bytes, address, source);
+  return allocate_elsewhere_as<Way::plain>(bytes, address, Source::any);
+}
+
+Status Heap::allocate_attentively(Bytes bytes, Address* address, Source source) {
+  return planned(bytes) ? allocate_elsewhere_as<Way::planned>(bytes, address, source)
+                        : allocate_elsewhere_as<Way::attentive>(bytes, address, source);
 }
 
 // Where the plan says, if that is free; else like any other.

@@ -267,9 +267,12 @@ class Heap final : private PageSupply::Lender {
   Found find_planned(Bytes offset) const;
   BlockInfo describe(Bytes offset, Bytes size, Bytes requested) const;
   void append_blocks_locked(std::vector<BlockInfo>& blocks) const;
+  // Three ways of one: with nothing else to look to, with something, and by the plan.
+  enum class Way { plain, attentive, planned };
+  template <Way kWay>
+  [[gnu::always_inline]] inline Status allocate_elsewhere_as(Bytes bytes, Address* address, Source source);
   [[gnu::noinline]] Status allocate_elsewhere(Bytes bytes, Address* address, Source source);
-  template <bool kAttentive>
-  Status allocate_elsewhere_as(Bytes bytes, Address* address, Source source);
+  [[gnu::noinline]] Status allocate_attentively(Bytes bytes, Address* address, Source source);
   [[gnu::noinline]] bool free_elsewhere(Bytes offset);
   void give_back(const Found& found);
   bool free_attentively(Address address);
