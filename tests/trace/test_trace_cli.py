@@ -260,7 +260,12 @@ BAD_EVENTS = {
 }
 
 
-READERS = [("replay",), ("fit", "--memory", "1GiB"), ("tune", "-o", "found.toml", "--trials", "2")]
+READERS = [
+    ("replay",),
+    ("fit", "--memory", "1GiB"),
+    ("tune", "-o", "found.toml", "--trials", "2"),
+    ("plan", "-o", "plan.npz"),
+]
 """Every command that reads a trace."""
 
 
