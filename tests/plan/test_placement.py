@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolalloc import plan
+from poolalloc.errors import UsageError
 
 INSTANCES = Path(__file__).parents[1] / "data" / "minimalloc"
 CAPACITY = 1048576
@@ -55,6 +56,33 @@ def test_blocks_alive_together_do_not_overlap(given_blocks: list[tuple[int, int,
     assert_sound(lifetimes, sizes, placed)
     assert placed.load == load_of(lifetimes, sizes)
     assert placed.height == (placed.offsets.astype(np.int64) + sizes).max()
+
+
+@given(blocks, st.integers(1, 5))
+@settings(max_examples=100, deadline=None)
+def test_lifetimes_of_a_group_are_one_block(given_blocks: list[tuple[int, int, int]], apart: int) -> None:
+    """Each block lives again after all have gone: one offset for both of its lives, and nothing overlaps in either."""
+    if not given_blocks:
+        return
+    once = np.array([block[:2] for block in given_blocks])
+    lifetimes = np.concatenate((once, once + 200 + apart))
+    sizes = np.array([block[2] for block in given_blocks] * 2)
+    placed = plan.place(lifetimes, sizes, groups=list(range(len(once))) * 2, seconds=0.01)
+    assert (placed.offsets[: len(once)] == placed.offsets[len(once) :]).all()
+    assert_sound(lifetimes, sizes, placed)
+    assert placed.load == load_of(lifetimes, sizes)
+
+
+def test_a_block_that_lives_across_the_end_of_a_cycle_keeps_clear_of_both_sides() -> None:
+    # Alive at the start and at the end; the other two are alive with one part of it each.
+    spans, sizes = [(0, 2), (8, 10), (1, 4), (7, 9)], [5, 5, 7, 3]
+    placed = plan.place(spans, sizes, groups=[0, 0, -1, -1])
+    assert placed.offsets[0] == placed.offsets[1]
+    assert (placed.height, placed.load) == (12, 12)
+    with pytest.raises(UsageError, match="one size"):
+        plan.place(spans, [5, 6, 7, 3], groups=[0, 0, -1, -1])
+    with pytest.raises(ValueError, match="groups must be"):
+        plan.place(spans, sizes, groups=[0, 0])
 
 
 @pytest.mark.parametrize("name", ["B", "C", "D", "F"])
