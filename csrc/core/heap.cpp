@@ -153,7 +153,8 @@ bool Heap::free_elsewhere(Bytes offset) {
 
 Heap::Found Heap::find_planned(Bytes offset) const {
   Found found;
-  if ((found.planned = planning_->blocks.at(offset)) != nullptr) {
+  found.planned = planning_->blocks.at(offset);
+  if (found.planned != nullptr) {
     found.size = found.planned->size;
     found.requested = found.planned->requested;
   }

@@ -25,6 +25,7 @@ SEGMENTS = os.environ.get("POOLALLOC_TEST_SEGMENTS", "") not in ("", "0")
 
 _COUNTS = "counts pages, bytes of them, or the calls that map them"
 _ROOM = "fills a device nearly to its end, for which segments are too coarse"
+_PLANS = "is served from a plan, which segments do not allow"
 _SHARES = "shares memory with other processes, which segments do not allow"
 
 OTHERWISE_WITH_SEGMENTS = {
@@ -45,6 +46,9 @@ OTHERWISE_WITH_SEGMENTS = {
     "test_a_transformer_trains_while_the_device_lags_behind": _COUNTS,
     "test_segments_and_entries_add_up": _ROOM,
     "test_a_cache_of_tensors_is_given_up_when_memory_runs_out": _ROOM,
+    "test_the_next_run_is_served_from_the_plan": _PLANS,
+    "test_the_command_and_the_environment_name_a_plan_too": _PLANS,
+    "test_a_program_that_leaves_the_plan_for_a_while_is_followed_again": _PLANS,
     "test_it_works[sharing CUDA tensors between processes (IPC)]": _SHARES,
     "test_a_row_is_true[torch.UntypedStorage._share_cuda_]": _SHARES,
     "test_a_row_is_true[C++ getIpcDevPtr]": _SHARES,
@@ -91,7 +95,7 @@ def clean_environment() -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("POOLALLOC_CONF", "POOLALLOC_BRIDGE", "PYTORCH_"))
+        if not name.startswith(("POOLALLOC_CONF", "POOLALLOC_PLAN", "POOLALLOC_BRIDGE", "PYTORCH_"))
     }
     return {**kept, "POOLALLOC_CONF": "segments:true"} if SEGMENTS else kept
 
