@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from poolalloc._core import library_path
+from poolalloc.plan import make, write
+from poolalloc.trace import read
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -35,6 +37,15 @@ def train():
 {blocks}
 """
 
+TWO_STEPS = """
+import torch, poolalloc
+poolalloc.install()
+with poolalloc.record("run.npz"):
+    for step in range(4):
+        held = [torch.empty(size << 20, dtype=torch.uint8, device="cuda") for size in (1, 2, 3, 5, 4, 6, 1, 9)]
+        del held
+"""
+
 
 def pages_with_python() -> set[str]:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -55,6 +66,9 @@ def test_the_python_of_a_page_runs(
     if page == "docs/options.md":  # one program installs once; here each line is another way to do so
         Path("settings.toml").write_text(TOML.findall(text)[0])
         blocks = [block.replace("poolalloc.install(", "poolalloc.Config.load(") for block in blocks]
+    if page == "docs/plan.md":
+        on_sim(TWO_STEPS)
+        write(make(read(tmp_path / "run.npz"), seconds=0)[0], "plan.npz")
     if page == "docs/tune.md":
         Path("service.toml").write_text("[poolalloc]\n")
     if page == "docs/install.md":  # the last way stands for itself
