@@ -79,7 +79,7 @@ def test_idle_memory_is_no_reason_to_fail(on_sim: Callable) -> None:
         del one
         two = torch.empty(900 * MiB, dtype=torch.uint8, device="cuda")
         stats = poolalloc.memory_stats()
-        assert stats["out_of_memory"] == 0 and stats["retries"] >= 1
+        assert stats["out_of_memory"] == 0 and stats["pages_stolen"] >= 300
         """,
         memory="1 GiB",
     )
