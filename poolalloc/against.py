@@ -1,4 +1,4 @@
-"""A trace performed under torch's own allocators on simulated GPUs: their figures beside those of a replay.
+"""A trace performed under torch's own allocators, on simulated GPUs or real ones: their figures beside a replay's.
 
     from poolalloc import against
 
@@ -16,10 +16,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from poolalloc.bench import harness
 from poolalloc.bench.allocators import Allocator, named
-from poolalloc.bench.devices import Device, DeviceError, TorchInstall, torch_install
+from poolalloc.bench.devices import Device, DeviceError, TorchInstall, has_real_gpu, torch_install
 from poolalloc.bench.results import Row
 from poolalloc.bench.workloads import Workload
 from poolalloc.errors import PoolallocError
@@ -43,6 +44,15 @@ class Performed:
     """Its figures, all devices together; `error` says why it has none."""
     observed: Observed | None
     """What was watched; None if nothing was, or it did not come so far."""
+    device_name: str | None = None
+    """The real GPU that it was performed on; None for a simulated one."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its figures; those of a real device with its name, and what the requests and frees took."""
+        if self.device_name is None:
+            return self.row.to_json()
+        seconds = None if self.observed is None else self.observed.seconds
+        return {**self.row.to_json(), "device": self.device_name, "requests_seconds": seconds}
 
     @property
     def out_of_memory(self) -> int | None:
@@ -52,12 +62,14 @@ class Performed:
         return self.observed.done
 
 
-def require(names: Sequence[str]) -> None:
+def require(names: Sequence[str], *, real: bool = False) -> None:
     """Raise AgainstError unless these allocators can be performed here; called before long work rather than after."""
     for name in names:
         _allocator(name)
     if names:
         _torch()
+    if real and not has_real_gpu():
+        raise AgainstError("torch sees no CUDA device here; on simulated ones any machine can do it")
 
 
 def perform(
@@ -68,14 +80,18 @@ def perform(
     *,
     points: Sequence[int] = (),
     placements: bool = False,
+    real: bool = False,
 ) -> Performed:
-    """Perform the trace in a file under one allocator, on devices of `memory` bytes each.
+    """Perform the trace in a file under one allocator, on simulated devices of `memory` bytes each.
+
+    `real`: on the GPUs of this machine instead, as they are.
 
     `points` are the events after which memory and driver calls are looked at; `placements`: note every address. Raises
     AgainstError.
     """
     chosen = _allocator(allocator)
-    device = Device(simulated=True, memory_bytes=memory, count=performer.devices_of(trace))
+    count = performer.devices_of(trace)
+    device = Device(simulated=False, gpu="real") if real else Device(simulated=True, memory_bytes=memory, count=count)
     try:
         device.check()
     except DeviceError as error:
@@ -85,12 +101,13 @@ def perform(
     with tempfile.TemporaryDirectory(prefix="poolalloc-against-") as folder:
         arguments = [os.path.abspath(path)]
         watched = Path(folder, "watched")
-        if points or placements:
+        if points or placements or real:
             watched.write_text(json.dumps({"points": list(points), "placements": placements}), encoding="utf-8")
             arguments.append(str(watched))
         cell = harness.Cell(program, chosen, arguments=arguments)
-        (row,) = harness.run_cells([cell], setting, "", harness.Watcher()).rows
-        return Performed(row, Observed.read(watched) if watched.exists() else None)
+        results = harness.run_cells([cell], setting, "", harness.Watcher())
+        observed = Observed.read(watched) if watched.exists() else None
+        return Performed(results.rows[0], observed, results.device_name if real else None)
 
 
 def title(allocator: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,6 +48,14 @@ def replay(
             metavar="ALLOCATOR",
         ),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Where --against performs it: on a simulated GPU, or on this machine's real one, which also shows "
+            "what the requests took.",
+            metavar="simulated|real",
+        ),
+    ] = "simulated",
     costs: Annotated[
         str | None,
         typer.Option(
@@ -86,21 +94,23 @@ def replay(
         settings = load_config(config, conf)
         served_from = None if plan is None else read_plan(plan)
         memory_bytes = None if memory is None else require_memory(size_option("--memory", memory))
+        real = _is_real(device, memory, against or [])
         with working(f"replaying {trace.name}"):
             recording = read_trace(trace)
             table = driver_costs.find(costs, _recorded_device(recording))
             replayer = Replayer(recording)
             result = replayer.run(settings, memory_bytes, SAMPLES, placements=html_path is not None, plan=served_from)
         performed = perform_against(
-            trace, replayer, result.memory_bytes, against or [], placements=html_path is not None
+            trace, replayer, result.memory_bytes, against or [], placements=html_path is not None, real=real
         )
-        times = driver_time.times_of(result, performed, replayer.second_half, table)
+        modelled = [one for one in performed if one.device_name is None]
+        times = driver_time.times_of(result, modelled, replayer.second_half, table)
         print_result(result, recording, trace.name)
         print_performed(performed)
         driver_time.show(times)
         if json_path is not None:
             document = {**result.to_json(), "trace": trace.name, "provenance": recording.provenance}
-            document["performed"] = [one.row.to_json() for one in performed]
+            document["performed"] = [one.to_json() for one in performed]
             document["driver_time"] = driver_time.to_json(times)
             _write(json_path, lambda path: path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8"))
         if png_path is not None:
@@ -114,21 +124,33 @@ def replay(
 
 
 def perform_against(
-    path: Path, replayer: Replayer, memory: int, names: Sequence[str], *, placements: bool
+    path: Path, replayer: Replayer, memory: int, names: Sequence[str], *, placements: bool, real: bool = False
 ) -> list[Performed]:
-    """Perform the trace under each of torch's allocators named, on simulated GPUs. Raises AgainstError."""
+    """Perform the trace under each of torch's allocators named, on simulated GPUs or real ones. Raises AgainstError."""
     if not names:
         return []
     from poolalloc import against
     from poolalloc.cli.progress import working
 
-    against.require(names)
+    against.require(names, real=real)
     points = replayer.points(SAMPLES)
     found = []
     for name in dict.fromkeys(names):
         with working(f"performing {path.name} under {against.title(name)}"):
-            found.append(against.perform(path, replayer.trace, name, memory, points=points, placements=placements))
+            found.append(
+                against.perform(path, replayer.trace, name, memory, points=points, placements=placements, real=real)
+            )
     return found
+
+
+def _is_real(device: str, memory: str | None, against: Sequence[str]) -> bool:
+    if device not in ("simulated", "real"):
+        fail(f'--device: "{device}" is neither simulated nor real')
+    if device == "real" and not against:
+        fail("--device real: say with --against which allocators are to perform the trace there")
+    if device == "real" and memory is not None:
+        fail("--memory is the memory of modelled and simulated devices; it cannot be used with --device real")
+    return device == "real"
 
 
 def _recorded_device(trace: Trace) -> str | None:
@@ -141,14 +163,14 @@ def print_performed(performed: list[Performed]) -> None:
         return
     from poolalloc.cli.progress import figures_table, stdout_console
 
-    table = figures_table(
-        "performed through torch on simulated devices, all together",
-        ["allocator"],
-        ["peak requested", "peak reserved", "overhead", "driver calls"],
-    )
-    for row in (one.row for one in performed):
+    real = next((one.device_name for one in performed if one.device_name is not None), None)
+    where = "simulated devices" if real is None else f"{real}, a real device"
+    headings = ["peak requested", "peak reserved", "overhead", "driver calls", *(["seconds"] if real else [])]
+    table = figures_table(f"performed through torch on {where}, all together", ["allocator"], headings)
+    for one in performed:
+        row = one.row
         if row.error is not None:
-            table.add_row(row.allocator, row.error.splitlines()[0], "", "", "")
+            table.add_row(row.allocator, row.error.splitlines()[0])
             continue
         overhead = f"{row.overhead:.4f}" if row.overhead else "-"
         lost = " (OUT OF MEMORY)" if row.out_of_memory else ""
@@ -158,8 +180,21 @@ def print_performed(performed: list[Performed]) -> None:
             format_size(row.peak_reserved_bytes or 0),
             overhead,
             f"{sum(row.driver_calls.values()):,}",
+            *([f"{one.observed.seconds:.4g}" if one.observed else "-"] if real else []),
         )
     stdout_console().print(table, markup=False)
+
+
+def _facts(driver_calls: Mapping[str, int], of: DriverTime | Performed) -> dict[str, str]:
+    """What the page's table says besides memory: time is measured on a real device, and modelled elsewhere."""
+    from poolalloc.cli.driver_time import DriverTime
+
+    facts = {"driver calls": f"{sum(driver_calls.values()):,}"}
+    if isinstance(of, DriverTime):
+        facts["driver time (modelled)"] = str(of.total)
+    elif of.observed is not None:
+        facts["seconds (measured)"] = f"{of.observed.seconds:.4g}"
+    return facts
 
 
 def _page_of(
@@ -167,16 +202,12 @@ def _page_of(
 ) -> str:
     from poolalloc import view
 
-    facts = [
-        {"driver calls": f"{sum(time.driver_calls.values()):,}", "driver time (modelled)": str(time.total)}
-        for time in times
-    ]
-    layers = view.of_result(result, facts[0])
-    layers += [
-        view.of_observed(one.row.allocator, one.observed, more, one.out_of_memory)
-        for one, more in zip(performed, facts[1:], strict=True)
-        if one.observed is not None
-    ]
+    prices = iter(times)
+    layers = view.of_result(result, _facts(result.driver_calls, next(prices)))
+    for one in performed:
+        facts = _facts(one.row.driver_calls, one if one.device_name is not None else next(prices))
+        if one.observed is not None:
+            layers.append(view.of_observed(one.row.allocator, one.observed, facts, one.out_of_memory, one.device_name))
     memory = f"{format_size(result.memory_bytes)} a device ({result.memory_source})"
     options = f"; options of poolalloc: {result.config}" if result.config else ""
     notes = [f"{len(trace):,} events; {memory}{options}", f"Driver time is {times[0].costs.label}."]

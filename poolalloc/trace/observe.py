@@ -6,6 +6,7 @@ Used inside the process that performs; what was seen travels as a file to the on
 from __future__ import annotations
 
 import os
+import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class Observed:
     """The address of each allocation, in their order, as far as it came."""
     done: int
     """How many events were performed: all, unless memory ran out."""
+    seconds: float
+    """What performing them took by the clock, without the looking."""
 
     @classmethod
     def read(cls, path: Path) -> Observed | None:
@@ -49,6 +52,7 @@ class Observed:
                 {name[len(_CALLS) :]: archive[name] for name in archive.files if name.startswith(_CALLS)},
                 archive["placements"] if "placements" in archive.files else None,
                 int(archive["done"]),
+                float(archive["seconds"]),
             )
 
 
@@ -63,6 +67,7 @@ class Observer:
         self._peaks: dict[tuple[int, str], int] = {}
         self.placements: list[int] | None = [] if placements else None
         self.done = 0
+        self.seconds = 0.0
 
     @property
     def next_point(self) -> int:
@@ -70,11 +75,13 @@ class Observer:
         return self._points[self._next] if self._next < len(self._points) else -1
 
     def sample(self) -> None:
-        """Take the next sample now."""
+        """Take the next sample now. Driver calls are those of a simulated driver; a real one counts none."""
         from poolalloc.bench.sources import MEMORY_CALLS, SimulatedDriver, source_in_place
+        from poolalloc.sim import is_simulated
 
+        started = time.perf_counter()
         source = source_in_place()
-        calls = SimulatedDriver().report()["calls"]
+        calls = SimulatedDriver().report()["calls"] if is_simulated() else {}
         readings = [vars(source.read(device)) for device in self._devices]
         shown = [
             {name: self._shown(device, name, reading) for name in QUANTITIES if reading[name] is not None}
@@ -82,6 +89,7 @@ class Observer:
         ]
         self._rows.append([shown, {name: count for name, count in calls.items() if name in MEMORY_CALLS}])
         self._next += 1
+        self.seconds -= time.perf_counter() - started
 
     def _shown(self, device: int, name: str, reading: dict[str, int]) -> int:
         """What is held now; or the peak, if it was reached since the last sample."""
@@ -92,7 +100,8 @@ class Observer:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write what was seen to a file that Observed.read reads."""
-        columns: dict[str, Any] = {"events": np.array(self._points[: len(self._rows)], np.int64), "done": self.done}
+        columns: dict[str, Any] = {"events": np.array(self._points[: len(self._rows)], np.int64)}
+        columns |= {"done": self.done, "seconds": self.seconds}
         for device in self._devices:
             for name in QUANTITIES:
                 values = [shown[device].get(name) for shown, _ in self._rows]

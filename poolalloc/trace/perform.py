@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def perform(trace: Trace, observer: Observer | None = None) -> None:
     point = -1 if observer is None else observer.next_point
     columns = (events[name].tolist() for name in ("op", "device", "stream", "pool", "id", "requested"))
     number = 0
+    started = time.perf_counter()
     try:
         for number, (op, device, stream, pool, ident, requested) in enumerate(zip(*columns, strict=True)):
             if op == Op.ALLOC:
@@ -73,6 +75,7 @@ def perform(trace: Trace, observer: Observer | None = None) -> None:
     finally:
         if observer is not None:
             observer.done = number
+            observer.seconds += time.perf_counter() - started
 
 
 def devices_of(trace: Trace) -> int:

@@ -73,11 +73,17 @@ def of_result(result: Result, facts: Mapping[str, str]) -> list[Layer]:
     return layers
 
 
-def of_observed(name: str, observed: Observed, facts: Mapping[str, str], out_of_memory: int | None = None) -> Layer:
-    """Return the layer of an allocator of torch's that performed the trace."""
+def of_observed(
+    name: str,
+    observed: Observed,
+    facts: Mapping[str, str],
+    out_of_memory: int | None = None,
+    device_name: str | None = None,
+) -> Layer:
+    """Return the layer of an allocator that performed the trace, on simulated devices or the real one named."""
     return Layer(
         name=name,
-        how="performed through torch on simulated devices",
+        how=f"performed through torch on {device_name or 'simulated devices'}",
         events=observed.events,
         values=observed.values,
         peaks={

@@ -244,3 +244,53 @@ def test_the_shipped_snapshot_goes_all_the_way(tmp_path: Path, monkeypatch: pyte
     pytest.importorskip("optuna")
     command("tune", "run.npz", "-o", "found.toml", "--trials", "3")
     command("replay", "run.npz", "--config", "found.toml")
+
+
+AS_IF_REAL = """
+    import sys
+    from poolalloc import against
+    from poolalloc.cli import run
+
+    against.has_real_gpu = lambda: True
+    sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_on_a_real_device_what_requests_take_is_measured(
+    on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    requested, _ = on_sim(RECORDED_BY_TORCH).value
+    command("import", "snapshot.pickle", "-o", "run.npz")
+    words = ["replay", "run.npz", "--device", "real", "--against", "default", "--against", "poolalloc"]
+    words += ["--json", "figures.json", "--html", "run.html"]
+    shown = on_sim(AS_IF_REAL, arguments=words).out
+    assert "a real device, all together" in shown
+    figures = json.loads(Path("figures.json").read_text())
+    for row in figures["performed"]:
+        assert row["peak_requested_bytes"] == requested
+        assert "H100" in row["device"]
+        assert row["requests_seconds"] > 0
+    assert [one["allocator"] for one in figures["driver_time"]["allocators"]] == ["poolalloc, replayed"]
+    assert "seconds (measured)" in Path("run.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--device", "real"], "say with --against"),
+        (["--device", "real", "--against", "default", "--memory", "1GiB"], "cannot be used with --device real"),
+        (["--device", "real", "--against", "default"], "no CUDA device here"),
+        (["--device", "unreal", "--against", "default"], "neither simulated nor real"),
+    ],
+)
+def test_what_a_real_device_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    shipped = Path(__file__).parents[1] / "data" / "medium_512_training.pickle"
+    command("import", str(shipped), "-o", "run.npz")
+    shown = command("replay", "run.npz", *words, code=2)
+    assert problem in shown
+    assert len(shown.strip().splitlines()) == 1
