@@ -49,9 +49,9 @@ struct PluginState {
   std::string last_failure;
 };
 
-// Fixes the options of the process-wide allocator, and the plan it serves requests from, if there is one. Without it the
-// first use takes the defaults and POOLALLOC_CONF. The same a second time is accepted. Throws ConfigError, also if other
-// options or another plan are already fixed.
+// Fixes the options of the process-wide allocator, and the plan it serves requests from, if there is one. Without it
+// the first use takes the defaults and POOLALLOC_CONF. The same a second time is accepted. Throws ConfigError, also if
+// other options or another plan are already fixed.
 POOLALLOC_API void configure_plugin(const Options& options, const Plan* plan = nullptr);
 // The process-wide allocator, made if need be. Throws ConfigError (POOLALLOC_CONF), UsageError (in a child of fork()).
 POOLALLOC_API Allocator& plugin_allocator();
