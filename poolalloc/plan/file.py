@@ -8,19 +8,16 @@ the cycle the numbers go on behind its end.
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import zipfile
-import zlib
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from poolalloc import archive
 from poolalloc.errors import PoolallocError
 
 VERSION = 1
@@ -33,15 +30,21 @@ UNPLANNED = (1 << 64) - 1
 KEPT = (1 << 64) - 1
 """The `until` of a block of the beginning that stays."""
 
-_FORMAT = "poolalloc plan"
-_HEADER = ("format", "version", "above", "parts", "provenance")
 _PART = ("device", "stream", "requests", "first", "period", "height")
 _ARRAYS: dict[str, np.dtype[Any]] = {"header": np.dtype("u1"), "requests": REQUEST}
-_WHEN = (1980, 1, 1, 0, 0, 0)  # the date of every member: the same plan makes the same file
 
 
 class PlanError(PoolallocError, ValueError):
     """A file is no plan, or there is nothing to plan. One line that says what is wrong."""
+
+
+_KIND = archive.Kind(
+    "poolalloc plan",
+    VERSION,
+    ("format", "version", "above", "parts", "provenance"),
+    PlanError,
+    "it is no plan file, or its header does not say so; a recording becomes one by: poolalloc plan",
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def check(plan: Plan) -> None:
     """Raise PlanError unless the plan obeys the rules; two blocks in one place at one time above all."""
     if not plan.parts:
         raise PlanError("it has no parts")
-    if not _whole(plan.above, MAX_BYTES):
+    if not archive.is_whole(plan.above, MAX_BYTES):
         raise PlanError(f"it is said to begin above {plan.above!r} bytes")
     seen = set()
     for number, part in enumerate(plan.parts):
@@ -171,10 +174,8 @@ def _check_overlaps(part: Part) -> None:
 def write(plan: Plan, path: str | os.PathLike[str]) -> None:
     """Write a plan. The file appears whole or not at all. Raises PlanError for one that breaks the rules, OSError."""
     check(plan)
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     header = {
-        "format": _FORMAT,
+        "format": _KIND.format,
         "version": VERSION,
         "above": plan.above,
         "parts": [
@@ -186,14 +187,7 @@ def write(plan: Plan, path: str | os.PathLike[str]) -> None:
         "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
         "requests": np.concatenate([part.requests for part in plan.parts]),
     }
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, array in arrays.items():
-                with archive.open(zipfile.ZipInfo(f"{name}.npy", _WHEN), "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, np.ascontiguousarray(array), (1, 0), allow_pickle=False)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    archive.write(path, arrays)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -201,35 +195,22 @@ def write(plan: Plan, path: str | os.PathLike[str]) -> None:
 
 def read(path: str | os.PathLike[str]) -> Plan:
     """Return the plan in a file. Raises PlanError for one that is missing, damaged, or of a kind it does not know."""
-    name = os.path.basename(os.fspath(path))
-    try:
-        with open(path, "rb") as file:
-            plan = _read_archive(file)
+    with archive.reading(path, PlanError) as file:
+        plan = _read_archive(file)
         check(plan)
-    except PlanError as error:
-        raise PlanError(f"{name}: {error}") from None
-    except OSError as error:
-        raise PlanError(f"{name}: {error.strerror or error}") from None
-    except MemoryError:
-        raise PlanError(f"{name}: it does not fit into this machine's memory") from None
     return plan
 
 
 def _read_archive(file: Any) -> Plan:
-    if not file.read(4).startswith(b"PK\x03\x04"):
+    if not file.read(4).startswith(archive.MAGIC):
         raise PlanError("it is no plan file; a recording becomes one by: poolalloc plan")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = sorted(archive.namelist())
-            if names != sorted(f"{name}.npy" for name in _ARRAYS):
-                if "header.npy" in names:  # a trace, or a later version, says so
-                    _read_header(_read_array(archive, "header", _ARRAYS["header"]))
-                raise PlanError("it is no plan file: its arrays are not those of one")
-            arrays = {name: _read_array(archive, name, dtype) for name, dtype in _ARRAYS.items()}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        if isinstance(error, PlanError):
-            raise
-        raise PlanError(f"it is damaged or was cut off: {' '.join(str(error).split())}") from None
+    with archive.opened(file, PlanError) as members:
+        names = sorted(members.namelist())
+        if names != sorted(f"{name}.npy" for name in _ARRAYS):
+            if "header.npy" in names:  # a trace, or a later version, says so
+                _read_header(archive.read_array(members, "header", _ARRAYS["header"], _KIND))
+            raise PlanError("it is no plan file: its arrays are not those of one")
+        arrays = {name: archive.read_array(members, name, dtype, _KIND) for name, dtype in _ARRAYS.items()}
     header = _read_header(arrays["header"])
     parts, start = [], 0
     for row in header["parts"]:
@@ -243,41 +224,10 @@ def _read_archive(file: Any) -> Plan:
     return Plan(tuple(parts), header["above"], header["provenance"])
 
 
-def _read_array(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """An array of the kind it must be; its size is believed only as far as there are bytes for it."""
-    with archive.open(f"{name}.npy") as stream:
-        data = io.BytesIO(stream.read())
-    try:
-        version = np.lib.format.read_magic(data)
-        if version != (1, 0):
-            raise PlanError(f"array {name} is of numpy's format {version[0]}.{version[1]}; this reader knows 1.0")
-        shape, fortran, found = np.lib.format.read_array_header_1_0(data, max_header_size=4096)
-    except PlanError:
-        raise
-    except Exception as error:  # numpy evaluates the header as Python and lets whatever happens there out
-        raise PlanError(f"array {name} has no header of numpy's: {' '.join(str(error).split())[:120]}") from None
-    if found != dtype or fortran or len(shape) != 1:
-        raise PlanError(f"array {name} is of the kind {found}, shape {shape}; version {VERSION} has {dtype}")
-    rest = data.read()
-    if len(rest) != shape[0] * dtype.itemsize:
-        raise PlanError(f"array {name} has {len(rest)} bytes where {shape[0]} entries need {shape[0] * dtype.itemsize}")
-    return np.frombuffer(rest, dtype)
-
-
 def _read_header(array: npt.NDArray[Any]) -> dict[str, Any]:
-    try:
-        header = json.loads(array.tobytes().decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise PlanError("its header is no JSON text") from None
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise PlanError("it is no plan file, or its header does not say so; a recording becomes one by: poolalloc plan")
-    if header.get("version") != VERSION:
-        raise PlanError(f"it is of version {header.get('version')!r}; this poolalloc reads version {VERSION}")
-    if sorted(header) != sorted(_HEADER):
-        odd = sorted(set(header) ^ set(_HEADER))
-        raise PlanError(f"its header is not that of version {VERSION}: {', '.join(map(repr, odd))}")
+    header = archive.read_header(array, _KIND)
     parts = header["parts"]
-    if not _whole(header["above"], MAX_BYTES) or not isinstance(header["provenance"], dict):
+    if not archive.is_whole(header["above"], MAX_BYTES) or not isinstance(header["provenance"], dict):
         raise PlanError("its header is not what version 1 says")
     if not isinstance(parts, list) or not all(_is_part(row) for row in parts):
         raise PlanError("the parts in its header are not what version 1 says of parts")
@@ -288,11 +238,7 @@ def _is_part(row: object) -> bool:
     return (
         isinstance(row, dict)
         and sorted(row) == sorted(_PART)
-        and _whole(row["device"], MAX_DEVICES)
-        and all(_whole(row[name], 1 << 32) for name in ("stream", "requests", "first", "period"))
-        and _whole(row["height"], MAX_BYTES)
+        and archive.is_whole(row["device"], MAX_DEVICES)
+        and all(archive.is_whole(row[name], 1 << 32) for name in ("stream", "requests", "first", "period"))
+        and archive.is_whole(row["height"], MAX_BYTES)
     )
-
-
-def _whole(value: object, limit: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trace_kit import MiB, trace_of
 
+from poolalloc import archive
 from poolalloc.cli import run
 from poolalloc.trace import Op, Trace, read, write
-from poolalloc.trace.files import _write_archive
+from poolalloc.trace.files import _arrays
 from poolalloc.trace.format import EVENT
 
 SHIPPED = Path(__file__).parent.parent / "data" / "medium_512_training.pickle"
@@ -242,8 +243,7 @@ def test_stacks_and_names_from_a_file_cannot_move_the_cursor(cli: Any) -> None:
 
 def unchecked(trace: Trace, path: Path) -> None:
     """Write a trace that breaks the rules."""
-    with open(path, "wb") as file:
-        _write_archive(trace, file)
+    archive.write(path, _arrays(trace))
 
 
 ALLOC = (Op.ALLOC, 1, 100)
