@@ -34,6 +34,7 @@ PRICED = (
     "allocate_segment",
     "free_segment",
 )
+"""The calls of poolalloc's driver contract (csrc/driver/driver.h) that take, give or map memory."""
 _OF_CUDA = {
     "cuMemAddressReserve": "reserve",
     "cuMemAddressFree": "release",

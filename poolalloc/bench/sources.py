@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from poolalloc.costs import PRICED
+
 # The calls that take, give or map device memory, by their names in the CUDA runtime and driver (without _v2).
 MEMORY_CALLS = frozenset(
     {
@@ -38,19 +40,6 @@ MEMORY_CALLS = frozenset(
         "cuMemUnmap",
         "cuMemSetAccess",
     }
-)
-
-# The same, by the names of poolalloc's own driver contract (csrc/driver/driver.h).
-MEMORY_KINDS = (
-    "reserve",
-    "release",
-    "create",
-    "destroy",
-    "map",
-    "allow_access",
-    "unmap",
-    "allocate_segment",
-    "free_segment",
 )
 
 
@@ -162,7 +151,7 @@ class PoolallocSource:
         import poolalloc
 
         calls: dict[str, int] = poolalloc.memory_stats(0)["driver_calls"]
-        return {kind: calls[kind] for kind in MEMORY_KINDS if calls.get(kind)}
+        return {kind: calls[kind] for kind in PRICED if calls.get(kind)}
 
 
 def source_in_place() -> Source:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from poolalloc.against import Performed
     from poolalloc.cli.driver_time import DriverTime
     from poolalloc.config import Config
-    from poolalloc.plan import Plan
     from poolalloc.replay import DeviceResult, Replayer, Result
     from poolalloc.trace.format import Trace
 
@@ -82,6 +81,7 @@ def replay(
     Example: poolalloc replay run.npz --against default --against expandable --html run.html
     """
     from poolalloc import costs as driver_costs
+    from poolalloc import plan as planning
     from poolalloc.cli import driver_time
     from poolalloc.cli.progress import working
     from poolalloc.errors import PoolallocError
@@ -92,7 +92,7 @@ def replay(
         if png_path is not None:
             picture.require_matplotlib()
         settings = load_config(config, conf)
-        served_from = None if plan is None else read_plan(plan)
+        served_from = None if plan is None else planning.read(plan)
         memory_bytes = None if memory is None else require_memory(size_option("--memory", memory))
         real = _is_real(device, memory, against or [])
         with working(f"replaying {trace.name}"):
@@ -222,13 +222,6 @@ def read_trace(path: Path) -> Trace:
     if not trace.used_devices():
         raise TraceError(f"{path.name}: nothing is allocated in it")
     return trace
-
-
-def read_plan(path: Path) -> Plan:
-    """Return the plan in a file. Raises PlanError."""
-    from poolalloc.plan import read
-
-    return read(path)
 
 
 def load_config(config: str | None, conf: str | None) -> Config:
