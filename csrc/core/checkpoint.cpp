@@ -83,7 +83,7 @@ Slabs::Slab* Slabs::slab_at(Bin& bin, Bytes offset) {
 // --- a heap ------------------------------------------------------------------------------------------------------
 
 std::vector<PlacedBlock> Heap::placed() const {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   std::vector<PlacedBlock> blocks;
   const auto add = [&](Bytes offset, Bytes size, Bytes requested, Bytes slab) {
     const auto entry = tracked_.find(offset);
@@ -103,12 +103,12 @@ bool Heap::settle() {
 }
 
 bool Heap::has_pending() const {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   return !pending_.empty();
 }
 
 Status Heap::place_again(const std::vector<PlacedBlock>& blocks) {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   pages_.permit(PageTable::Source::any, may_unmap());
   // First what needs no mapping: a frame that a block will find at its place must not be mapped elsewhere for another.
   const auto mapped = [&](const PlacedBlock& block) {

@@ -1,6 +1,7 @@
 #include "core/heap.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace poolalloc {
 
@@ -82,8 +83,11 @@ Status Heap::allocate_elsewhere_as(Bytes bytes, Address* address, Source source)
 }
 
 Status Heap::allocate_elsewhere(Bytes bytes, Address* address, Source source) {
-  if (attention_ != 0) [[unlikely]]
-    return allocate_attentively(bytes, address, source);
+  if (attention_ != 0) [[unlikely]] {
+    if (put_off_ != nullptr && take_put_off(bytes, address)) return Status::ok;
+    tidy();
+    if (attention_ != 0) return allocate_attentively(bytes, address, source);
+  }
   return allocate_elsewhere_as<Way::plain>(bytes, address, Source::any);
 }
 
@@ -142,13 +146,53 @@ Status Heap::place(Bytes bytes, Bytes* offset, Bytes* rounded) {
 
 // From the arena, or with more to look to.
 bool Heap::free_elsewhere(Bytes offset) {
+  tidy();
   if ((attention_ & (kTracks | kTranslates | kPlans)) != 0) return free_attentively(base_ + offset);
   const Found found = find_unplanned(offset);
   if (found.size == 0) return false;
   counts_.subtract(kind_of(found.size), found.requested, found.size);
-  give_back(found);
+  if (found.block == nullptr) {
+    free_slot(found.slot);
+  } else if (attention_ == 0) {
+    arena_bytes_.subtract(found.size);
+    put_off(found.block);
+  } else {
+    give_back(found);
+  }
   publish_if_due();
   return true;
+}
+
+// Only between blocks: there it would leave a hole of just its size, and best fit would choose that.
+bool Heap::take_put_off(Bytes bytes, Address* address) {
+  const auto hole = [](const Arena::Block* block) { return block != nullptr && !block->live(); };
+  Arena::Block* block = put_off_;
+  if (block->size != round_up(bytes, kGranularity) || hole(block->previous) || hole(block->next)) return false;
+  put_off_ = nullptr;
+  attention_ ^= kPutOff;
+  block->requested = bytes;
+  arena_bytes_.add(block->size);
+  counts_.add(kind_of(block->size), bytes, block->size);
+  *address = base_ + block->offset;
+  return true;
+}
+
+void Heap::finish_free() {
+  attention_ ^= kPutOff;
+  if (put_off_ != nullptr) {
+    arena_.free(std::exchange(put_off_, nullptr));
+    note_unused(kLarge);
+    note_pages_if_changed();
+  } else if (slabs_.drowsy()) {
+    put_slab_to_sleep();
+  }
+  publish_if_due();
+}
+
+void Heap::put_slab_to_sleep() {
+  slabs_.put_to_sleep();
+  note_unused(kSmall);
+  note_pages_if_changed();
 }
 
 Heap::Found Heap::find_planned(Bytes offset) const {
@@ -185,7 +229,7 @@ void Heap::give_back(const Found& found) {
     planning_->blocks.free(found.planned);
     note_unused(kLarge);
   } else {
-    slabs_.free(found.slot);
+    if (slabs_.free(found.slot)) slabs_.put_to_sleep();
     note_unused(kSmall);
   }
   note_pages_if_changed();
@@ -254,18 +298,18 @@ void Heap::note_progress() {
 }
 
 Status Heap::allow_access_to_mapped(DeviceIndex peer) {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   return pages_.allow_access_to_mapped(peer);
 }
 
 void Heap::retire() {
   if (lends()) shared_.page_supply.remove_lender(this);
-  const Guard guard(lock_);
+  const Guard guard(*this);
   pages_.return_all();
 }
 
 bool Heap::mapped() const {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   return pages_.mappings() != 0;
 }
 
@@ -277,7 +321,7 @@ BlockInfo Heap::describe(Bytes offset, Bytes size, Bytes requested) const {
 }
 
 std::optional<BlockInfo> Heap::block(Address address) const {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   const Bytes offset = offset_of(address);
   if (slabs_.serves(static_cast<PageIndex>(offset / kPageBytes))) {
     const Slabs::Found found = slabs_.containing(offset);
@@ -295,7 +339,7 @@ std::optional<BlockInfo> Heap::block(Address address) const {
 }
 
 void Heap::append_blocks(std::vector<BlockInfo>& blocks) const {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   append_blocks_locked(blocks);
 }
 
@@ -309,7 +353,7 @@ void Heap::append_blocks_locked(std::vector<BlockInfo>& blocks) const {
 }
 
 HeapLayout Heap::layout() const {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   HeapLayout layout{{shared_.device, stream_, pool_}, {}, {}};
   pages_.visit_counted([&](PageIndex first, PageIndex last, bool idle) {
     const bool small = slabs_.serves(first) && !idle;

@@ -97,15 +97,11 @@ class Heap final : private PageSupply::Lender {
   // ok: *address. out_of_memory: pages are missing. not_supported: addresses are. failed: the driver refused.
   // not_ready, unless new memory may come at once (`source`): other streams may have what lacking() says.
   [[gnu::always_inline]] Status allocate(Bytes bytes, Address* address, Source source = Source::any) {
-    const Guard guard(lock_);
+    const BiasedLock::Guard guard(lock_);
     if (Bytes offset; bytes <= bin_limit_) {
       const int bin = bin_of(bytes);
       if (slabs_.pop(bin, bytes, &offset)) [[likely]] {
         counts_.add(kSmall, bytes, slabs_.block_bytes(bin));
-        if (slabs_.resident_pages() != noted_slab_pages_) {  // a slab woke up
-          note_pages();
-          note_unused(kSmall);
-        }
         *address = base_ + offset;
         if (attention_ != 0) [[unlikely]] {
           attend();
@@ -122,22 +118,21 @@ class Heap final : private PageSupply::Lender {
     std::uint32_t pages = 0;
   };
   Lack lacking() const {
-    const Guard guard(lock_);
+    const Guard guard(*this);
     return {pages_.wanted(), pages_.missing()};
   }
   // False if no live block starts there.
   bool free(Address address) {
     const Bytes offset = address - base_;
-    const Guard guard(lock_);
-    if ((attention_ & (kTracks | kTranslates)) != 0 || !slabs_.serves(static_cast<PageIndex>(offset / kPageBytes)))
-        [[unlikely]]
+    const BiasedLock::Guard guard(lock_);
+    if ((attention_ & (kTracks | kTranslates | kPutOff)) != 0 ||
+        !slabs_.serves(static_cast<PageIndex>(offset / kPageBytes))) [[unlikely]]
       return free_elsewhere(offset);
     const Slabs::Found found = slabs_.find(offset);
     if (found.size == 0) [[unlikely]]
       return false;
     counts_.subtract(kSmall, found.requested, found.size);
-    if (slabs_.free(found)) note_pages_if_changed();
-    note_unused(kSmall);
+    free_slot(found);
     if (attention_ != 0) [[unlikely]]
       publish_if_due();
     return true;
@@ -244,9 +239,17 @@ class Heap final : private PageSupply::Lender {
     kWaits = 2,       // pending frees
     kPublishes = 4,   // there are several heaps
     kTranslates = 8,  // memory comes in segments
-    kPlans = 16       // there is a plan
+    kPlans = 16,      // there is a plan
+    kPutOff = 32      // the last free is not finished
   };
-  using Guard = BiasedLock::Guard;
+  // For all but allocate and free: these leave something to the next call, which no other sees.
+  class Guard {
+   public:
+    explicit Guard(const Heap& heap) : guard_(heap.lock_) { const_cast<Heap&>(heap).tidy(); }
+
+   private:
+    const BiasedLock::Guard guard_;
+  };
   struct Found {
     Arena::Block* block = nullptr;  // null: in a slab, or
     PlannedBlocks::Block* planned = nullptr;
@@ -275,6 +278,29 @@ class Heap final : private PageSupply::Lender {
   [[gnu::noinline]] Status allocate_attentively(Bytes bytes, Address* address, Source source);
   [[gnu::noinline]] bool free_elsewhere(Bytes offset);
   void give_back(const Found& found);
+  // A free whose block leaves pages behind is *put off*: its block or slab stays as it is, since many programs free and
+  // then ask for the same size again, at once. The next call that cannot use it finishes the free first. In the figures
+  // the block is gone, and nobody can see its pages meanwhile. Other heaps miss them, so where there are some only the
+  // page of a slab is put off.
+  void free_slot(const Slabs::Found& slot) {
+    if (!slabs_.free(slot)) [[likely]]
+      return note_unused(kSmall);
+    if ((attention_ & ~kPublishes) == 0)
+      attention_ |= kPutOff;
+    else
+      put_slab_to_sleep();
+  }
+  void put_off(Arena::Block* block) {
+    put_off_ = block;
+    attention_ |= kPutOff;
+  }
+  bool take_put_off(Bytes bytes, Address* address);
+  void tidy() {
+    if ((attention_ & kPutOff) != 0) [[unlikely]]
+      finish_free();
+  }
+  [[gnu::noinline]] void finish_free();
+  void put_slab_to_sleep();
   bool free_attentively(Address address);
   [[gnu::noinline]] Status allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Source source, Status status);
   Status place(Bytes bytes, Bytes* offset, Bytes* rounded);
@@ -301,6 +327,7 @@ class Heap final : private PageSupply::Lender {
   void set_attention();
   // After an allocation, where there is something to look to.
   void attend() {
+    if ((attention_ & kPutOff) != 0 && put_off_ == nullptr && !slabs_.drowsy()) attention_ ^= kPutOff;
     if ((attention_ & kWaits) != 0) note_held();
     publish_if_due();
   }
@@ -349,8 +376,9 @@ class Heap final : private PageSupply::Lender {
   BlockCounts counts_;
   Counter pending_bytes_;
   std::int64_t unused_peak_[kBlockKinds] = {}, all_unused_peak_ = 0;
-  Counter arena_bytes_;     // rounded, live and pending
-  const Bytes slab_limit_;  // up to it, slabs serve what no plan does
+  Arena::Block* put_off_ = nullptr;  // freed, and still there for the next request
+  Counter arena_bytes_;              // rounded, live and pending
+  const Bytes slab_limit_;           // up to it, slabs serve what no plan does
   const std::unique_ptr<PageTable> page_table_;
   PageTable& pages_;
   Segments* const segments_;  // null where pages are mapped

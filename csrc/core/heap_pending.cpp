@@ -6,7 +6,7 @@
 namespace poolalloc {
 
 bool Heap::record_stream(Address address, StreamId stream) {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   const Bytes offset = offset_of(address);
   if (find(offset).size == 0) return false;
   if (stream == stream_) return true;
@@ -89,7 +89,7 @@ void Heap::set_attention() {
 }
 
 std::size_t Heap::poll_pending() {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   return poll_pending_locked();
 }
 
@@ -131,7 +131,7 @@ std::size_t Heap::wait_pending() {
   std::vector<EventHandle> events;
   std::uint64_t refused = 0;
   {
-    const Guard guard(lock_);
+    const Guard guard(*this);
     if (pending_.empty()) return 0;
     for (Pending& pending : pending_) {
       record_events(pending);
@@ -143,7 +143,7 @@ std::size_t Heap::wait_pending() {
   // Another thread may finish these frees meanwhile and reuse an event: then this waits longer, never shorter.
   for (EventHandle event : events) shared_.driver.synchronize_event(shared_.device, event);
   const bool all_done = refused != 0 && shared_.driver.synchronize_device(shared_.device) == Status::ok;
-  const Guard guard(lock_);
+  const Guard guard(*this);
   for (Pending& pending : pending_)
     if (all_done && pending.refused != 0 && pending.refused <= refused) pending.streams.clear();
   return poll_pending_locked();

@@ -30,17 +30,17 @@ void Heap::learn_progress(int questions) {
   for (;;) {
     Mark mark;
     {
-      const Guard guard(lock_);
+      const Guard guard(*this);
       if (marks_.empty()) break;
       mark = marks_.front();
     }
     if (!has_completed(mark.event, questions)) break;
-    const Guard guard(lock_);
+    const Guard guard(*this);
     reached(mark);
   }
   Mark mark;
   {
-    const Guard guard(lock_);
+    const Guard guard(*this);
     mark.tick = pages_.tick();
     if (marks_.size() == kMarks || (marks_.empty() ? pages_.completed() : marks_.back().tick) == mark.tick) return;
     mark.event = unused_event();
@@ -48,7 +48,7 @@ void Heap::learn_progress(int questions) {
   if (mark.event == 0 && shared_.driver.create_event(shared_.device, &mark.event) != Status::ok) return;
   const bool recorded = shared_.driver.record_event(shared_.device, mark.event, stream_) == Status::ok;
   const bool done = recorded && has_completed(mark.event, questions);
-  const Guard guard(lock_);
+  const Guard guard(*this);
   if (done) pages_.set_completed(mark.tick);
   // One that the stream's own thread has left meanwhile is as good or better.
   if (recorded && !done && marks_.size() < kMarks &&
@@ -61,14 +61,14 @@ void Heap::learn_progress(int questions) {
 Bytes Heap::reclaim_completed(std::uint32_t at_most_frames, int questions, std::optional<std::uint32_t> idle_since) {
   if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
   {
-    const Guard guard(lock_);
+    const Guard guard(*this);
     if (pages_.idle_frames() == 0) return 0;
   }
   learn_progress(questions);
   PageTable::Detached leaving;
   Bytes lent = 0;
   {
-    const Guard guard(lock_);
+    const Guard guard(*this);
     std::uint32_t tick = pages_.completed();
     if (idle_since && PageTable::not_after(*idle_since, tick)) tick = *idle_since;
     if (lends())
@@ -85,7 +85,7 @@ Bytes Heap::lend(const std::vector<PhysicalHandle>& wanted) {
   Bytes lent = 0;
   bool running = false;
   const auto lend_what_is_done = [&] {
-    const Guard guard(lock_);
+    const Guard guard(*this);
     running = false;
     lent += pages_.lend_these(wanted, &running) * kPageBytes;
     if (lent != 0) loans_moved();
@@ -99,7 +99,7 @@ Bytes Heap::lend(const std::vector<PhysicalHandle>& wanted) {
 }
 
 void Heap::take_back(const std::vector<PhysicalHandle>& wanted) {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   pages_.take_back(wanted);
   loans_moved();
 }
@@ -112,7 +112,7 @@ void Heap::loans_moved() {
 void Heap::end_loans(std::vector<PhysicalHandle>* pages) {
   PageTable::Detached leaving;
   {
-    const Guard guard(lock_);
+    const Guard guard(*this);
     if (shared_.captures.load(std::memory_order_relaxed) != 0) {
       std::erase_if(*pages, [this](PhysicalHandle page) { return pages_.lent(page); });
       return;
@@ -122,7 +122,7 @@ void Heap::end_loans(std::vector<PhysicalHandle>* pages) {
   pages_.unmap_detached(&leaving);
   for (const PageTable::Leaving& each : leaving)
     if (!each.unmapped) std::erase(*pages, each.handle);
-  const Guard guard(lock_);
+  const Guard guard(*this);
   pages_.return_detached(leaving);
   loans_moved();
 }
@@ -130,7 +130,7 @@ void Heap::end_loans(std::vector<PhysicalHandle>* pages) {
 Bytes Heap::reclaim_aged(std::uint32_t at_most_frames, std::uint64_t now, std::uint64_t age) {
   std::uint32_t tick = 0;
   {
-    const Guard guard(lock_);
+    const Guard guard(*this);
     looks_.push_back({now, pages_.tick()});
     const auto young =
         std::find_if(looks_.begin(), looks_.end(), [&](const Look& look) { return look.time + age > now; });
@@ -147,7 +147,7 @@ Bytes Heap::reclaim_waiting(std::uint32_t at_most_frames) {
   EventHandle event = 0;
   std::uint32_t tick = 0;
   {
-    const Guard guard(lock_);
+    const Guard guard(*this);
     tick = pages_.tick();
     pages_.detach_left_behind(&left_behind);
     pages_.detach_idle(at_most_frames, &leaving);
@@ -164,7 +164,7 @@ Bytes Heap::reclaim_waiting(std::uint32_t at_most_frames) {
   const bool done = (recorded && driver.synchronize_event(shared_.device, event) == Status::ok) ||
                     driver.synchronize_device(shared_.device) == Status::ok;
   {
-    const Guard guard(lock_);
+    const Guard guard(*this);
     if (event != 0) unused_events_.push_back(event);
     if (!done || shared_.captures.load(std::memory_order_relaxed) != 0) {
       pages_.postpone(leaving);
@@ -176,17 +176,17 @@ Bytes Heap::reclaim_waiting(std::uint32_t at_most_frames) {
 }
 
 Bytes Heap::live_bytes() const {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   return static_cast<Bytes>(counts_.live.current());
 }
 
-void Heap::let_calls_finish() const { const Guard guard(lock_); }
+void Heap::let_calls_finish() const { const BiasedLock::Guard guard(lock_); }
 
 // Work that could touch them has completed.
 Bytes Heap::hand_over(PageTable::Detached& leaving) {
   if (leaving.empty()) return 0;
   pages_.unmap_detached(&leaving);
-  const Guard guard(lock_);
+  const Guard guard(*this);
   const Bytes bytes = pages_.return_detached(leaving) * kPageBytes;
   loans_moved();
   if (segments_ != nullptr) close_segments(leaving);

@@ -17,7 +17,7 @@ void Heap::note_held() {
 }
 
 void Heap::publish_from_now() {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   publish_all();
   shared_.requested.raise_peak(counts_.requested.counter().peak);
   shared_.live.raise_peak(counts_.live.counter().peak);
@@ -27,7 +27,7 @@ void Heap::publish_from_now() {
 }
 
 void Heap::publish() {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   publish_all();
 }
 
@@ -53,7 +53,7 @@ void Heap::complete(BlockStats& stats, const Waiting& waiting) const {
 }
 
 HeapStats Heap::stats() const {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   HeapStats stats;
   stats.stream = stream_;
   stats.pool = pool_;
@@ -125,12 +125,12 @@ HeapStats Heap::stats() const {
 }
 
 std::uint64_t Heap::live_blocks() const {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   return static_cast<std::uint64_t>(counts_.blocks.current()) + pending_.size();
 }
 
 void Heap::reset_peaks() {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   counts_.reset_peaks();
   pending_bytes_.reset_peak();
   all_waiting_.peak_blocks = all_waiting_.peak_bytes = 0;
@@ -144,7 +144,7 @@ void Heap::reset_peaks() {
 }
 
 void Heap::validate() const {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   std::vector<std::uint32_t> blocks_of(pages_.pages());
   slabs_.validate(blocks_of);
   arena_.validate(blocks_of);
@@ -183,7 +183,7 @@ void Heap::validate() const {
   POOLALLOC_ENSURE(pending_.empty() || !tracked_.empty(), "pending frees are tracked");
   POOLALLOC_ENSURE(((attention_ & kTracks) != 0) == !tracked_.empty() &&
                        ((attention_ & kWaits) != 0) == !pending_.empty() &&
-                       ((attention_ & kPlans) != 0) == (planning_ != nullptr),
+                       ((attention_ & kPlans) != 0) == (planning_ != nullptr) && (attention_ & kPutOff) == 0,
                    "calls know what to look to");
 }
 

@@ -17,7 +17,7 @@ std::optional<SharedBlock> Heap::share(Address address) {
   const auto block = this->block(address);
   if (!block) return std::nullopt;
   const Bytes offset = block->address - base_;
-  const Guard guard(lock_);
+  const Guard guard(*this);
   const Found found = find(offset);
   if (found.size == 0) return std::nullopt;
   Tracked& tracked = tracked_[offset];
@@ -31,7 +31,7 @@ std::optional<SharedBlock> Heap::share(Address address) {
 
 bool Heap::shared_pages(const SharedBlock& block, std::size_t first, std::size_t count,
                         std::vector<PhysicalHandle>* handles) const {
-  const Guard guard(lock_);
+  const Guard guard(*this);
   const auto tracked = tracked_.find(block.block - base_);
   if (tracked == tracked_.end() || tracked->second.shared_as != block.id || block.id == 0) return false;
   const auto page = static_cast<PageIndex>((block.block - base_) / kPageBytes + first);

@@ -49,9 +49,10 @@ Status Slabs::pop_from_another(int index, Bytes requested, Bytes* offset) {
   return status;
 }
 
-// Makes bin.current a resident slab with a free slot: there is none, or it sleeps and could not be woken.
+// Makes bin.current a resident slab with a free slot: there is none, or it sleeps.
 Status Slabs::find_current(Bin& bin) {
   if (Slab* asleep = bin.current) {
+    if (wake_current(bin)) return Status::ok;
     bin.current = nullptr;
     retire(asleep);
   }
@@ -92,13 +93,15 @@ Slabs::Slab* Slabs::make_slab(Bin& bin, SmallPage* small, int first_chunk) {
   return slab;
 }
 
-// The slab has lost its last block and is not the current one: it becomes that and sleeps, or goes.
+void Slabs::adopt(Bin& bin, Slab* slab) {
+  if (slab->partial) remove_partial(bin, slab);
+  bin.current = slab;
+}
+
+// The slab sleeps, and another is current.
 void Slabs::drop(Bin& bin, Slab* slab) {
   if (slab->partial) remove_partial(bin, slab);
-  if (bin.current == nullptr)
-    bin.current = slab;
-  else
-    retire(slab);
+  retire(slab);
 }
 
 void Slabs::add_partial(Bin& bin, Slab* slab) {

@@ -4,8 +4,9 @@
 // a page of its own: with a hundred classes in use that is the difference between 3 MiB and 200 MiB. A word is enough
 // for the free slots of a slab and for the free chunks of a page. A class serves from its `current` slab; when that is
 // full, from the partial slab with the lowest address, so that high slabs drain; new slabs go to the lowest page with
-// room. A slab whose last block dies stops keeping its page resident at once: the current one keeps its slots and wakes
-// up with the next request if that needs no driver call, any other gives its chunks back.
+// room. A slab whose last block dies is *drowsy*: it serves the next request of its class as it is, or else stops
+// keeping its page resident. Then the current one keeps its slots, asleep, and wakes up with the next request if that
+// needs no driver call; any other gives its chunks back.
 //
 //   used + free slots = capacity        blocks on a page, for the page table = its slabs in use
 //
@@ -16,6 +17,7 @@
 #include <bit>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "core/checkpoint.h"
@@ -78,14 +80,14 @@ class Slabs {
   Slabs(const Slabs&) = delete;
   Slabs& operator=(const Slabs&) = delete;
 
-  // A block of bin_bytes(bin) at *offset, if the class has a slab at hand.
+  // A block of bin_bytes(bin) at *offset, if the class has a slab at hand. No page changes.
   bool pop(int bin, Bytes requested, Bytes* offset) {
     if (bin > kMaxBin) __builtin_unreachable();  // else the compiler warns of requests that bin_limit excludes
     Bin& own = bins_[bin];
     Slab* slab = own.current;
     if (slab == nullptr) [[unlikely]]
       return false;
-    if (slab->free == own.all_free && !wake_current(own)) [[unlikely]]
+    if (slab->free == own.all_free && !stay_awake(own)) [[unlikely]]
       return false;
     *offset = take_slot(own, slab, requested);
     return true;
@@ -126,7 +128,8 @@ class Slabs {
     found.requested = found.size - found.slab->slack[found.slot];
     return found;
   }
-  // Frees what find() found. True if fewer pages may be resident now.
+  // Frees what find() found. True if that was the last block of its slab, which is drowsy now: put_to_sleep follows,
+  // before anything is called here but pop.
   bool free(const Found& found) {
     Slab* slab = found.slab;
     Bin& bin = bins_[slab->bin];
@@ -135,13 +138,21 @@ class Slabs {
     ++bin.frees;
     bin.requested -= found.requested;
     if (slab->free == bin.all_free) {
-      let_go(slab);
-      if (slab != bin.current) drop(bin, slab);
+      drowsy_ = slab;
+      if (bin.current == nullptr) adopt(bin, slab);
       return true;
     }
     if (was_full) [[unlikely]]
       add_partial(bin, slab);
     return false;
+  }
+  // Whether there is a drowsy slab; a pop may have taken a block from it since.
+  bool drowsy() const { return drowsy_ != nullptr; }
+  // It stops keeping its page resident.
+  void put_to_sleep() {
+    Slab* slab = std::exchange(drowsy_, nullptr);
+    let_go(slab);
+    if (Bin& bin = bins_[slab->bin]; slab != bin.current) drop(bin, slab);
   }
 
   // visit(offset, size, requested) for every live block, by address.
@@ -209,6 +220,12 @@ class Slabs {
     bin.requested += requested;
     return slab->offset + static_cast<Bytes>(slot) * bin.block_bytes;
   }
+  // The current slab is empty; so it is drowsy, unless it sleeps. One with blocks comes first.
+  bool stay_awake(const Bin& bin) {
+    if (bin.current != drowsy_ || !bin.partial.empty()) return false;
+    drowsy_ = nullptr;
+    return true;
+  }
   // The current slab sleeps. One that is resident anyway comes first; then the sleeper, if its page needs no driver
   // call.
   bool wake_current(Bin& bin) {
@@ -235,6 +252,7 @@ class Slabs {
   SmallPage* new_page();
   SmallPage* cut(PageIndex page);
   PageIndex take_page_index();
+  [[gnu::noinline]] void adopt(Bin& bin, Slab* slab);
   [[gnu::noinline]] void drop(Bin& bin, Slab* slab);
   [[gnu::noinline]] void add_partial(Bin& bin, Slab* slab);
   void remove_partial(Bin& bin, Slab* slab);
@@ -251,6 +269,7 @@ class Slabs {
   std::array<Bin, kMaxBin + 1> bins_;
   std::vector<std::unique_ptr<Slab[]>> records_;
   Slab* unused_ = nullptr;  // linked through left
+  Slab* drowsy_ = nullptr;
   std::uint32_t resident_pages_ = 0;
   std::uint32_t partial_slabs_ = 0;  // in the trees of all bins
 };

@@ -34,7 +34,7 @@ struct Small : Range {
   void give(Bytes offset) {
     const Slabs::Found found = find(offset);
     CHECK(found.size != 0);
-    slabs.free(found);
+    if (slabs.free(found)) slabs.put_to_sleep();
   }
   BinStats stats(Bytes block_bytes) const {
     for (const BinStats& bin : slabs.stats())
