@@ -29,7 +29,7 @@ class DeviceHeap {
   DeviceHeap& operator=(const DeviceHeap&) = delete;
 
   // Throws OutOfMemory, DriverError.
-  Address allocate(Bytes bytes, StreamId stream) {
+  [[gnu::always_inline]] Address allocate(Bytes bytes, StreamId stream) {
     if (shared_.captures.load(std::memory_order_acquire) != 0) [[unlikely]]
       return allocate_while_routing(bytes, stream);
     Heap& heap = heap_of(stream);

@@ -116,8 +116,9 @@ Status Heap::place_by_plan(Bytes bytes, Bytes* offset, Bytes* rounded) {
     if (status == Status::out_of_memory && !pages_.wanted().empty()) return status;  // another stream has its memory
   }
   Status status = Status::ok;
-  if (bytes <= slab_limit_ && slabs_.pop(bin_of(bytes), bytes, offset))
-    *rounded = Slabs::block_bytes(bin_of(bytes));
+  if (Slabs::Bin* bin = bytes <= slab_limit_ ? &slabs_.bin_for(bytes) : nullptr;
+      bin != nullptr && slabs_.pop(*bin, bytes, offset))
+    *rounded = bin->block_bytes;
   else
     status = place(bytes, offset, rounded);
   if (status != Status::ok) return status;
@@ -128,8 +129,8 @@ Status Heap::place_by_plan(Bytes bytes, Bytes* offset, Bytes* rounded) {
 
 Status Heap::place(Bytes bytes, Bytes* offset, Bytes* rounded) {
   if (bytes <= slab_limit_) {
-    const int bin = bin_of(bytes);
-    *rounded = Slabs::block_bytes(bin);
+    Slabs::Bin& bin = slabs_.bin_for(bytes);
+    *rounded = bin.block_bytes;
     return slabs_.pop_from_another(bin, bytes, offset);
   }
   Arena::Block* block = nullptr;

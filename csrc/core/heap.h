@@ -99,9 +99,9 @@ class Heap final : private PageSupply::Lender {
   [[gnu::always_inline]] Status allocate(Bytes bytes, Address* address, Source source = Source::any) {
     const BiasedLock::Guard guard(lock_);
     if (Bytes offset; bytes <= bin_limit_) {
-      const int bin = bin_of(bytes);
+      Slabs::Bin& bin = slabs_.bin_for(bytes);
       if (slabs_.pop(bin, bytes, &offset)) [[likely]] {
-        counts_.add(kSmall, bytes, slabs_.block_bytes(bin));
+        counts_.add(kSmall, bytes, bin.block_bytes);
         *address = base_ + offset;
         if (attention_ != 0) [[unlikely]] {
           attend();

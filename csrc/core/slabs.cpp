@@ -42,8 +42,7 @@ Slabs::~Slabs() = default;
 
 // --- slabs -------------------------------------------------------------------------------------------------------
 
-Status Slabs::pop_from_another(int index, Bytes requested, Bytes* offset) {
-  Bin& bin = bins_[index];
+Status Slabs::pop_from_another(Bin& bin, Bytes requested, Bytes* offset) {
   const Status status = find_current(bin);
   if (status == Status::ok) *offset = take_slot(bin, bin.current, requested);
   return status;

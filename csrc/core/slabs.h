@@ -74,27 +74,49 @@ class Slabs {
     std::uint32_t slack[64];  // per slot: block size - requested
   };
 
+  struct Order {
+    static bool less(const Slab& a, const Slab& b) { return a.offset < b.offset; }
+  };
+  // A size class. What a request and a free touch stands on one cache line.
+  struct alignas(64) Bin {
+    Slab* current = nullptr;
+    Bytes block_bytes = 0;
+    std::uint64_t all_free = 0;    // Slab::free of one with no block
+    std::uint64_t reciprocal = 0;  // 2^kReciprocalBits / block_bytes, rounded up
+    std::uint64_t allocations = 0, frees = 0;
+    Bytes requested = 0;
+    SlabShape shape;
+    std::uint32_t awake = 0;  // slabs in use
+    std::uint32_t slabs = 0;
+    OrderedTree<Slab, Order> partial;
+  };
+
   // Slabs use pages 0 .. pages - 1.
   Slabs(PageTable& residency, PageIndex pages);
   ~Slabs();
   Slabs(const Slabs&) = delete;
   Slabs& operator=(const Slabs&) = delete;
 
-  // A block of bin_bytes(bin) at *offset, if the class has a slab at hand. No page changes.
-  bool pop(int bin, Bytes requested, Bytes* offset) {
-    if (bin > kMaxBin) __builtin_unreachable();  // else the compiler warns of requests that bin_limit excludes
-    Bin& own = bins_[bin];
-    Slab* slab = own.current;
+  struct Bin;
+  Bin& bin_for(Bytes bytes) {
+    const int index = bin_of(bytes);
+    if (index > kMaxBin) __builtin_unreachable();  // else the compiler warns of requests that bin_limit excludes
+    return bins_[index];
+  }
+  // A block of bin.block_bytes at *offset, if the class has a slab at hand. No page changes.
+  bool pop(Bin& bin, Bytes requested, Bytes* offset) {
+    Slab* slab = bin.current;
     if (slab == nullptr) [[unlikely]]
       return false;
-    if (slab->free == own.all_free && !stay_awake(own)) [[unlikely]]
+    if (slab->free == bin.all_free && !stay_awake(bin)) [[unlikely]]
       return false;
-    *offset = take_slot(own, slab, requested);
+    *offset = take_slot(bin, slab, requested);
     return true;
   }
   // The same where pop found none: a slab is found or made. On any status but ok nothing has changed.
-  Status pop_from_another(int bin, Bytes requested, Bytes* offset);
-  Status allocate(int bin, Bytes requested, Bytes* offset) {
+  Status pop_from_another(Bin& bin, Bytes requested, Bytes* offset);
+  Status allocate(int index, Bytes requested, Bytes* offset) {
+    Bin& bin = bins_[index];
     return pop(bin, requested, offset) ? Status::ok : pop_from_another(bin, requested, offset);
   }
 
@@ -172,7 +194,6 @@ class Slabs {
     }
   }
 
-  static constexpr Bytes block_bytes(int bin) { return bin_bytes(bin); }
   bool serves(PageIndex page) const { return page < pages_; }
   // Only bins ever used.
   std::vector<BinStats> stats() const;
@@ -194,22 +215,6 @@ class Slabs {
     PageIndex page = 0;
     std::uint64_t free_chunks = ~std::uint64_t{0};
   };
-  struct Order {
-    static bool less(const Slab& a, const Slab& b) { return a.offset < b.offset; }
-  };
-  struct Bin {
-    Slab* current = nullptr;
-    Bytes block_bytes = 0;
-    std::uint64_t all_free = 0;    // Slab::free of one with no block: not in use
-    std::uint64_t reciprocal = 0;  // 2^kReciprocalBits / block_bytes, rounded up
-    std::uint64_t allocations = 0, frees = 0;
-    Bytes requested = 0;
-    SlabShape shape;
-    std::uint32_t slabs = 0;
-    std::uint32_t awake = 0;  // of them, in use
-    OrderedTree<Slab, Order> partial;
-  };
-
   // The lowest free slot of the current slab, which has one.
   Bytes take_slot(Bin& bin, Slab* slab, Bytes requested) {
     const int slot = std::countr_zero(slab->free);
