@@ -2,6 +2,7 @@
 // leaves.
 #include "core/heap.h"
 
+#include <random>
 #include <thread>
 
 #include "core_rig.h"
@@ -352,6 +353,86 @@ TEST(an_address_inside_a_block_finds_it) {
     CHECK(rig.heap.free(address));
     CHECK(!rig.heap.block(address) && !rig.heap.block(address + rounded - 1));
   }
+}
+
+// --- a free that is put off ----------------------------------------------------------------------------------------
+
+TEST(a_block_asked_for_again_at_once_comes_back_as_it_was) {
+  for (Bytes bytes : kSizes) {
+    HeapRig rig;
+    const Address below = rig.take(bytes), address = rig.take(bytes), above = rig.take(bytes);
+    rig.take(bytes);
+    const PhysicalHandle handle = rig.under(address);
+    const std::uint64_t allocations = rig.heap.stats().allocations;
+    for (Bytes asked : {bytes, bytes - 1, bytes}) {
+      CHECK(rig.heap.free(address));
+      CHECK(rig.take(asked) == address);
+      CHECK(rig.heap.block(address)->requested == asked);
+    }
+    CHECK(rig.under(address) == handle);
+    CHECK(rig.heap.stats().allocations == allocations + 3);
+    for (Address each : {below, address, above}) CHECK(rig.heap.free(each));
+    rig.check();
+  }
+}
+
+TEST(whoever_looks_finds_the_last_free_finished) {
+  for (Bytes bytes : kSizes) {
+    HeapRig rig;
+    const Address address = rig.take(bytes);
+    const auto freed = [&] {
+      CHECK(rig.heap.free(address));
+      return true;
+    };
+    const auto again = [&] { CHECK(rig.take(bytes) == address); };
+    CHECK(freed() && rig.heap.stats().resident.current == 0 && rig.heap.stats().live.current == 0);
+    again();
+    CHECK(freed() && !rig.heap.free(address) && !rig.heap.record_stream(address, kOther));
+    again();
+    CHECK(freed() && !rig.heap.block(address) && rig.heap.layout().blocks.empty());
+    again();
+    CHECK(freed() && rig.heap.reclaim_waiting(~0u) == round_up(bytes, kPage));
+    rig.check();
+  }
+}
+
+TEST(a_block_of_another_size_may_lie_where_one_was_freed_last) {
+  HeapRig rig;
+  const Address address = rig.take(4 * kPage);
+  rig.take(kPage);
+  CHECK(rig.heap.free(address));
+  CHECK(rig.take(3 * kPage) >= address);
+  CHECK(rig.heap.stats().resident.current == static_cast<std::int64_t>(4 * kPage));
+  rig.check();
+}
+
+// The same program twice: one that looks at the figures all the time, so that no free stays put off, and one that does
+// not. Small blocks also come to lie in the same places.
+TEST(peaks_are_as_if_no_free_was_put_off) {
+  HeapRig looked, not_looked;
+  std::vector<std::pair<Address, Address>> live;
+  std::mt19937_64 random(7);
+  const Bytes sizes[] = {100, 600, 20 << 10, 100 << 10, 256 << 10};
+  for (int step = 0; step < 4000; ++step) {
+    if (live.empty() || random() % (live.size() + 8) < 8) {
+      const Bytes bytes = sizes[random() % std::size(sizes)];
+      live.emplace_back(looked.take(bytes), not_looked.take(bytes));
+      CHECK(live.back().first - looked.heap.base() == live.back().second - not_looked.heap.base());
+    } else {
+      const std::size_t place = random() % live.size();
+      CHECK(looked.heap.free(live[place].first) && not_looked.heap.free(live[place].second));
+      live[place] = live.back();
+      live.pop_back();
+    }
+    looked.heap.validate();
+  }
+  const HeapStats a = looked.heap.stats(), b = not_looked.heap.stats();
+  for (const auto counter : {&HeapStats::requested, &HeapStats::live, &HeapStats::resident, &HeapStats::reserved}) {
+    CHECK((a.*counter).current == (b.*counter).current && (a.*counter).peak == (b.*counter).peak);
+  }
+  for (const auto part : {&HeapStats::all, &HeapStats::small})
+    CHECK((a.*part).unused.current == (b.*part).unused.current && (a.*part).unused.peak == (b.*part).unused.peak &&
+          (a.*part).reserved.peak == (b.*part).reserved.peak);
 }
 
 }  // namespace
