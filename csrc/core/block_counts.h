@@ -1,8 +1,9 @@
 // What a heap counts of its live blocks on every call: how many, their requested and their rounded bytes; of all blocks
 // and apart for small and large ones; each with its exact peak and with all that ever came.
 //
-// A quantity keeps what came and what went. So a block that goes changes one word of its kind and one of all, and only
-// one that comes can raise a peak. Guarded by the heap's lock. Not for pages or pending blocks: heap_stats.cpp.
+// A quantity keeps its peak and how far it is below that. So a block that comes or goes changes one word of its kind
+// and one of all, and whether a peak is passed is the sign of the result. Guarded by the heap's lock. Not for pages or
+// pending blocks: heap_stats.cpp.
 #pragma once
 
 #include "core/stats.h"
@@ -19,31 +20,38 @@ class BlockCounts {
    public:
     void add(BlockKind kind, Bytes amount) {
       came_[kind] += amount;
-      raise(peak_[kind], current(kind));
-      all_ += static_cast<std::int64_t>(amount);
-      raise(all_peak_, all_);
+      of_[kind].add(static_cast<std::int64_t>(amount));
+      all_.add(static_cast<std::int64_t>(amount));
     }
     void subtract(BlockKind kind, Bytes amount) {
-      went_[kind] += amount;
-      all_ -= static_cast<std::int64_t>(amount);
+      of_[kind].below += static_cast<std::int64_t>(amount);
+      all_.below += static_cast<std::int64_t>(amount);
     }
-    std::int64_t current() const { return all_; }
-    std::int64_t current(BlockKind kind) const { return static_cast<std::int64_t>(came_[kind] - went_[kind]); }
-    Counter counter() const { return {all_, all_peak_, came_[kSmall] + came_[kLarge]}; }
-    Counter counter(BlockKind kind) const { return {current(kind), peak_[kind], came_[kind]}; }
+    std::int64_t current() const { return all_.current(); }
+    std::int64_t current(BlockKind kind) const { return of_[kind].current(); }
+    Counter counter() const { return {all_.current(), all_.peak, came_[kSmall] + came_[kLarge]}; }
+    Counter counter(BlockKind kind) const { return {of_[kind].current(), of_[kind].peak, came_[kind]}; }
     void reset_peaks() {
-      all_peak_ = all_;
-      for (const BlockKind kind : {kSmall, kLarge}) peak_[kind] = current(kind);
+      for (Level* level : {&all_, &of_[kSmall], &of_[kLarge]}) *level = {level->current(), 0};
     }
 
    private:
-    static void raise(std::int64_t& peak, std::int64_t now) {
-      if (now > peak) peak = now;
-    }
+    struct Level {
+      std::int64_t peak = 0;
+      std::int64_t below = 0;
 
-    Bytes came_[kBlockKinds] = {}, went_[kBlockKinds] = {};
-    std::int64_t peak_[kBlockKinds] = {};
-    std::int64_t all_ = 0, all_peak_ = 0;
+      std::int64_t current() const { return peak - below; }
+      void add(std::int64_t amount) {
+        below -= amount;
+        if (below < 0) {
+          peak -= below;
+          below = 0;
+        }
+      }
+    };
+
+    Bytes came_[kBlockKinds] = {};
+    Level of_[kBlockKinds], all_;
   };
 
   void add(BlockKind kind, Bytes asked, Bytes rounded) {
