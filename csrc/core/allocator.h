@@ -42,10 +42,10 @@ class POOLALLOC_API Allocator {
 
   // Returns memory of at least `bytes` (a multiple of kGranularity is set aside), or 0 for 0 bytes.
   // Throws OutOfMemory, DriverError, UsageError (no such device).
-  Address allocate(Bytes bytes, DeviceIndex device, StreamId stream);
+  [[gnu::hot]] Address allocate(Bytes bytes, DeviceIndex device, StreamId stream);
   // Gives a block back; 0 is ignored. It may be handed out again at once on its own stream, and after the completion of
   // what the recorded streams had enqueued until now. Throws UsageError if `address` is not the start of a live block.
-  void free(Address address);
+  [[gnu::hot]] void free(Address address);
   // `stream` uses the block too. Throws UsageError if `address` is not the start of a live block.
   void record_stream(Address address, StreamId stream);
 

@@ -164,11 +164,11 @@ using poolalloc::CudaStream;
 using poolalloc::TorchPoolId;
 using poolalloc::TorchStreamFilter;
 
-void* poolalloc_malloc(std::size_t bytes, int device, CudaStream stream) {
+[[gnu::hot]] void* poolalloc_malloc(std::size_t bytes, int device, CudaStream stream) {
   return reinterpret_cast<void*>(poolalloc::allocator().allocate(bytes, device, poolalloc::id_of(stream)));
 }
 
-void poolalloc_free(void* pointer, std::size_t, int, CudaStream) {
+[[gnu::hot]] void poolalloc_free(void* pointer, std::size_t, int, CudaStream) {
   poolalloc::Allocator* allocator = poolalloc::allocator_if_open();
   if (pointer == nullptr) return;
   try {
