@@ -74,18 +74,17 @@ void EventLog::close() {
   std::fclose(file_);
 }
 
-// Under lock_.
-LogEvent& EventLog::next_event() {
+// Under lock_. Adds `event` with the time and the thread.
+inline void EventLog::append(LogEvent event) {
   if (filled_ == kChunkEvents) [[unlikely]]
     hand_over();
   last_ticks_ = std::max(now_ticks(), last_ticks_);
-  ++events_;
-  LogEvent& event = filling_[filled_++];
-  __builtin_prefetch(&event + kAhead, 1);
-  event = {};
   event.ticks = last_ticks_;
   event.thread = thread_number();
-  return event;
+  ++events_;
+  LogEvent& place = filling_[filled_++];
+  __builtin_prefetch(&place + kAhead, 1);
+  place = event;
 }
 
 void EventLog::add(TraceOp op, DeviceIndex device, StreamId stream, PoolId pool, Address address, Bytes requested,
@@ -102,14 +101,13 @@ void EventLog::add(TraceOp op, DeviceIndex device, StreamId stream, PoolId pool,
       send({Frame::pool, bytes_of(pool), {}, 0});
     }
   }
-  LogEvent& event = next_event();
-  event.op = op;
-  event.device = static_cast<std::uint8_t>(device);
-  event.stream = stream;
-  event.pool = number;
-  event.address = address;
-  event.requested = requested;
-  event.stack = stack;
+  append({.address = address,
+          .requested = requested,
+          .stream = stream,
+          .pool = number,
+          .op = op,
+          .device = static_cast<std::uint8_t>(device),
+          .stack = stack});
 }
 
 std::uint32_t EventLog::add_stack(const std::string& frames) {
@@ -124,9 +122,7 @@ void EventLog::mark(const std::string& text) {
   if (closed_) return;
   hand_over();
   send({Frame::mark, text, {}, 0});
-  LogEvent& event = next_event();
-  event.op = TraceOp::mark;
-  event.address = marks_++;
+  append({.address = marks_++, .op = TraceOp::mark});
 }
 
 void EventLog::pages_came(const HeapId& heap, Address address, Bytes bytes) {

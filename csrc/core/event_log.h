@@ -96,7 +96,7 @@ class POOLALLOC_API EventLog final : public Observer {
   static constexpr std::size_t kMostSpare = 8;
   static constexpr std::size_t kAhead = 8;  // events: how far ahead memory is fetched, even beyond a chunk's end
 
-  LogEvent& next_event();
+  void append(LogEvent event);
   [[gnu::noinline]] void hand_over();
   void send(Chunk chunk);
   void send_clock();
