@@ -25,7 +25,7 @@ Status Arena::allocate(Bytes bytes, Block** block) {
   if (chosen.score == kImpossible) return Status::not_supported;
   const Status status = residency_.acquire(page_of(chosen.offset), page_of(chosen.offset + size - 1));
   if (status != Status::ok) return status;
-  *block = carve(chosen, size);
+  *block = carve(chosen.hole, chosen.offset, size);
   (*block)->requested = bytes;
   ++live_blocks_;
   return Status::ok;
@@ -56,87 +56,90 @@ void Arena::free(Block* block) {
 
 // Best fit, but paid in memory: among the smallest holes that fit, the place whose pages cost least.
 Arena::Plan Arena::plan(Bytes size) const {
-  Plan best;
-  best.scarce = scarce();
-  int left = best.scarce ? candidates_ * kScarceCandidates : candidates_;
+  const std::uint32_t idle = residency_.idle_frames();
+  // The program is near its peak: what it makes resident now may soon be missing.
+  const bool scarce = idle * kScarcePart < static_cast<Bytes>(residency_.held().current) / kPageBytes;
+  Plan best{size, idle, scarce};
+  int left = scarce ? candidates_ * kScarceCandidates : candidates_;
   for (Block* hole = hole_at_least(size); hole != nullptr && left-- > 0; hole = hole_after(*hole)) {
     const Bytes low = hole->offset;
     const Bytes high = hole->end() - size;
-    best.consider(hole, low, score(low, size, best.scarce));
+    consider(hole, low, &best);
     if (best.score == 0) return best;
     if (high == low) {  // a hole of just this size that needs no driver call: what a repeating program leaves behind
       if (best.free()) return best;
       continue;
     }
-    best.consider(hole, high, score(high, size, best.scarce));
+    consider(hole, high, &best);
     if (best.score == 0) return best;
   }
-  if (!best.free()) look_inside(size, &best);
+  if (!best.free()) look_inside(&best);
   // Fresh addresses only when they are cheaper: every use of them leaves one more hole behind.
-  if (top_ + size <= end_offset()) best.consider(nullptr, top_, score(top_, size, best.scarce));
-  if (!best.free()) look_above(size, &best);
+  if (top_ + size <= end_offset()) consider(nullptr, top_, &best);
+  if (!best.free()) look_above(&best);
   return best;
 }
 
 // Both ends of every candidate need the driver: whole pages in the middle may need it less.
-void Arena::look_inside(Bytes size, Plan* best) const {
-  const auto width = static_cast<std::uint32_t>(round_up(size, kPageBytes) / kPageBytes);
+void Arena::look_inside(Plan* best) const {
+  const auto width = static_cast<std::uint32_t>(round_up(best->size, kPageBytes) / kPageBytes);
   int left = candidates_;
-  for (Block* hole = hole_at_least(size); hole != nullptr && left-- > 0; hole = hole_after(*hole)) {
+  for (Block* hole = hole_at_least(best->size); hole != nullptr && left-- > 0; hole = hole_after(*hole)) {
     const PageIndex first = page_of(round_up(hole->offset, kPageBytes));
     const PageIndex end = page_of(hole->end());  // pages inside the hole and nowhere else
     if (first + width > end) continue;
     const PageIndex run = residency_.cheapest_run(first, end - 1, width, best->maps());
     if (run == kNoPage) continue;
-    best->consider(hole, run * kPageBytes, score(run * kPageBytes, size, best->scarce));
+    consider(hole, run * kPageBytes, best);
     if (best->free()) return;
   }
 }
 
 // Above the top lie pages that were used before, then pages that never were: a run of those can always be had.
-void Arena::look_above(Bytes size, Plan* best) const {
-  const auto width = static_cast<std::uint32_t>(round_up(size, kPageBytes) / kPageBytes);
+void Arena::look_above(Plan* best) const {
+  const auto width = static_cast<std::uint32_t>(round_up(best->size, kPageBytes) / kPageBytes);
   const PageIndex first = page_of(round_up(top_, kPageBytes));
   const PageIndex end = std::min(std::max(residency_.untouched(), first) + width, residency_.pages());
   if (first + width > end) return;
   const PageIndex run = residency_.cheapest_run(first, end - 1, width, best->maps());
-  if (run != kNoPage) best->consider(nullptr, run * kPageBytes, score(run * kPageBytes, size, best->scarce));
+  if (run != kNoPage) consider(nullptr, run * kPageBytes, best);
 }
 
-// The program is near its peak: what it makes resident now may soon be missing.
-bool Arena::scarce() const {
-  return residency_.idle_frames() * kScarcePart < static_cast<Bytes>(residency_.held().current) / kPageBytes;
+// One more place, if it is cheaper.
+void Arena::consider(Block* hole, Bytes offset, Plan* best) const {
+  const auto cheaper = [&](const PageTable::Cost& cost) { return score(cost, *best) < best->score; };
+  const PageTable::Cost cost = residency_.cost(page_of(offset), page_of(offset + best->size - 1), cheaper);
+  if (!cost.possible || !cheaper(cost)) return;
+  best->score = score(cost, *best);
+  best->hole = hole;
+  best->offset = offset;
 }
 
 // What a place costs, dearest first: pages that must be created because more become resident than are idle, pages to
 // map, pages that become resident. As long as enough is idle, or may be created, resident pages cost nothing and driver
 // calls do; while memory is scarce it is the other way round.
-std::uint64_t Arena::score(Bytes offset, Bytes size, bool scarce) const {
-  const PageTable::Cost cost = residency_.cost(page_of(offset), page_of(offset + size - 1));
-  if (!cost.possible) return kImpossible;
-  const std::uint32_t idle = residency_.idle_frames();
+inline std::uint64_t Arena::score(const PageTable::Cost& cost, const Plan& plan) const {
   const std::uint32_t needed = cost.resident - cost.back;
-  std::uint64_t growth = needed > idle ? needed - idle : 0;
+  std::uint64_t growth = needed > plan.idle ? needed - plan.idle : 0;
   if (growth != 0) growth -= std::min<std::uint64_t>(growth, residency_.headroom());
-  const std::uint64_t dear = scarce ? cost.resident : cost.maps, cheap = scarce ? cost.maps : cost.resident;
+  const std::uint64_t dear = plan.scarce ? cost.resident : cost.maps, cheap = plan.scarce ? cost.maps : cost.resident;
   return (growth << kPagesBits | dear) << kPagesBits | cheap;
 }
 
-Arena::Block* Arena::carve(const Plan& plan, Bytes size) {
-  if (plan.hole == nullptr) {
-    if (plan.offset > top_) index_hole(insert_between(last_, nullptr, top_, plan.offset - top_));
-    top_ = plan.offset + size;
+Arena::Block* Arena::carve(Block* hole, Bytes offset, Bytes size) {
+  if (hole == nullptr) {
+    if (offset > top_) index_hole(insert_between(last_, nullptr, top_, offset - top_));
+    top_ = offset + size;
     highest_ = std::max(highest_, top_);
-    return insert_between(last_, nullptr, plan.offset, size);
+    return insert_between(last_, nullptr, offset, size);
   }
-  Block* hole = plan.hole;
-  const Bytes rest = hole->end() - (plan.offset + size);
+  const Bytes rest = hole->end() - (offset + size);
   unindex_hole(hole);
   Block* block = hole;
-  if (plan.offset > hole->offset) {  // the hole keeps its low part
-    hole->size = plan.offset - hole->offset;
+  if (offset > hole->offset) {  // the hole keeps its low part
+    hole->size = offset - hole->offset;
     index_hole(hole);
-    block = insert_between(hole, hole->next, plan.offset, size);
+    block = insert_between(hole, hole->next, offset, size);
   }
   block->size = size;
   if (rest != 0) index_hole(insert_between(block, block->next, block->end(), rest));

@@ -100,30 +100,26 @@ class Arena {
   static constexpr Bytes kScarcePart = 8;
   static constexpr int kScarceCandidates = 2;  // times as many
   struct Plan {
+    Bytes size;
+    std::uint32_t idle;     // pages
+    bool scarce;            // which order the score is in
     Block* hole = nullptr;  // null: at the top or above it
     Bytes offset = 0;
     std::uint64_t score = kImpossible;
-    bool scarce = false;  // which order the score is in
 
     std::uint64_t maps() const {
       return score == kImpossible ? kImpossible : (scarce ? score : score >> kPagesBits) & kPagesMask;
     }
     bool free() const { return maps() == 0 && score >> 2 * kPagesBits == 0; }  // creates no page and maps none
-    void consider(Block* in, Bytes at, std::uint64_t cost) {
-      if (cost >= score) return;
-      hole = in;
-      offset = at;
-      score = cost;
-    }
   };
 
   Bytes end_offset() const { return residency_.pages() * kPageBytes; }
   Plan plan(Bytes size) const;
-  void look_inside(Bytes size, Plan* best) const;
-  void look_above(Bytes size, Plan* best) const;
-  bool scarce() const;
-  std::uint64_t score(Bytes offset, Bytes size, bool scarce) const;
-  Block* carve(const Plan& plan, Bytes size);
+  void look_inside(Plan* best) const;
+  void look_above(Plan* best) const;
+  void consider(Block* hole, Bytes offset, Plan* best) const;
+  std::uint64_t score(const PageTable::Cost& cost, const Plan& plan) const;
+  Block* carve(Block* hole, Bytes offset, Bytes size);
   Block* covering(Bytes offset) const;
   Block* hole_at_least(Bytes size) const;
   Block* hole_after(const Block& hole) const;

@@ -23,7 +23,7 @@ Status Arena::allocate_at(Bytes offset, Bytes size, Bytes requested) {
   if (!residency_.cost(first, last).possible) return Status::failed;
   const Status status = residency_.acquire(first, last);
   if (status != Status::ok) return status;
-  carve({hole, offset, 0, false}, size)->requested = requested;
+  carve(hole, offset, size)->requested = requested;
   ++live_blocks_;
   return Status::ok;
 }

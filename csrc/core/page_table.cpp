@@ -9,7 +9,8 @@ namespace poolalloc {
 PageTable::PageTable(PageIndex split, PageIndex pages, PageJournal* journal)
     : page_count_(pages),
       journal_(journal),
-      state_(pages),
+      state_(pages + sizeof(std::uint64_t)),  // words are read from anywhere
+      rings_(pages),
       blocks_(pages),
       idle_since_(pages),
       touched_{{0, 0}, {split, split}},
@@ -29,27 +30,46 @@ void fill(T* first, T* end, T value) {
 
 }  // namespace
 
+std::uint32_t PageTable::count(PageIndex first, PageIndex last, std::uint8_t bit) const {
+  const auto has = [bit](std::uint8_t state) { return (state & bit) != 0; };
+  return static_cast<std::uint32_t>(std::count_if(&state_[first], &state_[last] + 1, has));
+}
+
+// What cost() cannot see by counting: pages that need the driver, and cannot be had or not at hand after all, as their
+// memory is at hand for a page before them.
+void PageTable::judge(PageIndex first, PageIndex last, Cost* cost) const {
+  for (PageIndex page = first; page <= last; ++page) {
+    const std::uint8_t state = state_[page];
+    if (state == 0 || (state & kResident) != 0) continue;
+    if ((state & (kUsable | asked_back_)) != 0) {
+      if (!rings_.repeats(page, first)) continue;
+      ++cost->maps;
+      if ((state & kUsable) == 0) --cost->back;
+    }
+    if (!replaceable(page)) {
+      cost->possible = false;
+      return;
+    }
+  }
+}
+
 PageIndex PageTable::cheapest_run(PageIndex first, PageIndex last, std::uint32_t width,
                                   std::uint64_t fewer_than) const {
   const std::uint8_t* const states = state_.data();
-  const std::uint8_t asked_back = asked_back_;
-  const auto needs_map = [asked_back](std::uint8_t state) {
-    return (state & (kMapped | kBlocked)) != kMapped && (state & asked_back) == 0;
-  };
+  const std::uint8_t at_hand = kUsable | asked_back_;
+  const auto needs_map = [at_hand](std::uint8_t state) { return (state & at_hand) == 0; };
   PageIndex best = kNoPage, start = first;
   std::uint64_t maps = 0;  // of start .. page, which can all be had together
   for (PageIndex page = first; page <= last; ++page) {
     const std::uint8_t state = states[page];
-    if ((state & kBlocked) != 0 && (state & asked_back) == 0 && !replaceable(page)) {
+    const bool needs = needs_map(state);
+    if (needs && (state & kBlocked) != 0 && !replaceable(page)) {
       start = page + 1;
       maps = 0;
       continue;
     }
-    const bool needs = needs_map(state);
-    if ((state & kAliased) != 0 && !needs && page != start) {
-      const PageIndex other = alias_within(page, start, page - 1);
-      for (; other != kNoPage && start <= other; ++start) maps -= needs_map(states[start]);
-    }
+    if ((state & kAliased) != 0 && !needs && rings_.repeats(page, start))
+      for (const PageIndex other = rings_.next(page); start <= other; ++start) maps -= needs_map(states[start]);
     maps += needs;
     if (page - start + 1 < width) continue;
     if (maps < fewer_than) {
@@ -64,8 +84,9 @@ PageIndex PageTable::cheapest_run(PageIndex first, PageIndex last, std::uint32_t
 
 // Whether two ready pages of the range are backed by the same memory.
 bool PageTable::repeats(PageIndex first, PageIndex last) const {
-  for (PageIndex page = first; page < last; ++page)
-    if (state_[page] == (kMapped | kAliased) && alias_within(page, page + 1, last) != kNoPage) return true;
+  for (PageIndex page = first; page <= last; ++page)
+    if (state_[page] == (kUsable | kAliased) || state_[page] == (kUsable | kAliased | kCounted))
+      if (rings_.repeats(page, first)) return true;
   return false;
 }
 
@@ -78,8 +99,7 @@ Status PageTable::acquire_pages(PageIndex first, PageIndex last) {
   touch(last);
   Tally tally = count(first, last);
   const std::uint32_t pages = last - first + 1;
-  if (tally.mapped < pages || (tally.any & kBlocked) != 0 || ((tally.any & kAliased) != 0 && repeats(first, last)))
-      [[unlikely]] {
+  if (tally.usable < pages || ((tally.any & kAliased) != 0 && repeats(first, last))) [[unlikely]] {
     const Status status = provide(first, last);
     if (status != Status::ok) return status;
     tally = count(first, last);
@@ -88,8 +108,8 @@ Status PageTable::acquire_pages(PageIndex first, PageIndex last) {
   if ((tally.any & kAliased) != 0) [[unlikely]]
     set_live(first, last, true);
   else
-    fill(&state_[first], &state_[first] + pages, std::uint8_t{kMapped | kResident});
-  resident_.add((pages - tally.resident) * kPageBytes);
+    fill(&state_[first], &state_[first] + pages, kLiveAlone);
+  resident_.add((pages - outer_resident(first, last)) * kPageBytes);
   ++blocks_[first];
   if (last != first) {
     ++blocks_[last];
@@ -110,12 +130,13 @@ void PageTable::release_pages(PageIndex first, PageIndex last) {
   if (has_aliases_ && (count(first, last).any & kAliased) != 0) [[unlikely]]
     set_live(first, last, false);
   else
-    fill(&state_[first], &state_[first] + pages, kMapped);
+    fill(&state_[first], &state_[first] + pages, kIdleAlone);
   resident_.subtract(pages * kPageBytes);
 }
 
 Bytes PageTable::metadata_bytes() const {
-  constexpr Bytes kPerPage = sizeof(std::uint8_t) + sizeof(std::uint16_t) + sizeof(std::uint32_t) + sizeof(void*);
+  constexpr Bytes kPerPage =
+      sizeof(std::uint8_t) + sizeof(std::uint16_t) + sizeof(std::uint32_t) + sizeof(PageIndex) + sizeof(void*);
   const Bytes touched = (touched_[0].end - touched_[0].first) + (touched_[1].end - touched_[1].first);
   return touched * kPerPage;
 }
@@ -127,8 +148,8 @@ void PageTable::validate(const std::vector<std::uint32_t>& blocks_of) const {
       const std::uint8_t state = state_[page];
       POOLALLOC_ENSURE(blocks_[page] == blocks_of[page], "blocks counted on a page are the blocks that overlap it");
       POOLALLOC_ENSURE(((state & kResident) != 0) == (blocks_[page] != 0), "a page is resident if blocks overlap it");
-      POOLALLOC_ENSURE((state & kResident) == 0 || (state & kMapped) != 0, "a resident page has memory");
-      POOLALLOC_ENSURE((state & kResident) == 0 || (state & kBlocked) == 0, "a resident page is not blocked");
+      POOLALLOC_ENSURE((state & kResident) == 0 || (state & kUsable) != 0, "a resident page has memory");
+      POOLALLOC_ENSURE((state & kUsable) == 0 || (state & kBlocked) == 0, "a usable page is not blocked");
       if ((state & kResident) != 0) resident += kPageBytes;
     }
   POOLALLOC_ENSURE(resident_.current == static_cast<std::int64_t>(resident), "resident pages are counted");

@@ -11,7 +11,7 @@
 //   held = resident + idle, and what is on its way out
 //
 // The tables are arrays over pages, one byte of state apart from the rest, so that a large block costs a few words to
-// judge and to take, not a visit to every page.
+// judge and to take, not a visit to every page; but for pages that share memory, whose states change together.
 //
 // Not for blocks or holes: arena.h and slabs.h place those and call acquire / release here. Guarded by the heap's lock.
 #pragma once
@@ -19,6 +19,7 @@
 #include <cstring>
 #include <vector>
 
+#include "core/alias_rings.h"
 #include "core/lazy_array.h"
 #include "core/page_journal.h"
 #include "core/stats.h"
@@ -26,9 +27,6 @@
 #include "driver/driver.h"
 
 namespace poolalloc {
-
-using PageIndex = std::uint32_t;
-inline constexpr PageIndex kNoPage = ~PageIndex{0};
 
 class PageTable {
  public:
@@ -51,18 +49,31 @@ class PageTable {
 
   // Pages first .. last, both included.
   Cost cost(PageIndex first, PageIndex last) const {
-    const Tally tally = count(first, last);
+    Cost all = cost(first, last, [](const Cost&) { return true; });
+    all.resident = last - first + 1 - count(first, last, kResident);
+    return all;
+  }
+  // The same for pages that no block overlaps but for the outer ones, as long as it is worth it: worth(cost) is told
+  // the least that it can be, then what more is known of it, dearer each time. Not worth it is not possible.
+  template <typename Worth>
+  Cost cost(PageIndex first, PageIndex last, Worth worth) const {
     const std::uint32_t pages = last - first + 1;
-    Cost cost{true, pages - tally.resident, pages - tally.mapped, 0};
-    if ((tally.any & (kBlocked | kAliased)) != 0) [[unlikely]]
-      judge(first, last, tally.any, &cost);
+    const std::uint32_t resident = pages - outer_resident(first, last);
+    Cost cost{true, resident, 0, asked_back_ != 0 ? resident : 0};
+    if (!worth(cost)) return {false};
+    const Tally tally = count(first, last);
+    cost.back = asked_back_ != 0 ? count(first, last, asked_back_) : 0;
+    cost.maps = pages - tally.usable - cost.back;
+    if ((tally.any & (kBlocked | kAliased)) == 0) return cost;
+    if (!worth(cost)) return {false};
+    judge(first, last, &cost);
     return cost;
   }
   // How many blocks overlap a page.
   std::uint32_t blocks(PageIndex page) const { return blocks_[page]; }
-  bool ready(PageIndex page) const { return (state_[page] & ~kAliased) == kMapped; }
+  bool ready(PageIndex page) const { return (state_[page] & (kUsable | kResident)) == kUsable; }
   // Resident or ready: one more block needs no driver call.
-  bool usable(PageIndex page) const { return (state_[page] & (kMapped | kBlocked)) == kMapped; }
+  bool usable(PageIndex page) const { return (state_[page] & kUsable) != 0; }
   bool blocked(PageIndex page) const { return (state_[page] & kBlocked) != 0; }
   // Ready, or its memory is away and may be asked back.
   bool at_hand(PageIndex page) const { return ready(page) || asked_back(page); }
@@ -83,8 +94,8 @@ class PageTable {
         ++blocks_[first];
         return Status::ok;
       }
-      if (state_[first] == kMapped) {
-        state_[first] = kMapped | kResident;
+      if (state_[first] == kIdleAlone) {
+        state_[first] = kLiveAlone;
         blocks_[first] = 1;
         resident_.add(kPageBytes);
         return Status::ok;
@@ -99,8 +110,8 @@ class PageTable {
         --blocks_[first];
         return;
       }
-      if (state_[first] == (kMapped | kResident)) {
-        state_[first] = kMapped;
+      if (state_[first] == kLiveAlone) {
+        state_[first] = kIdleAlone;
         blocks_[first] = 0;
         idle_since_[first] = ++tick_;
         resident_.subtract(kPageBytes);
@@ -232,12 +243,16 @@ class PageTable {
   virtual void validate(const std::vector<std::uint32_t>& blocks_of) const;
 
  protected:
-  // Bits of a page's state; none set: empty.
+  // Bits of a page's state; none set: empty. A page that has memory is usable or blocked.
   static constexpr std::uint8_t kResident = 1;
-  static constexpr std::uint8_t kMapped = 2;
+  static constexpr std::uint8_t kUsable = 2;  // resident or ready
   static constexpr std::uint8_t kBlocked = 4;
-  static constexpr std::uint8_t kAliased = 8;  // its memory is that of another page too
-  static constexpr std::uint8_t kAway = 32;    // its memory is on loan; blocked as well
+  static constexpr std::uint8_t kAliased = 8;  // its memory is that of another page too: its ring
+  static constexpr std::uint8_t kCounted =
+      16;                                    // memory counts here: once for each page that is held, on its way out too
+  static constexpr std::uint8_t kAway = 32;  // its memory is on loan; blocked as well
+  static constexpr std::uint8_t kIdleAlone = kUsable | kCounted;  // and no other page has its memory
+  static constexpr std::uint8_t kLiveAlone = kIdleAlone | kResident;
 
   static constexpr std::uint64_t kEach = 0x0101010101010101;  // one in each byte of a word
 
@@ -246,17 +261,15 @@ class PageTable {
   };
 
   bool asked_back(PageIndex page) const { return (state_[page] & asked_back_) != 0; }
-  // Whether a blocked page can be had at the price of driver calls.
-  virtual bool replaceable(PageIndex page) const = 0;
-  // The highest of the pages first .. last that is backed by the same memory as `page`, which has some, or kNoPage.
-  virtual PageIndex alias_within(PageIndex page, PageIndex first, PageIndex last) const = 0;
-  // The rest of cost() where a page is blocked or aliased.
-  virtual void judge(PageIndex first, PageIndex last, std::uint8_t any, Cost* cost) const = 0;
+  // Whether a blocked or aliased page can be had at the price of driver calls: it is not on its way out, and nothing
+  // uses its mapping any more, as all work enqueued before its last block died has completed.
+  bool replaceable(PageIndex page) const {
+    return may_unmap_ && (state_[page] & (kAliased | kAway)) != 0 && not_after(idle_since_[page], completed_);
+  }
   // Memory for every page of the range that has none, or whose own is replaced. On any status but ok no page has less
   // or more than before, except that blocked pages may be empty now.
   virtual Status provide(PageIndex first, PageIndex last) = 0;
-  // Whether memory counts at this page: once for every page of it that is held, on its way out too.
-  virtual bool counts(PageIndex page) const = 0;
+  bool counts(PageIndex page) const { return (state_[page] & kCounted) != 0; }
   // State of a range with aliased pages: all of it becomes resident, or idle.
   virtual void set_live(PageIndex first, PageIndex last, bool live) = 0;
   // Pages up to `last` may have been used from now on.
@@ -277,6 +290,7 @@ class PageTable {
   const PageIndex page_count_;
   PageJournal* const journal_;
   LazyArray<std::uint8_t> state_;
+  AliasRings rings_;                     // of pages with memory
   LazyArray<std::uint16_t> blocks_;      // blocks that overlap the page
   LazyArray<std::uint32_t> idle_since_;  // when its last block died: a tick of the heap's clock
   Span touched_[2];                      // of each part, the pages that may have been used
@@ -297,7 +311,7 @@ class PageTable {
 
  private:
   struct Tally {
-    std::uint32_t resident = 0, mapped = 0;
+    std::uint32_t usable = 0;
     std::uint8_t any = 0;  // bits set in any page
   };
 
@@ -306,24 +320,30 @@ class PageTable {
     const std::uint8_t* state = state_.data() + first;
     std::size_t left = last - first + 1;
     Tally tally;
-    std::uint64_t any = 0;
-    for (; left >= 8; left -= 8, state += 8) {
-      std::uint64_t eight;
-      std::memcpy(&eight, state, 8);
+    std::uint64_t any = 0, eight;
+    const auto add = [&] {
       // One bit a byte: the product's top byte is their sum.
-      tally.resident += static_cast<std::uint32_t>(((eight & (kEach * kResident)) * kEach) >> 56);
-      tally.mapped += static_cast<std::uint32_t>(((eight >> 1 & kEach) * kEach) >> 56);
+      tally.usable += static_cast<std::uint32_t>(((eight / kUsable & kEach) * kEach) >> 56);
       any |= eight;
+    };
+    for (; left > 8; left -= 8, state += 8) {
+      std::memcpy(&eight, state, 8);
+      add();
     }
-    for (; left > 0; --left, ++state) {
-      tally.resident += *state & kResident;
-      tally.mapped += (*state & kMapped) / kMapped;
-      any |= *state;
-    }
-    if ((any & (kEach * kBlocked)) != 0) tally.any |= kBlocked;
-    if ((any & (kEach * kAliased)) != 0) tally.any |= kAliased;
+    std::memcpy(&eight, state, 8);  // past the range, but not past the table
+    eight &= ~std::uint64_t{0} >> (64 - 8 * left);
+    add();
+    any |= any >> 32;
+    any |= any >> 16;
+    any |= any >> 8;
+    tally.any = static_cast<std::uint8_t>(any);
     return tally;
   }
+  std::uint32_t outer_resident(PageIndex first, PageIndex last) const {
+    return (blocks_[first] != 0) + (last != first && blocks_[last] != 0);
+  }
+  std::uint32_t count(PageIndex first, PageIndex last, std::uint8_t bit) const;
+  void judge(PageIndex first, PageIndex last, Cost* cost) const;
   bool repeats(PageIndex first, PageIndex last) const;
   Status acquire_pages(PageIndex first, PageIndex last);
   void release_pages(PageIndex first, PageIndex last);

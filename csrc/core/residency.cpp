@@ -15,43 +15,11 @@ Residency::Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Add
       supply_(supply),
       base_(base),
       frame_(pages),
-      next_alias_(pages),
       frames_(1),
       growth_(options.growth == "fast"       ? Growth::fast
               : options.growth == "balanced" ? Growth::balanced
                                              : Growth::tight),
       max_mappings_(static_cast<std::uint64_t>(options.max_mappings)) {}
-
-// --- judging -----------------------------------------------------------------------------------------------------
-
-// Pages that are blocked, or at hand through the same frame as another of the range, cost a mapping each, if they can
-// be had at all.
-void Residency::judge(PageIndex first, PageIndex last, std::uint8_t, Cost* cost) const {
-  const auto repeated = [&](PageIndex page) { return alias_within(page, first, page) != kNoPage; };
-  for (PageIndex page = first; page <= last; ++page) {
-    const std::uint8_t state = state_[page];
-    if (state == (kMapped | kAliased)) {
-      if (!repeated(page)) continue;
-    } else if ((state & kBlocked) == 0) {
-      continue;
-    } else if (asked_back(page) && !repeated(page)) {
-      ++cost->back;
-      continue;
-    }
-    if (!replaceable(page)) {
-      cost->possible = false;
-      return;
-    }
-    ++cost->maps;
-  }
-}
-
-PageIndex Residency::alias_within(PageIndex page, PageIndex first, PageIndex last) const {
-  PageIndex highest = kNoPage;
-  for (PageIndex alias = frames_[frame_[page]].first_alias; alias != kNoPage; alias = next_alias_[alias])
-    if (first <= alias && alias <= last && alias != page && (highest == kNoPage || alias > highest)) highest = alias;
-  return highest;
-}
 
 std::uint32_t Residency::headroom() const {
   if ((growth_ == Growth::tight && !own_) || source_ == Source::none) return 0;
@@ -65,12 +33,10 @@ std::uint32_t Residency::headroom() const {
 
 void Residency::set_live(PageIndex first, PageIndex last, bool live) {
   for (PageIndex page = first; page <= last; ++page) {
-    if (!live) {
+    if (!live)
       make_idle(page);
-    } else {
-      if ((state_[page] & kResident) == 0) make_live(page);
-      count_at(page);
-    }
+    else if ((state_[page] & kResident) == 0)
+      make_live(page);
   }
   if (live) tell_journal();
 }
@@ -171,10 +137,10 @@ void Residency::limit_aliases(PageIndex page) {
   const Frame& frame = frames_[frame_[page]];
   if (frame.aliases <= kMaxAliases) return;
   PageIndex oldest = kNoPage;
-  for (PageIndex alias = frame.first_alias; alias != kNoPage; alias = next_alias_[alias]) {
-    if (alias == page || !replaceable(alias)) continue;
+  rings_.visit_others(page, [&](PageIndex alias) {
+    if (!replaceable(alias)) return;
     if (oldest == kNoPage || tick_ - idle_since_[alias] > tick_ - idle_since_[oldest]) oldest = alias;
-  }
+  });
   if (oldest != kNoPage) drop_mapping(oldest);
 }
 
@@ -211,38 +177,25 @@ void Residency::undo_map(PageIndex page, bool from_supply) {
   left_behind_.push_back({page, handle});
 }
 
-// State bits only; counts are the caller's.
-void Residency::make_live(PageIndex page) { set_aliases(page, kMapped | kResident, kMapped | kBlocked); }
-void Residency::make_idle(PageIndex page) { set_aliases(page, kMapped, kMapped); }
-
+// Of the aliases of a frame, `page` gets its own state and counts, the others get theirs.
 void Residency::set_aliases(PageIndex page, std::uint8_t own, std::uint8_t others) {
-  const PageIndex first = frames_[frame_[page]].first_alias;
-  if (first == page && next_alias_[page] == kNoPage) {
-    state_[page] = own;
-    return;
+  PageIndex counted = counts(page) ? page : kNoPage;
+  if (rings_.alone(page)) {
+    state_[page] = own | kCounted;
+  } else {
+    state_[page] = own | kCounted | kAliased;
+    rings_.visit_others(page, [&](PageIndex alias) {
+      if (counts(alias)) counted = alias;
+      state_[alias] = others | kAliased;
+    });
   }
-  for (PageIndex alias = first; alias != kNoPage; alias = next_alias_[alias])
-    state_[alias] = (alias == page ? own : others) | kAliased;
-}
-
-// The page becomes the first of its frame's aliases.
-void Residency::count_at(PageIndex page) {
-  Frame& frame = frames_[frame_[page]];
-  if (frame.first_alias == page) return;
-  count_moves(frame.first_alias, page);
-  PageIndex* link = &next_alias_[frame.first_alias];
-  while (*link != page) link = &next_alias_[*link];
-  *link = next_alias_[page];
-  next_alias_[page] = frame.first_alias;
-  frame.first_alias = page;
+  if (counted != page) count_moves(counted, page);
 }
 
 // For how many ticks the frame of a ready page has been idle: since the last of its pages was in use.
 std::uint32_t Residency::idle_for(PageIndex page) const {
   std::uint32_t age = tick_ - idle_since_[page];
-  if ((state_[page] & kAliased) != 0)
-    for (PageIndex alias = frames_[frame_[page]].first_alias; alias != kNoPage; alias = next_alias_[alias])
-      age = std::min(age, tick_ - idle_since_[alias]);
+  rings_.visit_others(page, [&](PageIndex alias) { age = std::min(age, tick_ - idle_since_[alias]); });
   return age;
 }
 
@@ -264,14 +217,12 @@ PageIndex Residency::oldest_idle() {
         if (page % 8 == 0 && page + 8 <= part.end) {
           std::uint64_t eight;
           std::memcpy(&eight, state_.data() + page, 8);
-          if ((eight >> 1 & ~eight & kEach) == 0) {  // none of the eight is mapped and not resident
+          if ((eight / kUsable & eight / kCounted & ~eight & kEach) == 0) {  // none of the eight is idle and counted
             page += 7;
             continue;
           }
         }
-        const bool aliased = (state_[page] & kAliased) != 0;
-        if (ready(page) && (!aliased || frames_[frame_[page]].first_alias == page))
-          victims_.push_back({idle_for(page), page});
+        if (ready(page) && counts(page)) victims_.push_back({idle_for(page), page});
       }
     }
     victims_tick_ = tick_;
@@ -314,25 +265,35 @@ void Residency::drop_frame(FrameIndex index) {
   unused_frames_.push_back(index);
 }
 
-void Residency::add_alias(PageIndex page, FrameIndex frame) {
+// Its state and where the frame counts are for make_live.
+void Residency::add_alias(PageIndex page, FrameIndex index) {
   count_mappings(1);
   ++maps_made_;
-  has_aliases_ |= frames_[frame].aliases != 0;
-  ++frames_[frame].aliases;
-  frame_[page] = frame;
-  next_alias_[page] = frames_[frame].first_alias;
-  frames_[frame].first_alias = page;
-  count_moves(next_alias_[page], page);
+  frame_[page] = index;
+  Frame& frame = frames_[index];
+  if (frame.aliases++ == 0) {
+    rings_.start(page);
+  } else {
+    rings_.join(page, frame.page);
+    has_aliases_ = true;
+  }
+  frame.page = page;
 }
 
 void Residency::remove_alias(PageIndex page) {
   Frame& frame = frames_[frame_[page]];
-  PageIndex* link = &frame.first_alias;
-  while (*link != page) link = &next_alias_[*link];
-  *link = next_alias_[page];
-  if (link == &frame.first_alias && *link != kNoPage && !frame.away) count_moves(page, *link);
-  if (frame.first_alias != kNoPage && next_alias_[frame.first_alias] == kNoPage)
-    state_[frame.first_alias] &= static_cast<std::uint8_t>(~kAliased);
+  const PageIndex other = rings_.next(page);
+  rings_.leave(page);
+  if (other == page) {
+    frame.page = kNoPage;
+  } else {
+    if (frame.page == page) frame.page = other;
+    if (counts(page)) {
+      state_[other] |= kCounted;
+      count_moves(page, other);
+    }
+    if (rings_.alone(other)) state_[other] &= static_cast<std::uint8_t>(~kAliased);
+  }
   --frame.aliases;
   if (frame.away && frame.aliases == 0) drop_frame(frame_[page]);
   frame_[page] = kNoFrame;
@@ -345,17 +306,19 @@ void Residency::remove_alias(PageIndex page) {
 // Notes the frames on loan that pages of the range would need back. False if there are none.
 bool Residency::want_back(PageIndex first, PageIndex last) {
   for (PageIndex page = first; page <= last; ++page)
-    if ((state_[page] & kAway) != 0 && alias_within(page, first, page) == kNoPage)
-      wanted_.push_back(frames_[frame_[page]].handle);
+    if ((state_[page] & kAway) != 0 && !rings_.repeats(page, first)) wanted_.push_back(frames_[frame_[page]].handle);
   return !wanted_.empty();
 }
 
 void Residency::lend_frame(FrameIndex index) {
   Frame& frame = frames_[index];
   frame.away = true;
-  for (PageIndex page = frame.first_alias; page != kNoPage; page = next_alias_[page]) state_[page] |= kBlocked | kAway;
+  for_each_alias(frame.page, [&](PageIndex page) {
+    if (counts(page)) frame.page = page;
+    state_[page] = (state_[page] & kAliased) | kBlocked | kAway;
+  });
   held_.subtract(kPageBytes);
-  count_moves(frame.first_alias, kNoPage);
+  count_moves(frame.page, kNoPage);
   tell_journal();
   supply_.give(frame.handle);
 }
@@ -364,10 +327,10 @@ void Residency::lend_frame(FrameIndex index) {
 void Residency::come_back(FrameIndex index) {
   Frame& frame = frames_[index];
   frame.away = false;
-  for (PageIndex page = frame.first_alias; page != kNoPage; page = next_alias_[page])
-    state_[page] &= static_cast<std::uint8_t>(~(kBlocked | kAway));
+  for_each_alias(frame.page, [&](PageIndex page) { state_[page] = (state_[page] & kAliased) | kUsable; });
+  state_[frame.page] |= kCounted;
   held_.add(kPageBytes);
-  count_moves(kNoPage, frame.first_alias);
+  count_moves(kNoPage, frame.page);
 }
 
 std::uint32_t Residency::lend(std::uint32_t tick, std::uint32_t at_most) {
@@ -381,7 +344,7 @@ std::uint32_t Residency::lend_these(const std::vector<PhysicalHandle>& handles, 
   for (const PhysicalHandle handle : handles) {
     const auto known = frames_by_handle_.find(handle);
     if (known == frames_by_handle_.end()) continue;
-    const PageIndex page = frames_[known->second].first_alias;
+    const PageIndex page = frames_[known->second].page;
     if (!ready(page)) continue;  // live, or away
     if (not_after(tick_ - idle_for(page), completed_)) {
       lend_frame(known->second);
@@ -406,7 +369,7 @@ void Residency::detach_lent(const std::vector<PhysicalHandle>& handles, Detached
     if (!away(handle)) continue;
     const FrameIndex frame = frames_by_handle_.at(handle);
     for (std::uint32_t left = frames_[frame].aliases; left > 0; --left) {
-      const PageIndex page = frames_[frame].first_alias;
+      const PageIndex page = frames_[frame].page;
       remove_alias(page);
       mark_detached(page, handle, false, false);
       detached->push_back({page, handle});
@@ -435,16 +398,16 @@ void Residency::mark_detached(PageIndex page, PhysicalHandle handle, bool frame_
   parting.frame_goes |= frame_goes;
   if (frame_[page] == kNoFrame) count_mappings(1);
   frame_[page] = kDetached;
-  state_[page] = kMapped | kBlocked | (counted ? kCounted : 0);
+  state_[page] = kBlocked | (counted ? kCounted : 0);
 }
 
 void Residency::detach_frame(PageIndex victim, Detached* detached) {
   const FrameIndex frame = frame_[victim];
-  const PageIndex counted = frames_[frame].first_alias;
-  for (PageIndex page = counted; page != kNoPage; page = next_alias_[page]) {
-    mark_detached(page, frames_[frame].handle, true, page == counted);
-    detached->push_back({page, frames_[frame].handle});
-  }
+  const PhysicalHandle handle = frames_[frame].handle;
+  for_each_alias(victim, [&](PageIndex page) {
+    mark_detached(page, handle, true, counts(page));
+    detached->push_back({page, handle});
+  });
   drop_frame(frame);
   ++leaving_;
 }
@@ -573,7 +536,7 @@ void Residency::return_all() {
     for (PageIndex page = part.first; page < part.end; ++page)
       if (state_[page] != 0) driver_.unmap(device_, address_of(page), kPageBytes);
   for (const Frame& frame : frames_)
-    if (frame.first_alias != kNoPage && !frame.away) supply_.give(frame.handle);
+    if (frame.page != kNoPage && !frame.away) supply_.give(frame.handle);
   for (const auto& [handle, parting] : parting_)
     if (parting.frame_goes) supply_.give(handle);
   tell_journal();
@@ -583,9 +546,9 @@ void Residency::return_all() {
 Bytes Residency::metadata_bytes() const {
   constexpr Bytes kNode = sizeof(decltype(frames_by_handle_)::value_type) + 2 * sizeof(void*);
   const Bytes touched = (touched_[0].end - touched_[0].first) + (touched_[1].end - touched_[1].first);
-  return PageTable::metadata_bytes() + touched * (sizeof(FrameIndex) + sizeof(PageIndex)) +
-         frames_.capacity() * sizeof(Frame) + unused_frames_.capacity() * sizeof(FrameIndex) +
-         victims_.capacity() * sizeof(Victim) + frames_by_handle_.size() * kNode + sizeof(*this);
+  return PageTable::metadata_bytes() + touched * sizeof(FrameIndex) + frames_.capacity() * sizeof(Frame) +
+         unused_frames_.capacity() * sizeof(FrameIndex) + victims_.capacity() * sizeof(Victim) +
+         frames_by_handle_.size() * kNode + sizeof(*this);
 }
 
 void Residency::validate(const std::vector<std::uint32_t>& blocks_of) const {
@@ -594,9 +557,10 @@ void Residency::validate(const std::vector<std::uint32_t>& blocks_of) const {
   std::vector<std::uint32_t> aliases_of(frames_.size()), live_of(frames_.size());
   const auto check_page = [&](PageIndex page) {
     const std::uint8_t state = state_[page];
-    POOLALLOC_ENSURE(((state & kMapped) != 0) == (frame_[page] != kNoFrame), "a page is mapped if it has a frame");
+    POOLALLOC_ENSURE(((state & (kUsable | kBlocked)) != 0) == (frame_[page] != kNoFrame),
+                     "a page is usable or blocked if it has a frame");
     if (frame_[page] == kDetached) {
-      POOLALLOC_ENSURE((state & ~kCounted) == (kMapped | kBlocked), "a detached page is blocked");
+      POOLALLOC_ENSURE((state & ~kCounted) == kBlocked, "a detached page is blocked");
       leaving += (state & kCounted) != 0;
       ++detached;
     } else if (frame_[page] != kNoFrame) {
@@ -611,15 +575,15 @@ void Residency::validate(const std::vector<std::uint32_t>& blocks_of) const {
     for (PageIndex page = part.first; page < part.end; ++page) check_page(page);
   std::uint32_t held = 0, aliases = 0;
   for (FrameIndex index = 1; index < frames_.size(); ++index) {
-    if (frames_[index].first_alias == kNoPage) continue;
+    if (frames_[index].page == kNoPage) continue;
     const auto known = frames_by_handle_.find(frames_[index].handle);
     POOLALLOC_ENSURE(known != frames_by_handle_.end() && known->second == index, "a handle leads to its frame");
     const bool away = frames_[index].away;
     held += !away;
     POOLALLOC_ENSURE(!away || live_of[index] == 0, "a frame on loan is live at no page");
     POOLALLOC_ENSURE(live_of[index] <= 1, "a frame is live at one page only");
-    std::uint32_t chain = 0;
-    for (PageIndex page = frames_[index].first_alias; page != kNoPage; page = next_alias_[page]) {
+    std::uint32_t chain = 0, counted = 0, ends = 0;
+    for_each_alias(frames_[index].page, [&](PageIndex page) {
       POOLALLOC_ENSURE(frame_[page] == index, "an alias belongs to its frame");
       POOLALLOC_ENSURE(((state_[page] & kAliased) != 0) == (aliases_of[index] > 1), "aliases are marked");
       POOLALLOC_ENSURE(((state_[page] & kAway) != 0) == away, "pages of a frame on loan are marked");
@@ -627,7 +591,11 @@ void Residency::validate(const std::vector<std::uint32_t>& blocks_of) const {
           ((state_[page] & kBlocked) != 0) == (away || (live_of[index] == 1 && (state_[page] & kResident) == 0)),
           "an alias of a frame that is live or away is blocked");
       ++chain;
-    }
+      counted += counts(page);
+      ends += rings_.next(page) >= page;
+    });
+    POOLALLOC_ENSURE(ends == 1, "aliases lead downwards and round once");
+    POOLALLOC_ENSURE(counted == !away, "a frame that is here counts at one page");
     POOLALLOC_ENSURE(chain == aliases_of[index], "every page of a frame is in its chain");
     POOLALLOC_ENSURE(chain == frames_[index].aliases, "the pages of a frame are counted");
     aliases += chain;

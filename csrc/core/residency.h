@@ -20,6 +20,8 @@
 //   resident pages = resident frames
 //   mappings = sum over frames, those on loan too, of their aliases (+ detached pages that are still to be unmapped)
 //
+// A frame counts at one of its aliases, where it was last live; a detached one at a page that is still to be unmapped.
+//
 // Guarded by the heap's lock.
 #pragma once
 
@@ -74,11 +76,10 @@ class Residency final : public PageTable {
   using FrameIndex = std::uint32_t;
   static constexpr FrameIndex kNoFrame = 0;  // so that fresh zeroed memory is an empty table
   static constexpr FrameIndex kDetached = ~FrameIndex{0};
-  static constexpr std::uint8_t kCounted = 16;  // one more bit of a page's state: detached, and its frame counts here
 
   struct Frame {
     PhysicalHandle handle = 0;
-    PageIndex first_alias = kNoPage;  // kNoPage: the record is unused
+    PageIndex page = kNoPage;  // one of its pages; while on loan, where it counts again. kNoPage: the record is unused
     std::uint32_t aliases = 0;
     bool away = false;  // on loan
   };
@@ -92,27 +93,20 @@ class Residency final : public PageTable {
     PageIndex page;
   };
 
-  void judge(PageIndex first, PageIndex last, std::uint8_t any, Cost* cost) const override;
   Status provide(PageIndex first, PageIndex last) override;
   void set_live(PageIndex first, PageIndex last, bool live) override;
-  // A frame counts at the first of its aliases, where it was last live; a detached one at a page still to be unmapped.
-  bool counts(PageIndex page) const override {
-    const FrameIndex frame = frame_[page];
-    if (frame == kNoFrame) return false;
-    if (frame == kDetached) return (state_[page] & kCounted) != 0;
-    return frames_[frame].first_alias == page && !frames_[frame].away;
-  }
-
-  // Nothing uses the page's mapping any more: all work enqueued before its last block died has completed.
-  bool replaceable(PageIndex page) const override {
-    return may_unmap_ && frame_[page] != kDetached && not_after(idle_since_[page], completed_);
-  }
-  PageIndex alias_within(PageIndex page, PageIndex first, PageIndex last) const override;
   Status clear(PageIndex first, PageIndex last, std::vector<PageIndex>* empty);
   Status take_frames(std::size_t count, std::vector<PageIndex>* victims, std::vector<PhysicalHandle>* handles);
   void undo_map(PageIndex page, bool from_supply);
-  void make_live(PageIndex page);
-  void make_idle(PageIndex page);
+  // State bits only; counts of pages are the caller's.
+  void make_live(PageIndex page) { set_aliases(page, kUsable | kResident, kBlocked); }
+  void make_idle(PageIndex page) { set_aliases(page, kUsable, kUsable); }
+  // visit(alias) for each page of the frame of `page`; it may change the states of pages, not their frames.
+  template <typename Visit>
+  void for_each_alias(PageIndex page, Visit visit) const {
+    rings_.visit_others(page, visit);
+    visit(page);
+  }
   Status map_frames(const std::vector<PageIndex>& empty);
   void drop_mapping(PageIndex page);
   void limit_aliases(PageIndex page);
@@ -126,11 +120,10 @@ class Residency final : public PageTable {
   void come_back(FrameIndex frame);
   FrameIndex frame_of(PhysicalHandle handle);
   void drop_frame(FrameIndex frame);
-  void add_alias(PageIndex page, FrameIndex frame);
+  void add_alias(PageIndex page, FrameIndex index);
   void remove_alias(PageIndex page);
   void mark_detached(PageIndex page, PhysicalHandle handle, bool frame_goes, bool counted);
   PageIndex another_detached(const Leaving& leaving, const Detached& detached) const;
-  void count_at(PageIndex page);
   void count_moves(PageIndex from, PageIndex to) {
     if (from != kNoPage) page_left(address_of(from));
     if (to != kNoPage) page_came(address_of(to));
@@ -146,8 +139,7 @@ class Residency final : public PageTable {
   PageSupply& supply_;
   const Address base_;
   LazyArray<FrameIndex> frame_;
-  LazyArray<PageIndex> next_alias_;  // the next page that maps the same frame, or kNoPage
-  std::vector<Frame> frames_;        // [0] is a placeholder
+  std::vector<Frame> frames_;  // [0] is a placeholder
   std::vector<FrameIndex> unused_frames_;
   std::unordered_map<PhysicalHandle, FrameIndex> frames_by_handle_;
   enum class Growth { tight, balanced, fast };

@@ -67,7 +67,7 @@ PageIndex Segments::find_gap(Bytes pages) const {
 
 void Segments::place(const Segment& segment, PageIndex first, PageIndex end) {
   for (PageIndex page = first; page < end; ++page) {
-    state_[page] = kMapped;
+    state_[page] = kIdleAlone;
     idle_since_[page] = tick_;
     start_[page] = segment.start() + (page - first) * kPageBytes;
     page_came(start_[page]);
@@ -80,9 +80,6 @@ void Segments::place(const Segment& segment, PageIndex first, PageIndex end) {
   maps_made_ += end - first;
   mappings_ += end - first;
 }
-
-// A page of a segment on its way out cannot be had.
-void Segments::judge(PageIndex, PageIndex, std::uint8_t, Cost* cost) const { cost->possible = false; }
 
 // --- leaving -----------------------------------------------------------------------------------------------------
 
@@ -120,7 +117,7 @@ void Segments::detach(std::uint32_t at_most, Usable usable, Detached* detached) 
   std::uint32_t pages = 0;
   for (const auto& [age, place] : found) {
     if (pages >= at_most) break;
-    for (PageIndex page = place->first; page < place->second.end; ++page) state_[page] = kMapped | kBlocked;
+    for (PageIndex page = place->first; page < place->second.end; ++page) state_[page] = kBlocked | kCounted;
     place->second.leaving = true;
     const std::uint32_t held = static_cast<std::uint32_t>(place->second.segment.bytes / kPageBytes);
     pages += held;
@@ -190,7 +187,7 @@ void Segments::validate(const std::vector<std::uint32_t>& blocks_of) const {
       before = placed.end;
     }
     for (PageIndex page = first; page < placed.end; ++page) {
-      POOLALLOC_ENSURE((state_[page] & kMapped) != 0, "a page of a segment has memory");
+      POOLALLOC_ENSURE(counts(page), "a page of a segment has memory");
       POOLALLOC_ENSURE(((state_[page] & kBlocked) != 0) == placed.leaving, "what leaves is blocked");
       POOLALLOC_ENSURE(start_[page] == placed.segment.start() + (page - first) * kPageBytes &&
                            addresses_.page_at(start_[page], &owner_) == page,

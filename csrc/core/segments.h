@@ -63,12 +63,8 @@ class Segments final : public PageTable {
   };
   using Map = std::map<PageIndex, Placed>;  // by first page
 
-  void judge(PageIndex first, PageIndex last, std::uint8_t any, Cost* cost) const override;
   Status provide(PageIndex first, PageIndex last) override;
   void set_live(PageIndex, PageIndex, bool) override {}  // no page is aliased
-  bool counts(PageIndex page) const override { return (state_[page] & kMapped) != 0; }
-  PageIndex alias_within(PageIndex, PageIndex, PageIndex) const override { return kNoPage; }
-  bool replaceable(PageIndex) const override { return false; }
 
   PageIndex find_gap(Bytes pages) const;
   void place(const Segment& segment, PageIndex first, PageIndex end);

@@ -21,6 +21,10 @@ inline constexpr Bytes kGranularity = 512;
 // The unit of physical memory. The granularity of cuMemCreate on every card to date.
 inline constexpr Bytes kPageBytes = Bytes{2} << 20;
 
+// A page of a heap's addresses.
+using PageIndex = std::uint32_t;
+inline constexpr PageIndex kNoPage = ~PageIndex{0};
+
 inline constexpr Bytes round_up(Bytes value, Bytes multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // A private pool, as torch names them (MempoolId_t). {0, 0} is the ordinary pool of a device.
