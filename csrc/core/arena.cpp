@@ -36,13 +36,13 @@ void Arena::free(Block* block) {
   block->requested = 0;
   --live_blocks_;
   if (Block* before = block->previous; before != nullptr && !before->live()) {
-    unindex_hole(before);
+    holes_.remove(before);
     before->size += block->size;
     remove(block);
     block = before;
   }
   if (Block* after = block->next; after != nullptr && !after->live()) {
-    unindex_hole(after);
+    holes_.remove(after);
     block->size += after->size;
     remove(after);
   }
@@ -50,7 +50,7 @@ void Arena::free(Block* block) {
     top_ = block->offset;  // the pages keep their frames, and are fresh addresses again
     remove(block);
   } else {
-    index_hole(block);
+    holes_.insert(block);
   }
 }
 
@@ -61,7 +61,7 @@ Arena::Plan Arena::plan(Bytes size) const {
   const bool scarce = idle * kScarcePart < static_cast<Bytes>(residency_.held().current) / kPageBytes;
   Plan best{size, idle, scarce};
   int left = scarce ? candidates_ * kScarceCandidates : candidates_;
-  for (Block* hole = hole_at_least(size); hole != nullptr && left-- > 0; hole = hole_after(*hole)) {
+  for (Block* hole = holes_.at_least(size); hole != nullptr && left-- > 0; hole = hole->larger) {
     const Bytes low = hole->offset;
     const Bytes high = hole->end() - size;
     consider(hole, low, &best);
@@ -84,7 +84,7 @@ Arena::Plan Arena::plan(Bytes size) const {
 void Arena::look_inside(Plan* best) const {
   const auto width = static_cast<std::uint32_t>(round_up(best->size, kPageBytes) / kPageBytes);
   int left = candidates_;
-  for (Block* hole = hole_at_least(best->size); hole != nullptr && left-- > 0; hole = hole_after(*hole)) {
+  for (Block* hole = holes_.at_least(best->size); hole != nullptr && left-- > 0; hole = hole->larger) {
     const PageIndex first = page_of(round_up(hole->offset, kPageBytes));
     const PageIndex end = page_of(hole->end());  // pages inside the hole and nowhere else
     if (first + width > end) continue;
@@ -128,61 +128,22 @@ inline std::uint64_t Arena::score(const PageTable::Cost& cost, const Plan& plan)
 
 Arena::Block* Arena::carve(Block* hole, Bytes offset, Bytes size) {
   if (hole == nullptr) {
-    if (offset > top_) index_hole(insert_between(last_, nullptr, top_, offset - top_));
+    if (offset > top_) holes_.insert(insert_between(last_, nullptr, top_, offset - top_));
     top_ = offset + size;
     highest_ = std::max(highest_, top_);
     return insert_between(last_, nullptr, offset, size);
   }
   const Bytes rest = hole->end() - (offset + size);
-  unindex_hole(hole);
+  holes_.remove(hole);
   Block* block = hole;
   if (offset > hole->offset) {  // the hole keeps its low part
     hole->size = offset - hole->offset;
-    index_hole(hole);
+    holes_.insert(hole);
     block = insert_between(hole, hole->next, offset, size);
   }
   block->size = size;
-  if (rest != 0) index_hole(insert_between(block, block->next, block->end(), rest));
+  if (rest != 0) holes_.insert(insert_between(block, block->next, block->end(), rest));
   return block;
-}
-
-Arena::Block* Arena::hole_at_least(Bytes size) const {
-  const int own = hole_class(size);
-  if ((classes_[own / 64] >> (own % 64)) & 1) {
-    if (Block* hole = holes_[own].first_that([size](const Block& block) { return block.size >= size; })) return hole;
-  }
-  return smallest_above(own);  // any hole of a higher class is large enough
-}
-
-// The smallest hole of all classes above this one.
-Arena::Block* Arena::smallest_above(int own) const {
-  for (int word = (own + 1) / 64; word < kWords; ++word) {
-    std::uint64_t bits = classes_[word];
-    if (word == (own + 1) / 64) bits &= ~std::uint64_t{0} << ((own + 1) % 64);
-    if (bits != 0) return holes_[word * 64 + std::countr_zero(bits)].first();
-  }
-  return nullptr;
-}
-
-Arena::Block* Arena::hole_after(const Block& hole) const {
-  const int own = hole_class(hole.size);
-  if (Block* next = holes_[own].after(hole)) return next;
-  return smallest_above(own);
-}
-
-void Arena::index_hole(Block* hole) {
-  const int own = hole_class(hole->size);
-  hole->priority = tree_priority(hole->offset);
-  holes_[own].insert(hole);
-  ++hole_count_;
-  classes_[own / 64] |= std::uint64_t{1} << (own % 64);
-}
-
-void Arena::unindex_hole(Block* hole) {
-  const int own = hole_class(hole->size);
-  holes_[own].remove(hole);
-  --hole_count_;
-  if (holes_[own].empty()) classes_[own / 64] &= ~(std::uint64_t{1} << (own % 64));
 }
 
 Arena::Block* Arena::insert_between(Block* previous, Block* next, Bytes offset, Bytes size) {
@@ -239,14 +200,14 @@ void Arena::open(PageIndex first, PageIndex end) {
   wall->size = first * kPageBytes - wall->offset;
   Block* hole = insert_between(wall, wall->next, first * kPageBytes, (end - first) * kPageBytes);
   insert_between(hole, hole->next, hole->end(), wall_end - hole->end())->requested = kWall;
-  index_hole(hole);
+  holes_.insert(hole);
   highest_ = std::max(highest_, hole->end());
 }
 
 void Arena::close(PageIndex first) {
   Block* hole = at(first * kPageBytes);
   Block* wall = hole->previous;
-  unindex_hole(hole);
+  holes_.remove(hole);
   wall->size += hole->size + hole->next->size;
   remove(hole->next);
   remove(hole);
@@ -304,13 +265,8 @@ void Arena::validate(std::vector<std::uint32_t>& blocks_of) const {
   }
   POOLALLOC_ENSURE(previous == last_ && expected == top_, "the last block ends at the top");
   POOLALLOC_ENSURE(live == live_blocks_, "live blocks are counted");
-  std::uint64_t indexed = 0;
-  for (int own = 0; own < kHoleClasses; ++own) {
-    POOLALLOC_ENSURE(holes_[own].valid(&indexed), "the tree of a class is ordered");
-    const bool marked = (classes_[own / 64] >> (own % 64)) & 1;
-    POOLALLOC_ENSURE(marked == !holes_[own].empty(), "a class is marked if it has holes");
-  }
-  POOLALLOC_ENSURE(indexed == holes && holes == hole_count_, "every hole is indexed and counted once");
+  POOLALLOC_ENSURE(holes_.valid(), "holes are ordered by size and address");
+  POOLALLOC_ENSURE(holes == holes_.count(), "every hole is indexed and counted once");
 }
 
 }  // namespace poolalloc

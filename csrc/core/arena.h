@@ -4,26 +4,22 @@
 // fresh. A hole owns no memory: page_table.h knows which of its pages have a frame. Placement is planned without side
 // effects (plan), then carried out: the choice is the cheapest place in the few smallest holes that fit and in the
 // fresh addresses above the top, counted in pages to create, to map and to make resident, in this order, or to create,
-// to make resident and to map while memory is scarce. Holes are
-// found by size class and, inside a class, in a tree ordered by size and address: best fit in O(log n). A block goes to
-// either end of its hole, next to its neighbours; where that needs the driver, to wherever inside the hole needs it
-// least.
+// to make resident and to map while memory is scarce. A block
+// goes to either end of its hole, next to its neighbours; where that needs the driver, to wherever inside the hole
+// needs it least.
 //
 // Where memory comes in segments (segments.h) there are no fresh addresses: what is between segments is a *wall*, which
 // looks like a live block to its neighbours, so that no hole grows beyond its segment.
 //
-// Source of the hole index: two-level segregated fit (Masmano and others, TLSF, 2004) with trees for lists.
-// Guarded by the heap's lock. Not for small blocks: slabs.h.
+// Holes by size are hole_index.h. Guarded by the heap's lock. Not for small blocks: slabs.h.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
-#include "core/ordered_tree.h"
+#include "core/hole_index.h"
 #include "core/page_table.h"
-#include "core/size_class.h"
 #include "core/types.h"
 
 namespace poolalloc {
@@ -37,8 +33,7 @@ class Arena {
     Bytes requested = 0;  // 0: a hole; kWall: a wall
     Block* previous = nullptr;
     Block* next = nullptr;  // neighbours by address; null above the topmost block
-    Block* left = nullptr;  // in the tree of holes
-    Block* right = nullptr;
+    Block *left = nullptr, *right = nullptr, *smaller = nullptr, *larger = nullptr;  // of a hole: hole_index.h
     std::uint32_t priority = 0;
 
     bool live() const { return requested != 0; }
@@ -81,17 +76,12 @@ class Arena {
       if (block->live() && !block->wall()) visit(block->offset, block->size, block->requested);
   }
   std::uint64_t live_blocks() const { return live_blocks_; }
-  std::uint64_t holes() const { return hole_count_; }
+  std::uint64_t holes() const { return holes_.count(); }
   Bytes metadata_bytes() const { return chunks_.size() * kChunk * sizeof(Block) + sizeof(*this); }
   // Checks tiling, merging, the index and the owner slots; adds each live block to blocks_of.
   void validate(std::vector<std::uint32_t>& blocks_of) const;
 
  private:
-  struct Order {
-    static bool less(const Block& a, const Block& b) {
-      return a.size != b.size ? a.size < b.size : a.offset < b.offset;
-    }
-  };
   // A score holds up to 2^21 pages (4 TiB) of each kind of cost.
   static constexpr int kPagesBits = 21;
   static constexpr std::uint64_t kPagesMask = (std::uint64_t{1} << kPagesBits) - 1;
@@ -121,16 +111,10 @@ class Arena {
   std::uint64_t score(const PageTable::Cost& cost, const Plan& plan) const;
   Block* carve(Block* hole, Bytes offset, Bytes size);
   Block* covering(Bytes offset) const;
-  Block* hole_at_least(Bytes size) const;
-  Block* hole_after(const Block& hole) const;
-  Block* smallest_above(int own_class) const;
-  void index_hole(Block* hole);
-  void unindex_hole(Block* hole);
   Block* insert_between(Block* previous, Block* next, Bytes offset, Bytes size);
   void remove(Block* block);
   Block* take_record();
 
-  static constexpr int kWords = (kHoleClasses + 63) / 64;
   static constexpr std::size_t kChunk = 256;
 
   PageTable& residency_;
@@ -140,10 +124,8 @@ class Arena {
   Bytes highest_;
   Block* first_ = nullptr;
   Block* last_ = nullptr;
-  std::array<OrderedTree<Block, Order>, kHoleClasses> holes_;
-  std::array<std::uint64_t, kWords> classes_{};  // bit set: the class has a hole
+  HoleIndex<Block> holes_;
   std::uint64_t live_blocks_ = 0;
-  std::uint64_t hole_count_ = 0;
   std::vector<std::unique_ptr<Block[]>> chunks_;
   Block* unused_ = nullptr;  // linked through next
 };
