@@ -54,24 +54,59 @@ void Arena::free(Block* block) {
   }
 }
 
+// What a place costs, dearest first: pages that must be created because more become resident than are idle, pages to
+// map, pages that become resident. As long as enough is idle, or may be created, resident pages cost nothing and driver
+// calls do; while memory is scarce it is the other way round.
+inline std::uint64_t Arena::score(const PageTable::Cost& cost, const Plan& plan) const {
+  const std::uint32_t needed = cost.resident - cost.back;
+  std::uint64_t growth = needed > plan.idle ? needed - plan.idle : 0;
+  if (growth != 0) growth -= std::min<std::uint64_t>(growth, residency_.headroom());
+  const std::uint64_t dear = plan.scarce ? cost.resident : cost.maps, cheap = plan.scarce ? cost.maps : cost.resident;
+  return (growth << kPagesBits | dear) << kPagesBits | cheap;
+}
+
+// One more place, if it is cheaper. Most are not, as their outer pages tell: a page is resident if the hole does not
+// cover it, since neighbours of a hole are live, and no other is.
+inline void Arena::consider(Block* hole, Bytes offset, Plan* best) const {
+  const Bytes low = hole != nullptr ? hole->offset : top_, high = hole != nullptr ? hole->end() : end_offset();
+  const PageIndex first = page_of(offset), last = page_of(offset + best->size - 1);
+  const auto shared = [&](PageIndex page) { return page * kPageBytes < low || (page + 1) * kPageBytes > high; };
+  const std::uint32_t resident = last - first + 1 - shared(first) - (last != first && shared(last));
+  const PageTable::Cost least = residency_.least(resident);
+  if (score(least, *best) < best->score) look_at(hole, offset, least, best);
+}
+
+void Arena::look_at(Block* hole, Bytes offset, const PageTable::Cost& least, Plan* best) const {
+  const auto cheaper = [&](const PageTable::Cost& cost) { return score(cost, *best) < best->score; };
+  const PageTable::Cost cost = residency_.cost(page_of(offset), page_of(offset + best->size - 1), least, cheaper);
+  if (!cost.possible || !cheaper(cost)) return;
+  best->score = score(cost, *best);
+  best->hole = hole;
+  best->offset = offset;
+}
+
 // Best fit, but paid in memory: among the smallest holes that fit, the place whose pages cost least.
 Arena::Plan Arena::plan(Bytes size) const {
   const std::uint32_t idle = residency_.idle_frames();
   // The program is near its peak: what it makes resident now may soon be missing.
   const bool scarce = idle * kScarcePart < static_cast<Bytes>(residency_.held().current) / kPageBytes;
   Plan best{size, idle, scarce};
+  // No place has a better score: however it lies, pages that it covers are no neighbour's.
+  constexpr Bytes kMostShared = 2 * (kPageBytes - kGranularity);
+  const Bytes covered = size > kMostShared ? round_up(size - kMostShared, kPageBytes) / kPageBytes : 0;
+  const std::uint64_t least = score(residency_.least(static_cast<std::uint32_t>(covered)), best);
   int left = scarce ? candidates_ * kScarceCandidates : candidates_;
   for (Block* hole = holes_.at_least(size); hole != nullptr && left-- > 0; hole = hole->larger) {
     const Bytes low = hole->offset;
     const Bytes high = hole->end() - size;
     consider(hole, low, &best);
-    if (best.score == 0) return best;
+    if (best.score == least) return best;
     if (high == low) {  // a hole of just this size that needs no driver call: what a repeating program leaves behind
       if (best.free()) return best;
       continue;
     }
     consider(hole, high, &best);
-    if (best.score == 0) return best;
+    if (best.score == least) return best;
   }
   if (!best.free()) look_inside(&best);
   // Fresh addresses only when they are cheaper: every use of them leaves one more hole behind.
@@ -103,27 +138,6 @@ void Arena::look_above(Plan* best) const {
   if (first + width > end) return;
   const PageIndex run = residency_.cheapest_run(first, end - 1, width, best->maps());
   if (run != kNoPage) consider(nullptr, run * kPageBytes, best);
-}
-
-// One more place, if it is cheaper.
-void Arena::consider(Block* hole, Bytes offset, Plan* best) const {
-  const auto cheaper = [&](const PageTable::Cost& cost) { return score(cost, *best) < best->score; };
-  const PageTable::Cost cost = residency_.cost(page_of(offset), page_of(offset + best->size - 1), cheaper);
-  if (!cost.possible || !cheaper(cost)) return;
-  best->score = score(cost, *best);
-  best->hole = hole;
-  best->offset = offset;
-}
-
-// What a place costs, dearest first: pages that must be created because more become resident than are idle, pages to
-// map, pages that become resident. As long as enough is idle, or may be created, resident pages cost nothing and driver
-// calls do; while memory is scarce it is the other way round.
-inline std::uint64_t Arena::score(const PageTable::Cost& cost, const Plan& plan) const {
-  const std::uint32_t needed = cost.resident - cost.back;
-  std::uint64_t growth = needed > plan.idle ? needed - plan.idle : 0;
-  if (growth != 0) growth -= std::min<std::uint64_t>(growth, residency_.headroom());
-  const std::uint64_t dear = plan.scarce ? cost.resident : cost.maps, cheap = plan.scarce ? cost.maps : cost.resident;
-  return (growth << kPagesBits | dear) << kPagesBits | cheap;
 }
 
 Arena::Block* Arena::carve(Block* hole, Bytes offset, Bytes size) {

@@ -108,6 +108,7 @@ class Arena {
   void look_inside(Plan* best) const;
   void look_above(Plan* best) const;
   void consider(Block* hole, Bytes offset, Plan* best) const;
+  void look_at(Block* hole, Bytes offset, const PageTable::Cost& least, Plan* best) const;
   std::uint64_t score(const PageTable::Cost& cost, const Plan& plan) const;
   Block* carve(Block* hole, Bytes offset, Bytes size);
   Block* covering(Bytes offset) const;

@@ -49,24 +49,22 @@ class PageTable {
 
   // Pages first .. last, both included.
   Cost cost(PageIndex first, PageIndex last) const {
-    Cost all = cost(first, last, [](const Cost&) { return true; });
-    all.resident = last - first + 1 - count(first, last, kResident);
-    return all;
+    const std::uint32_t resident = last - first + 1 - count(first, last, kResident);
+    return cost(first, last, least(resident), [](const Cost&) { return true; });
   }
-  // The same for pages that no block overlaps but for the outer ones, as long as it is worth it: worth(cost) is told
-  // the least that it can be, then what more is known of it, dearer each time. Not worth it is not possible.
+  // The least that a placement costs by which so many pages become resident.
+  Cost least(std::uint32_t resident) const { return {true, resident, 0, asked_back_ != 0 ? resident : 0}; }
+  // What it costs at just these pages, as long as it is worth it: worth(cost) is told how dear it is at least. Not
+  // worth it is not possible.
   template <typename Worth>
-  Cost cost(PageIndex first, PageIndex last, Worth worth) const {
-    const std::uint32_t pages = last - first + 1;
-    const std::uint32_t resident = pages - outer_resident(first, last);
-    Cost cost{true, resident, 0, asked_back_ != 0 ? resident : 0};
-    if (!worth(cost)) return {false};
+  Cost cost(PageIndex first, PageIndex last, Cost least, Worth worth) const {
     const Tally tally = count(first, last);
-    cost.back = asked_back_ != 0 ? count(first, last, asked_back_) : 0;
-    cost.maps = pages - tally.usable - cost.back;
+    Cost cost = least;
+    if (asked_back_ != 0) cost.back = count(first, last, asked_back_);
+    cost.maps = last - first + 1 - tally.usable - cost.back;
     if ((tally.any & (kBlocked | kAliased)) == 0) return cost;
-    if (!worth(cost)) return {false};
-    judge(first, last, &cost);
+    cost.possible = worth(cost);
+    if (cost.possible) judge(first, last, &cost);
     return cost;
   }
   // How many blocks overlap a page.
