@@ -23,7 +23,7 @@ Status Arena::allocate(Bytes bytes, Block** block) {
   const Bytes size = round_up(bytes, kGranularity);
   const Plan chosen = plan(size);
   if (chosen.score == kImpossible) return Status::not_supported;
-  const Status status = residency_.acquire(page_of(chosen.offset), page_of(chosen.offset + size - 1));
+  const Status status = residency_.acquire(page_of(chosen.offset), page_of(chosen.offset + size - 1), chosen.cost);
   if (status != Status::ok) return status;
   *block = carve(chosen.hole, chosen.offset, size);
   (*block)->requested = bytes;
@@ -81,6 +81,7 @@ void Arena::look_at(Block* hole, Bytes offset, const PageTable::Cost& least, Pla
   const PageTable::Cost cost = residency_.cost(page_of(offset), page_of(offset + best->size - 1), least, cheaper);
   if (!cost.possible || !cheaper(cost)) return;
   best->score = score(cost, *best);
+  best->cost = cost;
   best->hole = hole;
   best->offset = offset;
 }
@@ -96,7 +97,8 @@ Arena::Plan Arena::plan(Bytes size) const {
   const Bytes covered = size > kMostShared ? round_up(size - kMostShared, kPageBytes) / kPageBytes : 0;
   const std::uint64_t least = score(residency_.least(static_cast<std::uint32_t>(covered)), best);
   int left = scarce ? candidates_ * kScarceCandidates : candidates_;
-  for (Block* hole = holes_.at_least(size); hole != nullptr && left-- > 0; hole = hole->larger) {
+  Block* const smallest = holes_.at_least(size);
+  for (Block* hole = smallest; hole != nullptr && left-- > 0; hole = hole->larger) {
     const Bytes low = hole->offset;
     const Bytes high = hole->end() - size;
     consider(hole, low, &best);
@@ -108,7 +110,7 @@ Arena::Plan Arena::plan(Bytes size) const {
     consider(hole, high, &best);
     if (best.score == least) return best;
   }
-  if (!best.free()) look_inside(&best);
+  if (!best.free()) look_inside(smallest, &best);
   // Fresh addresses only when they are cheaper: every use of them leaves one more hole behind.
   if (top_ + size <= end_offset()) consider(nullptr, top_, &best);
   if (!best.free()) look_above(&best);
@@ -116,10 +118,10 @@ Arena::Plan Arena::plan(Bytes size) const {
 }
 
 // Both ends of every candidate need the driver: whole pages in the middle may need it less.
-void Arena::look_inside(Plan* best) const {
+void Arena::look_inside(Block* smallest, Plan* best) const {
   const auto width = static_cast<std::uint32_t>(round_up(best->size, kPageBytes) / kPageBytes);
   int left = candidates_;
-  for (Block* hole = holes_.at_least(best->size); hole != nullptr && left-- > 0; hole = hole->larger) {
+  for (Block* hole = smallest; hole != nullptr && left-- > 0; hole = hole->larger) {
     const PageIndex first = page_of(round_up(hole->offset, kPageBytes));
     const PageIndex end = page_of(hole->end());  // pages inside the hole and nowhere else
     if (first + width > end) continue;

@@ -96,6 +96,7 @@ class Arena {
     Block* hole = nullptr;  // null: at the top or above it
     Bytes offset = 0;
     std::uint64_t score = kImpossible;
+    PageTable::Cost cost{};
 
     std::uint64_t maps() const {
       return score == kImpossible ? kImpossible : (scarce ? score : score >> kPagesBits) & kPagesMask;
@@ -105,7 +106,7 @@ class Arena {
 
   Bytes end_offset() const { return residency_.pages() * kPageBytes; }
   Plan plan(Bytes size) const;
-  void look_inside(Plan* best) const;
+  void look_inside(Block* smallest, Plan* best) const;
   void look_above(Plan* best) const;
   void consider(Block* hole, Bytes offset, Plan* best) const;
   void look_at(Block* hole, Bytes offset, const PageTable::Cost& least, Plan* best) const;

@@ -22,6 +22,7 @@ class HoleIndex {
  public:
   // Or null. From there on by Block::larger.
   Block* at_least(Bytes size) const {
+    if (largest_ == nullptr || largest_->size < size) return nullptr;
     const int own = hole_class(size);
     if (Block* hole = holes_[own].first_that([size](const Block& each) { return each.size >= size; })) return hole;
     return smallest_above(own);  // any hole of a higher class is large enough

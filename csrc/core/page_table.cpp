@@ -11,7 +11,7 @@ PageTable::PageTable(PageIndex split, PageIndex pages, PageJournal* journal)
       journal_(journal),
       state_(pages + sizeof(std::uint64_t)),  // words are read from anywhere
       rings_(pages),
-      blocks_(pages),
+      sharers_(pages),
       idle_since_(pages),
       touched_{{0, 0}, {split, split}},
       owner_(pages) {}
@@ -82,50 +82,39 @@ PageIndex PageTable::cheapest_run(PageIndex first, PageIndex last, std::uint32_t
   return best;
 }
 
-// Whether two ready pages of the range are backed by the same memory.
-bool PageTable::repeats(PageIndex first, PageIndex last) const {
-  for (PageIndex page = first; page <= last; ++page)
-    if (state_[page] == (kUsable | kAliased) || state_[page] == (kUsable | kAliased | kCounted))
-      if (rings_.repeats(page, first)) return true;
-  return false;
-}
-
 void PageTable::touch(PageIndex last) {
   Span& part = touched_[last >= touched_[1].first];
   if (last >= part.end) part.end = last + 1;
 }
 
-Status PageTable::acquire_pages(PageIndex first, PageIndex last) {
+// Only the outer pages can carry other blocks; every page between them is this block's alone.
+Status PageTable::acquire(PageIndex first, PageIndex last, const Cost& cost) {
+  const bool first_shared = resident(first), last_shared = last != first && resident(last);
   touch(last);
-  Tally tally = count(first, last);
-  const std::uint32_t pages = last - first + 1;
-  if (tally.usable < pages || ((tally.any & kAliased) != 0 && repeats(first, last))) [[unlikely]] {
+  bool aliased = cost.aliased;
+  if (cost.driver()) [[unlikely]] {
     const Status status = provide(first, last);
     if (status != Status::ok) return status;
-    tally = count(first, last);
+    aliased = (count(first, last).any & kAliased) != 0;
   }
-  // Only the outer pages can carry other blocks; every page between them is this block's alone.
-  if ((tally.any & kAliased) != 0) [[unlikely]]
+  const std::uint32_t pages = last - first + 1;
+  if (aliased) [[unlikely]]
     set_live(first, last, true);
   else
     fill(&state_[first], &state_[first] + pages, kLiveAlone);
-  resident_.add((pages - outer_resident(first, last)) * kPageBytes);
-  ++blocks_[first];
-  if (last != first) {
-    ++blocks_[last];
-    fill(&blocks_[first] + 1, &blocks_[last], std::uint16_t{1});
-  }
+  resident_.add((pages - first_shared - last_shared) * kPageBytes);
+  sharers_[first] += first_shared;
+  sharers_[last] += last_shared;
   return Status::ok;
 }
 
 void PageTable::release_pages(PageIndex first, PageIndex last) {
   ++tick_;
   const bool several = first != last;
-  if (--blocks_[first] != 0) ++first;  // other blocks keep the outer pages resident
-  if (several && --blocks_[last] != 0) --last;
+  if (sharers_[first] != 0) --sharers_[first++];  // other blocks keep the outer pages resident
+  if (several && sharers_[last] != 0) --sharers_[last--];
   if (first > last) return;
   const std::uint32_t pages = last - first + 1;
-  fill(&blocks_[first], &blocks_[last] + 1, std::uint16_t{0});
   fill(&idle_since_[first], &idle_since_[last] + 1, tick_);
   if (has_aliases_ && (count(first, last).any & kAliased) != 0) [[unlikely]]
     set_live(first, last, false);
@@ -146,8 +135,9 @@ void PageTable::validate(const std::vector<std::uint32_t>& blocks_of) const {
   for (const Span& part : touched_)
     for (PageIndex page = part.first; page < part.end; ++page) {
       const std::uint8_t state = state_[page];
-      POOLALLOC_ENSURE(blocks_[page] == blocks_of[page], "blocks counted on a page are the blocks that overlap it");
-      POOLALLOC_ENSURE(((state & kResident) != 0) == (blocks_[page] != 0), "a page is resident if blocks overlap it");
+      POOLALLOC_ENSURE(((state & kResident) != 0) == (blocks_of[page] != 0), "a page is resident if blocks overlap it");
+      POOLALLOC_ENSURE(blocks(page) == blocks_of[page] && (blocks(page) != 0 || sharers_[page] == 0),
+                       "blocks counted on a page are the blocks that overlap it");
       POOLALLOC_ENSURE((state & kResident) == 0 || (state & kUsable) != 0, "a resident page has memory");
       POOLALLOC_ENSURE((state & kUsable) == 0 || (state & kBlocked) == 0, "a usable page is not blocked");
       if ((state & kResident) != 0) resident += kPageBytes;

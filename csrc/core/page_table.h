@@ -36,6 +36,9 @@ class PageTable {
     std::uint32_t resident = 0;  // pages that would become resident
     std::uint32_t maps = 0;      // of them, pages that need a driver call
     std::uint32_t back = 0;      // of them, pages whose own memory is away and asked back
+    bool aliased = false;        // some share their memory with others
+
+    bool driver() const { return maps + back != 0; }
   };
 
   // The range has two parts, pages 0 .. split - 1 and split .. pages - 1, each used from its start on. Where memory
@@ -53,7 +56,7 @@ class PageTable {
     return cost(first, last, least(resident), [](const Cost&) { return true; });
   }
   // The least that a placement costs by which so many pages become resident.
-  Cost least(std::uint32_t resident) const { return {true, resident, 0, asked_back_ != 0 ? resident : 0}; }
+  Cost least(std::uint32_t resident) const { return {true, resident, 0, asked_back_ != 0 ? resident : 0, false}; }
   // What it costs at just these pages, as long as it is worth it: worth(cost) is told how dear it is at least. Not
   // worth it is not possible.
   template <typename Worth>
@@ -62,13 +65,14 @@ class PageTable {
     Cost cost = least;
     if (asked_back_ != 0) cost.back = count(first, last, asked_back_);
     cost.maps = last - first + 1 - tally.usable - cost.back;
+    cost.aliased = (tally.any & kAliased) != 0;
     if ((tally.any & (kBlocked | kAliased)) == 0) return cost;
     cost.possible = worth(cost);
     if (cost.possible) judge(first, last, &cost);
     return cost;
   }
   // How many blocks overlap a page.
-  std::uint32_t blocks(PageIndex page) const { return blocks_[page]; }
+  std::uint32_t blocks(PageIndex page) const { return resident(page) ? sharers_[page] + 1u : 0; }
   bool ready(PageIndex page) const { return (state_[page] & (kUsable | kResident)) == kUsable; }
   // Resident or ready: one more block needs no driver call.
   bool usable(PageIndex page) const { return (state_[page] & kUsable) != 0; }
@@ -88,29 +92,29 @@ class PageTable {
   // nothing has changed.
   Status acquire(PageIndex first, PageIndex last) {
     if (first == last) {
-      if (blocks_[first] != 0) {
-        ++blocks_[first];
+      if (resident(first)) {
+        ++sharers_[first];
         return Status::ok;
       }
       if (state_[first] == kIdleAlone) {
         state_[first] = kLiveAlone;
-        blocks_[first] = 1;
         resident_.add(kPageBytes);
         return Status::ok;
       }
     }
-    return acquire_pages(first, last);
+    return acquire(first, last, cost(first, last));
   }
+  // The same at what it costs, as cost() has just said.
+  Status acquire(PageIndex first, PageIndex last, const Cost& cost);
   // One block less overlaps them.
   void release(PageIndex first, PageIndex last) {
     if (first == last) {
-      if (blocks_[first] > 1) {
-        --blocks_[first];
+      if (sharers_[first] != 0) {
+        --sharers_[first];
         return;
       }
       if (state_[first] == kLiveAlone) {
         state_[first] = kIdleAlone;
-        blocks_[first] = 0;
         idle_since_[first] = ++tick_;
         resident_.subtract(kPageBytes);
         return;
@@ -258,14 +262,15 @@ class PageTable {
     PageIndex first, end;
   };
 
+  bool resident(PageIndex page) const { return (state_[page] & kResident) != 0; }
   bool asked_back(PageIndex page) const { return (state_[page] & asked_back_) != 0; }
   // Whether a blocked or aliased page can be had at the price of driver calls: it is not on its way out, and nothing
   // uses its mapping any more, as all work enqueued before its last block died has completed.
   bool replaceable(PageIndex page) const {
     return may_unmap_ && (state_[page] & (kAliased | kAway)) != 0 && not_after(idle_since_[page], completed_);
   }
-  // Memory for every page of the range that has none, or whose own is replaced. On any status but ok no page has less
-  // or more than before, except that blocked pages may be empty now.
+  // Memory for every page of the range that has none, or whose own is replaced. ok: all are usable, and may be live. On
+  // any other status no page has less or more than before, except that blocked pages may be empty now.
   virtual Status provide(PageIndex first, PageIndex last) = 0;
   bool counts(PageIndex page) const { return (state_[page] & kCounted) != 0; }
   // State of a range with aliased pages: all of it becomes resident, or idle.
@@ -289,7 +294,7 @@ class PageTable {
   PageJournal* const journal_;
   LazyArray<std::uint8_t> state_;
   AliasRings rings_;                     // of pages with memory
-  LazyArray<std::uint16_t> blocks_;      // blocks that overlap the page
+  LazyArray<std::uint16_t> sharers_;     // blocks that overlap a resident page, but for one
   LazyArray<std::uint32_t> idle_since_;  // when its last block died: a tick of the heap's clock
   Span touched_[2];                      // of each part, the pages that may have been used
   std::uint32_t tick_ = 0;               // counts releases
@@ -337,13 +342,8 @@ class PageTable {
     tally.any = static_cast<std::uint8_t>(any);
     return tally;
   }
-  std::uint32_t outer_resident(PageIndex first, PageIndex last) const {
-    return (blocks_[first] != 0) + (last != first && blocks_[last] != 0);
-  }
   std::uint32_t count(PageIndex first, PageIndex last, std::uint8_t bit) const;
   void judge(PageIndex first, PageIndex last, Cost* cost) const;
-  bool repeats(PageIndex first, PageIndex last) const;
-  Status acquire_pages(PageIndex first, PageIndex last);
   void release_pages(PageIndex first, PageIndex last);
 
   LazyArray<void*> owner_;

@@ -35,7 +35,7 @@ void Residency::set_live(PageIndex first, PageIndex last, bool live) {
   for (PageIndex page = first; page <= last; ++page) {
     if (!live)
       make_idle(page);
-    else if ((state_[page] & kResident) == 0)
+    else if (!resident(page))
       make_live(page);
   }
   if (live) tell_journal();
@@ -58,17 +58,19 @@ Status Residency::clear(PageIndex first, PageIndex last, std::vector<PageIndex>*
 // All or nothing, but that pages may have lost mappings that no work could come through any more.
 Status Residency::provide(PageIndex first, PageIndex last) {
   if (source_ == Source::back && want_back(first, last)) return Status::out_of_memory;
+  const bool first_was = resident(first), last_was = resident(last);
   std::vector<PageIndex> empty;
   Status status = clear(first, last, &empty);
   if (status == Status::ok) {
     limit_mappings(empty.size());
     status = map_frames(empty);
   }
-  // acquire_pages makes the range resident, or nobody does.
-  for (PageIndex page = first; page <= last; ++page)
-    if (blocks_[page] == 0 && (state_[page] & kResident) != 0) make_idle(page);
-  if (status == Status::ok)
+  if (status == Status::ok) {
     for (const PageIndex page : empty) limit_aliases(page);
+  } else {
+    for (PageIndex page = first; page <= last; ++page)
+      if (resident(page) && !(page == first && first_was) && !(page == last && last_was)) make_idle(page);
+  }
   tell_journal();
   return status;
 }

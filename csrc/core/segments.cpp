@@ -85,7 +85,8 @@ void Segments::place(const Segment& segment, PageIndex first, PageIndex end) {
 
 bool Segments::idle(const Map::value_type& place) const {
   const auto& [first, placed] = place;
-  return !placed.leaving && std::all_of(&blocks_[first], &blocks_[placed.end - 1] + 1, [](auto n) { return n == 0; });
+  return !placed.leaving &&
+         std::none_of(&state_[first], &state_[placed.end - 1] + 1, [](auto state) { return (state & kResident) != 0; });
 }
 
 std::uint32_t Segments::last_use(const Map::value_type& place) const {
