@@ -17,12 +17,13 @@ class PageJournal {
  public:
   PageJournal(const std::atomic<Observer*>& observer, const HeapId& heap) : observer_(observer), heap_(heap) {}
 
+  bool kept() const { return observer_.load(std::memory_order_relaxed) != nullptr; }
   void came(Address page) {
-    if (observer_.load(std::memory_order_relaxed) != nullptr) [[unlikely]]
+    if (kept()) [[unlikely]]
       came_.push_back(page);
   }
   void left(Address page) {
-    if (observer_.load(std::memory_order_relaxed) != nullptr) [[unlikely]]
+    if (kept()) [[unlikely]]
       left_.push_back(page);
   }
   void tell() {

@@ -91,17 +91,15 @@ void PageTable::touch(PageIndex last) {
 Status PageTable::acquire(PageIndex first, PageIndex last, const Cost& cost) {
   const bool first_shared = resident(first), last_shared = last != first && resident(last);
   touch(last);
-  bool aliased = cost.aliased;
+  const std::uint32_t pages = last - first + 1;
   if (cost.driver()) [[unlikely]] {
     const Status status = provide(first, last);
     if (status != Status::ok) return status;
-    aliased = (count(first, last).any & kAliased) != 0;
-  }
-  const std::uint32_t pages = last - first + 1;
-  if (aliased) [[unlikely]]
+  } else if (cost.aliased) {
     set_live(first, last, true);
-  else
+  } else {
     fill(&state_[first], &state_[first] + pages, kLiveAlone);
+  }
   resident_.add((pages - first_shared - last_shared) * kPageBytes);
   sharers_[first] += first_shared;
   sharers_[last] += last_shared;

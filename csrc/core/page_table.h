@@ -73,6 +73,7 @@ class PageTable {
   }
   // How many blocks overlap a page.
   std::uint32_t blocks(PageIndex page) const { return resident(page) ? sharers_[page] + 1u : 0; }
+  bool resident(PageIndex page) const { return (state_[page] & kResident) != 0; }
   bool ready(PageIndex page) const { return (state_[page] & (kUsable | kResident)) == kUsable; }
   // Resident or ready: one more block needs no driver call.
   bool usable(PageIndex page) const { return (state_[page] & kUsable) != 0; }
@@ -262,14 +263,13 @@ class PageTable {
     PageIndex first, end;
   };
 
-  bool resident(PageIndex page) const { return (state_[page] & kResident) != 0; }
   bool asked_back(PageIndex page) const { return (state_[page] & asked_back_) != 0; }
   // Whether a blocked or aliased page can be had at the price of driver calls: it is not on its way out, and nothing
   // uses its mapping any more, as all work enqueued before its last block died has completed.
   bool replaceable(PageIndex page) const {
     return may_unmap_ && (state_[page] & (kAliased | kAway)) != 0 && not_after(idle_since_[page], completed_);
   }
-  // Memory for every page of the range that has none, or whose own is replaced. ok: all are usable, and may be live. On
+  // Memory for every page of the range that has none, or whose own is replaced. ok: all are live, by their states. On
   // any other status no page has less or more than before, except that blocked pages may be empty now.
   virtual Status provide(PageIndex first, PageIndex last) = 0;
   bool counts(PageIndex page) const { return (state_[page] & kCounted) != 0; }
@@ -278,6 +278,7 @@ class PageTable {
   // Pages up to `last` may have been used from now on.
   void touch(PageIndex last);
 
+  bool journal_kept() const { return journal_ != nullptr && journal_->kept(); }
   // Memory for a page came to count at this address, or ceased to.
   void page_came(Address address) {
     if (journal_ != nullptr) journal_->came(address);

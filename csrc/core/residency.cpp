@@ -32,13 +32,11 @@ std::uint32_t Residency::headroom() const {
 // --- taking and giving -------------------------------------------------------------------------------------------
 
 void Residency::set_live(PageIndex first, PageIndex last, bool live) {
-  for (PageIndex page = first; page <= last; ++page) {
-    if (!live)
-      make_idle(page);
-    else if (!resident(page))
-      make_live(page);
-  }
-  if (live) tell_journal();
+  if (live)
+    make_live(first, last);
+  else
+    make_idle(first, last);
+  tell_journal();
 }
 
 // Makes every ready page of the range live, so that its frame is not taken for another, and every other page empty.
@@ -179,19 +177,19 @@ void Residency::undo_map(PageIndex page, bool from_supply) {
   left_behind_.push_back({page, handle});
 }
 
-// Of the aliases of a frame, `page` gets its own state and counts, the others get theirs.
-void Residency::set_aliases(PageIndex page, std::uint8_t own, std::uint8_t others) {
-  PageIndex counted = counts(page) ? page : kNoPage;
-  if (rings_.alone(page)) {
-    state_[page] = own | kCounted;
-  } else {
-    state_[page] = own | kCounted | kAliased;
+// Of the aliases of their frames, pages first .. last get one state and count, the others get another.
+void Residency::set_aliases(PageIndex first, PageIndex last, std::uint8_t own, std::uint8_t others) {
+  const bool told = journal_kept();
+  for (PageIndex page = first, pages; page <= last; page += pages) {
+    pages = rings_.side_by_side(page, last - page + 1);
+    const std::uint8_t aliased = rings_.alone(page) ? 0 : kAliased;
     rings_.visit_others(page, [&](PageIndex alias) {
-      if (counts(alias)) counted = alias;
-      state_[alias] = others | kAliased;
+      for (PageIndex i = 0; told && i < pages; ++i)
+        if (counts(alias + i)) count_moves(alias + i, page + i);
+      std::fill_n(&state_[alias], pages, static_cast<std::uint8_t>(others | kAliased));
     });
+    std::fill_n(&state_[page], pages, static_cast<std::uint8_t>(own | kCounted | aliased));
   }
-  if (counted != page) count_moves(counted, page);
 }
 
 // For how many ticks the frame of a ready page has been idle: since the last of its pages was in use.
@@ -267,7 +265,7 @@ void Residency::drop_frame(FrameIndex index) {
   unused_frames_.push_back(index);
 }
 
-// Its state and where the frame counts are for make_live.
+// Its state is for make_live.
 void Residency::add_alias(PageIndex page, FrameIndex index) {
   count_mappings(1);
   ++maps_made_;
@@ -275,6 +273,8 @@ void Residency::add_alias(PageIndex page, FrameIndex index) {
   Frame& frame = frames_[index];
   if (frame.aliases++ == 0) {
     rings_.start(page);
+    state_[page] = kCounted;
+    count_moves(kNoPage, page);
   } else {
     rings_.join(page, frame.page);
     has_aliases_ = true;

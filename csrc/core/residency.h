@@ -99,8 +99,10 @@ class Residency final : public PageTable {
   Status take_frames(std::size_t count, std::vector<PageIndex>* victims, std::vector<PhysicalHandle>* handles);
   void undo_map(PageIndex page, bool from_supply);
   // State bits only; counts of pages are the caller's.
-  void make_live(PageIndex page) { set_aliases(page, kUsable | kResident, kBlocked); }
-  void make_idle(PageIndex page) { set_aliases(page, kUsable, kUsable); }
+  void make_live(PageIndex first, PageIndex last) { set_aliases(first, last, kUsable | kResident, kBlocked); }
+  void make_idle(PageIndex first, PageIndex last) { set_aliases(first, last, kUsable, kUsable); }
+  void make_live(PageIndex page) { make_live(page, page); }
+  void make_idle(PageIndex page) { make_idle(page, page); }
   // visit(alias) for each page of the frame of `page`; it may change the states of pages, not their frames.
   template <typename Visit>
   void for_each_alias(PageIndex page, Visit visit) const {
@@ -114,7 +116,7 @@ class Residency final : public PageTable {
   std::uint32_t idle_for(PageIndex page) const;
   PageIndex oldest_idle();
   PageIndex idle_since(std::uint32_t tick);
-  void set_aliases(PageIndex page, std::uint8_t own, std::uint8_t others);
+  void set_aliases(PageIndex first, PageIndex last, std::uint8_t own, std::uint8_t others);
   bool want_back(PageIndex first, PageIndex last);
   void lend_frame(FrameIndex frame);
   void come_back(FrameIndex frame);

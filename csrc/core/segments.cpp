@@ -52,6 +52,7 @@ Status Segments::provide(PageIndex first, PageIndex last) {
   const Status status = supply_.take(pages, pages, pages, &segment);
   if (status != Status::ok) return status;
   place(segment, first, last + 1);
+  std::fill(&state_[first], &state_[last] + 1, kLiveAlone);
   return Status::ok;
 }
 
