@@ -1,8 +1,41 @@
 // Private pools: torch.cuda.MemPool, CUDA graphs, and what torch.compile asks about a pool's blocks.
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+#include <c10/cuda/CUDAGuard.h>
+
 #include "bridge/torch_allocator.h"
 #include "plugin/plugin.h"
 
 namespace poolalloc::bridge {
+namespace {
+
+// What torch.cuda.MemPool(allocator=...) brings.
+class PoolsOwn final : public SegmentSource {
+ public:
+  explicit PoolsOwn(std::shared_ptr<Caching> allocator) : allocator_(std::move(allocator)) {}
+
+  Address allocate(Bytes bytes, poolalloc::DeviceIndex device, StreamId stream) override {
+    const c10::cuda::CUDAGuard guard(static_cast<DeviceIndex>(device));
+    const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);  // it may call cudaMalloc
+    return address_of(allocator_->raw_alloc_with_stream(bytes, reinterpret_cast<cudaStream_t>(stream)));
+  }
+
+  bool free(Address address, poolalloc::DeviceIndex device) noexcept override {
+    try {
+      const c10::cuda::CUDAGuard guard(static_cast<DeviceIndex>(device));
+      const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
+      allocator_->raw_delete(reinterpret_cast<void*>(address));
+      return true;
+    } catch (const std::exception& error) {
+      poolalloc::report_failure("free of a pool's own allocator", error.what());
+      return false;
+    }
+  }
+
+ private:
+  const std::shared_ptr<Caching> allocator_;
+};
+
+}  // namespace
 
 void TorchAllocator::beginAllocateToPool(DeviceIndex device, MempoolId_t pool,
                                          std::function<bool(cudaStream_t)> filter) {
@@ -23,20 +56,18 @@ int TorchAllocator::getPoolUseCount(DeviceIndex device, MempoolId_t pool) {
 }
 
 void TorchAllocator::createOrIncrefPool(DeviceIndex device, MempoolId_t pool, std::shared_ptr<Caching> allocator) {
-  TORCH_CHECK(
-      allocator == nullptr || allocator.get() == this,
-      "poolalloc: a MemPool cannot bring an allocator of its own (torch.cuda.MemPool(allocator=...)): poolalloc "
-      "takes the memory of every pool from the driver itself. Leave the argument out.");
-  plugin_allocator().retain_pool(device, id_of(pool));
+  std::shared_ptr<SegmentSource> own;
+  if (allocator != nullptr && allocator.get() != this) own = std::make_shared<PoolsOwn>(std::move(allocator));
+  plugin_allocator().retain_pool(device, id_of(pool), std::move(own));
 }
 
 void TorchAllocator::setUseOnOOM(DeviceIndex device, MempoolId_t pool, bool use) {
   plugin_allocator().set_pool_use_on_oom(device, id_of(pool), use);
 }
 
-// Nothing to switch off: a block that is free is never kept apart as a whole, nor does a block's size depend on
-// another.
-void TorchAllocator::setNoSplit(DeviceIndex, MempoolId_t) {}
+void TorchAllocator::setNoSplit(DeviceIndex device, MempoolId_t pool) {
+  as_torch_errors([&] { plugin_allocator().set_pool_no_split(device, id_of(pool)); });
+}
 
 bool TorchAllocator::checkPoolLiveAllocations(DeviceIndex device, MempoolId_t pool,
                                               const std::unordered_set<void*>& expected) {

@@ -1,9 +1,10 @@
 // The state of memory at one moment, as torch.cuda.memory._snapshot shows it.
 //
-// A segment is a run of neighbouring pages that hold physical memory. A physical page that is mapped at several
-// addresses appears at one of them, where a block used it last, so the segments add up to what is reserved. Pages that
-// no stream holds appear as one segment at address 0. An inactive block is a hole in pages that blocks use, or a run of
-// whole idle pages, never part of each.
+// A segment is a run of neighbouring pages that hold physical memory, or one allocation of the driver or of a pool's
+// own allocator where memory comes in those. A physical page that is mapped at several addresses appears at one of
+// them, where a block used it last, so the segments add up to what is reserved. Pages that no stream holds appear as
+// one segment at address 0. An inactive block is a hole in pages that blocks use, or a run of whole idle pages, never
+// part of each.
 #include <c10/cuda/CUDAAllocatorConfig.h>
 
 #include <limits>
@@ -23,7 +24,7 @@ using Contexts = std::unordered_map<Address, History::Context>;
 class Segments {
  public:
   Segments(const HeapLayout& heap, const Contexts& contexts, std::vector<SegmentInfo>& segments)
-      : heap_(heap.heap), contexts_(contexts), segments_(segments) {
+      : heap_(heap.heap), expandable_(!heap.segmented), contexts_(contexts), segments_(segments) {
     auto block = heap.blocks.begin();
     for (const PageRun& run : heap.pages) {
       if (!continues(run)) begin(run);
@@ -38,7 +39,7 @@ class Segments {
 
  private:
   bool continues(const PageRun& run) const {
-    return at_ == run.address && at_ != 0 && segments_.back().is_large != run.small;
+    return at_ == run.address && at_ != 0 && !run.apart && segments_.back().is_large != run.small;
   }
 
   void begin(const PageRun& run) {
@@ -47,7 +48,7 @@ class Segments {
     segment.address = run.address;
     segment.stream = reinterpret_cast<void*>(heap_.stream);
     segment.is_large = !run.small;
-    segment.is_expandable = true;
+    segment.is_expandable = expandable_;
     segment.owner_private_pool_id = {heap_.pool.first, heap_.pool.second};
     at_ = run.address;
   }
@@ -83,6 +84,7 @@ class Segments {
   }
 
   const HeapId heap_;
+  const bool expandable_;
   const Contexts& contexts_;
   std::vector<SegmentInfo>& segments_;
   Address at_ = 0;  // the end of what the last segment shows

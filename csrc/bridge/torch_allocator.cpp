@@ -98,6 +98,8 @@ inline DeviceIndex TorchAllocator::current_device() const {
 
 c10::DataPtr TorchAllocator::allocate(std::size_t bytes) {
   const DeviceIndex device = current_device();
+  if (!caching_.load(std::memory_order_relaxed)) [[unlikely]]
+    return allocate_uncached(bytes, device);
   void* memory = get(bytes, device, current_stream(device));
   return {memory, memory, &release, c10::Device(c10::kCUDA, device)};
 }
@@ -146,6 +148,41 @@ void TorchAllocator::release(void* memory) {
 
 void TorchAllocator::raw_delete(void* memory) {
   free_block(memory, [](void* block) { plugin_allocator().free(address_of(block)); });
+}
+
+// --- torch.cuda.caching_allocator_enable(False) --------------------------------------------------------------------
+
+// Straight from CUDA and back, as with torch's own allocator: in no figure, no pool and under no limit.
+c10::DataPtr TorchAllocator::allocate_uncached(std::size_t bytes, DeviceIndex device) {
+  void* memory = nullptr;
+  if (bytes != 0) {
+    cudaError_t result = cudaMalloc(&memory, bytes);
+    if (result == cudaErrorMemoryAllocation) {  // what lies idle here may be what is missing there
+      static_cast<void>(cudaGetLastError());
+      plugin_allocator().trim(0, device, true);
+      result = cudaMalloc(&memory, bytes);
+    }
+    if (result == cudaErrorMemoryAllocation) {
+      static_cast<void>(cudaGetLastError());
+      raise_out_of_memory(bytes, device, current_stream(device),
+                          "poolalloc: cudaMalloc(" + std::to_string(bytes) + " bytes) on device " +
+                              std::to_string(device) +
+                              ": the caching allocator is switched off (torch.cuda.caching_allocator_enable)");
+    }
+    C10_CUDA_CHECK(result);
+    if (const c10::impl::PyInterpreter* tracer = c10::impl::GPUTrace::get_trace())
+      (*tracer)->trace_gpu_memory_allocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(memory));
+  }
+  return {memory, memory, &release_uncached, c10::Device(c10::kCUDA, device)};
+}
+
+// Waits for the device, as cudaFree does: whatever stream used the memory is done with it.
+void TorchAllocator::release_uncached(void* memory) {
+  if (memory == nullptr || plugin_state().forked) return;
+  if (plugin_allocator().owns(address_of(memory))) return release(memory);  // torch asks raw_deleter for any memory
+  if (const c10::impl::PyInterpreter* tracer = c10::impl::GPUTrace::get_trace())
+    (*tracer)->trace_gpu_memory_deallocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(memory));
+  if (cudaFree(memory) != cudaSuccess) static_cast<void>(cudaGetLastError());  // the end of the process
 }
 
 // --- out of memory -----------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class TorchAllocator final : public torch::cuda::CUDAPluggableAllocator::CUDAPlu
 
   // Memory: torch_allocator.cpp
   c10::DataPtr allocate(std::size_t bytes) override;
-  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+  c10::DeleterFnPtr raw_deleter() const override { return caching_ ? &release : &release_uncached; }
   void* raw_alloc(std::size_t bytes) override;
   void* raw_alloc_with_stream(std::size_t bytes, cudaStream_t stream) override;
   void raw_delete(void* memory) override;
@@ -57,6 +57,8 @@ class TorchAllocator final : public torch::cuda::CUDAPluggableAllocator::CUDAPlu
   void attachOutOfMemoryObserver(OutOfMemoryObserver observer) override;
   void attachOomRejectionObserver(RejectionObserver) {}  // memory is never refused before it was tried for
   void init(int device_count) override;
+  void enable(bool value) override { caching_ = value; }
+  bool isEnabled() const override { return caching_; }
   void emptyCache(MempoolId_t pool = {0, 0}) override;
   double getMemoryFraction(DeviceIndex device) override;
   void setMemoryFraction(double fraction, DeviceIndex device) override;
@@ -111,6 +113,8 @@ class TorchAllocator final : public torch::cuda::CUDAPluggableAllocator::CUDAPlu
   using TorchStats = c10::CachingDeviceAllocator::DeviceStats;
 
   static void release(void* memory);
+  static void release_uncached(void* memory);
+  [[gnu::noinline]] c10::DataPtr allocate_uncached(std::size_t bytes, DeviceIndex device);
   DeviceIndex current_device() const;
   void* get(std::size_t bytes, DeviceIndex device, cudaStream_t stream);
   void* get_unrecorded(std::size_t bytes, DeviceIndex device, cudaStream_t stream);
@@ -118,8 +122,9 @@ class TorchAllocator final : public torch::cuda::CUDAPluggableAllocator::CUDAPlu
   [[noreturn]] void raise_out_of_memory(std::size_t bytes, DeviceIndex device, cudaStream_t stream,
                                         const std::string& text);
 
-  int devices_ = 0;   // visible ones; 0: not known yet
-  std::mutex mutex_;  // guards what follows; never held while a callback runs
+  int devices_ = 0;                  // visible ones; 0: not known yet
+  std::atomic<bool> caching_{true};  // torch.cuda.caching_allocator_enable
+  std::mutex mutex_;                 // guards what follows; never held while a callback runs
   std::vector<OutOfMemoryObserver> out_of_memory_observers_;
   std::unordered_map<DeviceIndex, TorchStats> accumulated_since_;
 };

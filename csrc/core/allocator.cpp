@@ -230,7 +230,9 @@ void Allocator::end_allocate_to_pool(DeviceIndex device, PoolId pool) {
   device_heap(device).end_allocate_to_pool(pool);
 }
 
-void Allocator::retain_pool(DeviceIndex device, PoolId pool) { device_heap(device).retain_pool(pool); }
+void Allocator::retain_pool(DeviceIndex device, PoolId pool, std::shared_ptr<SegmentSource> source) {
+  device_heap(device).retain_pool(pool, std::move(source));
+}
 
 int Allocator::pool_users(DeviceIndex device, PoolId pool) const {
   const DeviceHeap* heap = existing(device);
@@ -240,6 +242,8 @@ int Allocator::pool_users(DeviceIndex device, PoolId pool) const {
 void Allocator::set_pool_use_on_oom(DeviceIndex device, PoolId pool, bool use) {
   device_heap(device).set_pool_use_on_oom(pool, use);
 }
+
+void Allocator::set_pool_no_split(DeviceIndex device, PoolId pool) { device_heap(device).set_pool_no_split(pool); }
 
 PoolCheckpoint Allocator::checkpoint(DeviceIndex device, PoolId pool) { return device_heap(device).checkpoint(pool); }
 

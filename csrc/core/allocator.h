@@ -19,6 +19,7 @@
 #include "core/oom_callbacks.h"
 #include "core/options.h"
 #include "core/plan.h"
+#include "core/segment_source.h"
 #include "core/sharing.h"
 #include "core/stats.h"
 #include "core/types.h"
@@ -105,11 +106,14 @@ class POOLALLOC_API Allocator {
   // A pool counts its users: every begin_allocate_to_pool is one more, the first makes it.
   void begin_allocate_to_pool(DeviceIndex device, PoolId pool, std::function<bool(StreamId)> filter);
   void end_allocate_to_pool(DeviceIndex device, PoolId pool);
-  // One user more; the first makes the pool.
-  void retain_pool(DeviceIndex device, PoolId pool);
+  // One user more; the first makes the pool, and may bring an allocator, from which all of the pool's memory comes
+  // then.
+  void retain_pool(DeviceIndex device, PoolId pool, std::shared_ptr<SegmentSource> source = nullptr);
   int pool_users(DeviceIndex device, PoolId pool) const;
   // Whether other pools may take this one's idle memory, in use or not, before they run out.
   void set_pool_use_on_oom(DeviceIndex device, PoolId pool, bool use);
+  // Every block of the pool has pages of its own, or a segment. Throws UsageError once the pool has memory.
+  void set_pool_no_split(DeviceIndex device, PoolId pool);
   // The pool's live blocks, and back to them: blocks live since are freed, those freed since are live again at their
   // addresses, and what lives in both does not change. Throws UsageError if nobody uses the pool, or a capture forbids
   // to wait for its pending frees; DriverError if a block cannot be put back.

@@ -31,6 +31,22 @@ Status Arena::allocate(Bytes bytes, Block** block) {
   return Status::ok;
 }
 
+Status Arena::allocate_hole(Bytes bytes, Block** block) {
+  const auto pages_possible = [this](const Block& hole) {
+    return residency_.cost(page_of(hole.offset), page_of(hole.end() - 1)).possible;
+  };
+  Block* hole = holes_.at_least(round_up(bytes, kGranularity));
+  while (hole != nullptr && !pages_possible(*hole)) hole = hole->larger;
+  if (hole == nullptr) return Status::not_supported;
+  const Status status = residency_.acquire(page_of(hole->offset), page_of(hole->end() - 1));
+  if (status != Status::ok) return status;
+  holes_.remove(hole);
+  hole->requested = bytes;
+  ++live_blocks_;
+  *block = hole;
+  return status;
+}
+
 void Arena::free(Block* block) {
   residency_.release(page_of(block->offset), page_of(block->end() - 1));
   block->requested = 0;

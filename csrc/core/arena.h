@@ -49,6 +49,8 @@ class Arena {
   // Places a block of round_up(bytes, 512). ok: *block is live and resident. Else nothing has changed: out_of_memory,
   // or not_supported if no addresses are left.
   Status allocate(Bytes bytes, Block** block);
+  // A whole hole for the block, the smallest that will do, so that it has no neighbour but walls.
+  Status allocate_hole(Bytes bytes, Block** block);
   // A block just there. failed: something lives there, or its pages cannot be had (checkpoint.cpp).
   Status allocate_at(Bytes offset, Bytes size, Bytes requested);
   void free(Block* block);

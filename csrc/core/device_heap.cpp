@@ -25,10 +25,10 @@ DeviceHeap::DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& address
       addresses_(addresses),
       callbacks_(callbacks),
       info_(info_of(driver, device)),
-      shared_(driver, device, options.segments || !info_.virtual_memory ? &addresses : nullptr),
+      shared_(driver, device, addresses, options.segments || !info_.virtual_memory),
       fraction_(options.memory_fraction),
       limit_(options.memory_limit) {
-  if (!shared_.segmented() && kPageBytes % info_.granularity != 0)
+  if (!shared_.segmented && kPageBytes % info_.granularity != 0)
     throw DriverError("device " + std::to_string(device) + " allocates in units of " + format_bytes(info_.granularity) +
                       "; poolalloc works in pages of " + format_bytes(kPageBytes));
   apply_limit();
@@ -37,61 +37,72 @@ DeviceHeap::DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& address
 
 // Pages only: a segment made ahead would fit few requests.
 void DeviceHeap::preallocate() {
-  if (shared_.segmented()) return;
+  if (shared_.segmented) return;
   const Status status = shared_.page_supply.prepare(options_.prealloc);
   if (status == Status::ok) return;
   const std::string problem = status == Status::out_of_memory ? "" : ": " + shared_.driver.last_error();
   const Bytes made = shared_.supply.destroy_spare();
   throw OutOfMemory("poolalloc: the option prealloc asks for " + format_bytes(options_.prealloc) + " on device " +
                     std::to_string(shared_.device) + " (" + info_.name + "), of which " + format_bytes(made) +
-                    " could be had" + problem + "; poolalloc may hold " + format_bytes(shared_.supply.limit()) +
+                    " could be had" + problem + "; poolalloc may hold " + format_bytes(shared_.holdings.limit()) +
                     " of its " + format_bytes(info_.total_bytes));
 }
 
 DeviceHeap::~DeviceHeap() {
   // The device's work is assumed done: whoever destroys an allocator has no block left that anyone uses.
-  for (auto& pool : pools_)
+  for (auto& pool : pools_) {
     for (auto& heap : pool->heaps) destroy_heap(std::move(heap));
+    pool->heaps.clear();
+  }
   for (auto& heap : stream_heaps_) destroy_heap(std::move(heap));
   shared_.supply.destroy_spare();
+  return_to_sources();
 }
 
 void DeviceHeap::apply_limit() {
   Bytes limit = static_cast<Bytes>(fraction_ * static_cast<double>(info_.total_bytes));
   if (limit_ != 0) limit = std::min<Bytes>(limit, limit_);
-  shared_.supply.set_limit(limit);
+  shared_.holdings.set_limit(limit);
 }
 
 void DeviceHeap::set_fraction(double fraction) {
-  const std::lock_guard<Lock> turn(gathering_);
-  fraction_ = fraction;
-  apply_limit();
-  trim_to(shared_.supply.limit(), Wait::no);
+  {
+    const std::lock_guard<Lock> turn(gathering_);
+    fraction_ = fraction;
+    apply_limit();
+    trim_to(shared_.holdings.limit(), Wait::no);
+  }
+  return_to_sources();
 }
 
 void DeviceHeap::set_limit(Bytes bytes) {
-  const std::lock_guard<Lock> turn(gathering_);
-  limit_ = bytes;
-  apply_limit();
-  trim_to(shared_.supply.limit(), Wait::no);
+  {
+    const std::lock_guard<Lock> turn(gathering_);
+    limit_ = bytes;
+    apply_limit();
+    trim_to(shared_.holdings.limit(), Wait::no);
+  }
+  return_to_sources();
 }
 
 // --- heaps -------------------------------------------------------------------------------------------------------
 
-std::unique_ptr<Heap> DeviceHeap::new_heap(StreamId stream, PoolId pool, const StreamPlan* plan) {
+std::unique_ptr<Heap> DeviceHeap::new_heap(StreamId stream, PoolId pool, const PoolTraits& traits,
+                                           const StreamPlan* plan) {
   // Slabs never need more addresses than the device has memory, but for one sleeping slab of each class; the arena gets
   // several times that, less where the driver has no such range left.
   const Bytes slab_bytes = round_up(info_.total_bytes, kPageBytes) + (Slabs::kMaxBin + 1) * kPageBytes;
   Bytes arena_bytes =
       round_up(static_cast<Bytes>(options_.address_space * static_cast<double>(info_.total_bytes)), kPageBytes);
-  if (shared_.segmented()) return std::make_unique<Heap>(shared_, stream, pool, 0, slab_bytes, arena_bytes, options_);
+  if (shared_.segmented || traits.own_supply != nullptr)
+    return std::make_unique<Heap>(shared_, stream, pool, 0, slab_bytes, arena_bytes, options_, traits);
   for (;;) {
     const Bytes bytes = round_up(slab_bytes + arena_bytes, AddressTable::kSlotBytes);
     Address base = 0;
     const Status status = shared_.driver.reserve(shared_.device, bytes, AddressTable::kSlotBytes, &base);
     if (status == Status::ok) {
-      auto heap = std::make_unique<Heap>(shared_, stream, pool, base, slab_bytes, bytes - slab_bytes, options_, plan,
-                                         plan != nullptr ? plan_->above : 0);
+      auto heap = std::make_unique<Heap>(shared_, stream, pool, base, slab_bytes, bytes - slab_bytes, options_, traits,
+                                         plan, plan != nullptr ? plan_->above : 0);
       addresses_.set(base, bytes, heap.get());
       return heap;
     }
@@ -108,7 +119,7 @@ Heap& DeviceHeap::make_heap(StreamId stream) {
   for (StreamEntry* entry = bucket.load(); entry != nullptr; entry = entry->next)
     if (entry->stream == stream) return *entry->heap;
   if (entries_.size() + pools_.size() > 0) several_heaps_from_now();
-  stream_heaps_.push_back(new_heap(stream, PoolId{}, plan_for(stream)));
+  stream_heaps_.push_back(new_heap(stream, PoolId{}, {}, plan_for(stream)));
   Heap& heap = *stream_heaps_.back();
   entries_.push_back(std::make_unique<StreamEntry>(StreamEntry{stream, &heap, bucket.load()}));
   bucket.store(entries_.back().get(), std::memory_order_release);
@@ -153,7 +164,7 @@ Heap& DeviceHeap::heap_of_pool(PrivatePool& pool, StreamId stream) {
   for (auto& heap : pool.heaps)
     if (heap->stream() == stream) return *heap;
   several_heaps_from_now();
-  pool.heaps.push_back(new_heap(stream, pool.id));
+  pool.heaps.push_back(new_heap(stream, pool.id, {pool.own_supply.get(), pool.no_split}));
   return *pool.heaps.back();
 }
 
@@ -198,9 +209,13 @@ DeviceHeap::Visit DeviceHeap::lending_heaps() const {
   return {*this, false, [](const PrivatePool& pool) { return pool.use_on_oom && pool.users != 0; }};
 }
 
+DeviceHeap::Visit DeviceHeap::pools_with_sources() const {
+  return {*this, false, [](const PrivatePool& pool) { return pool.source != nullptr; }};
+}
+
 void DeviceHeap::destroy_heap(std::unique_ptr<Heap> heap) {
   heap->retire();
-  if (shared_.segmented()) return;
+  if (heap->segmented()) return;
   addresses_.set(heap->base(), heap->range_bytes(), nullptr);
   shared_.driver.release(shared_.device, heap->base(), heap->range_bytes());
 }
@@ -248,9 +263,13 @@ void DeviceHeap::begin_allocate_to_pool(PoolId id, std::function<bool(StreamId)>
   for (Heap* heap : visit.heaps) heap->let_calls_finish();
 }
 
-void DeviceHeap::retain_pool(PoolId id) {
+void DeviceHeap::retain_pool(PoolId id, std::shared_ptr<SegmentSource> source) {
   std::lock_guard guard(mutex_);
-  add_user(id);
+  const bool is_new = find_pool(id) == nullptr;
+  PrivatePool& pool = add_user(id);
+  if (!is_new || source == nullptr) return;
+  pool.own_supply = std::make_unique<SegmentSupply>(shared_.driver, shared_.device, shared_.holdings, source.get());
+  pool.source = std::move(source);
 }
 
 int DeviceHeap::pool_users(PoolId id) const {
@@ -264,6 +283,14 @@ void DeviceHeap::set_pool_use_on_oom(PoolId id, bool use) {
   PrivatePool* pool = find_pool(id);
   if (pool == nullptr) throw UsageError("no such pool");
   pool->use_on_oom = use;
+}
+
+void DeviceHeap::set_pool_no_split(PoolId id) {
+  std::lock_guard guard(mutex_);
+  PrivatePool* pool = find_pool(id);
+  if (pool == nullptr) throw UsageError("no such pool");
+  if (!pool->heaps.empty() && !pool->no_split) throw UsageError("this pool has split its memory already");
+  pool->no_split = true;
 }
 
 void DeviceHeap::end_allocate_to_pool(PoolId id) {
@@ -282,8 +309,11 @@ void DeviceHeap::release_pool(PoolId id) {
     if (pool == nullptr || pool->users == 0) throw UsageError("no such pool to release");
     if (--pool->users > 0) return;
   }
-  const std::lock_guard<Lock> turn(gathering_);
-  collect_released();
+  {
+    const std::lock_guard<Lock> turn(gathering_);
+    collect_released();
+  }
+  return_to_sources();
 }
 
 std::vector<BlockInfo> DeviceHeap::blocks(PoolId id) const {
@@ -302,7 +332,7 @@ DeviceLayout DeviceHeap::layout() const {
   std::lock_guard guard(mutex_);
   DeviceLayout layout;
   each_heap([&](const Heap& heap) { layout.heaps.push_back(heap.layout()); });
-  layout.spare = shared_.supply.spare_bytes();
+  layout.spare = shared_.holdings.spare();
   return layout;
 }
 
@@ -333,11 +363,32 @@ void DeviceHeap::collect_released() {
   drop_empty_pools();
 }
 
+Bytes DeviceHeap::return_to_sources() {
+  if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
+  Bytes bytes = 0;
+  {
+    const Visit visit = pools_with_sources();
+    for (PrivatePool* pool : visit.pools) bytes += pool->own_supply->destroy_spare();
+  }
+  if (bytes != 0) drop_empty_pools();
+  return bytes;
+}
+
+// Under mutex_.
+Bytes DeviceHeap::spare_of_pools() const {
+  Bytes bytes = 0;
+  for (auto& pool : pools_)
+    if (pool->own_supply != nullptr) bytes += pool->own_supply->spare_bytes();
+  return bytes;
+}
+
 // Of the pools nobody uses, those without live blocks go altogether.
 void DeviceHeap::drop_empty_pools() {
+  std::vector<std::shared_ptr<SegmentSource>> sources;  // that end with their pools, under no lock
   std::lock_guard guard(mutex_);
   std::erase_if(pools_, [&](auto& pool) {
     if (!pool->quiet || pool->routing || pool->visitors != 0) return false;
+    if (pool->own_supply != nullptr && pool->own_supply->spare_bytes() != 0) return false;
     for (auto& heap : pool->heaps)
       if (heap->live_blocks() != 0 || heap->mapped()) return false;
     for (auto& heap : pool->heaps) {
@@ -347,6 +398,7 @@ void DeviceHeap::drop_empty_pools() {
       add_up(gone_, last);
       destroy_heap(std::move(heap));
     }
+    sources.push_back(std::move(pool->source));
     return true;
   });
 }
@@ -364,6 +416,10 @@ void DeviceHeap::allow_access_to_mapped(DeviceIndex peer) {
 
 Address DeviceHeap::find_memory(Heap& heap, Bytes bytes, Status status) {
   Address address = 0;
+  while (status == Status::not_ready && heap.asks()) {
+    status = heap.ask();
+    if (status == Status::ok && (status = heap.allocate(bytes, &address)) == Status::ok) return address;
+  }
   for (const Heap::Source source : {Heap::Source::spare, Heap::Source::any}) {
     if (status != Status::not_ready) break;
     collect_from_others(heap);
@@ -393,16 +449,22 @@ void DeviceHeap::collect_from_others(Heap& heap) {
 }
 
 Bytes DeviceHeap::trim(Bytes target, Wait wait) {
-  const std::lock_guard<Lock> turn(gathering_);
-  return trim_to(target, wait);
+  Bytes given = 0;
+  {
+    const std::lock_guard<Lock> turn(gathering_);
+    given = trim_to(target, wait);
+  }
+  return given + return_to_sources();
 }
 
 // Spare pages first, then what completed work has left, then what has to be waited for.
 Bytes DeviceHeap::trim_to(Bytes target, Wait wait) {
   Supply& supply = shared_.supply;
   const auto excess = [&] {
-    const Bytes reserved = static_cast<Bytes>(supply.reserved().current);
-    return reserved > target ? round_up(reserved - target, kPageBytes) : 0;
+    std::lock_guard guard(mutex_);
+    const Bytes returning = spare_of_pools();  // once the turn is over
+    const Bytes kept = static_cast<Bytes>(shared_.holdings.reserved().current) - returning;
+    return kept > target ? round_up(kept - target, kPageBytes) : 0;
   };
   Bytes given = supply.destroy_spare(excess());
   if (excess() != 0) {
@@ -430,24 +492,29 @@ Bytes DeviceHeap::trim_to(Bytes target, Wait wait) {
 // Looks at totals, and into heaps only where something is to go: a thread that comes seldom costs a heap's own thread
 // dear (biased_lock.h).
 void DeviceHeap::tend(std::uint64_t now) {
+  tend_heaps(now);
+  return_to_sources();
+}
+
+void DeviceHeap::tend_heaps(std::uint64_t now) {
   const std::unique_lock<Lock> turn(gathering_, std::try_to_lock);
   if (!turn.owns_lock() || shared_.captures.load() != 0) return;
   Supply& supply = shared_.supply;
-  const Bytes reserved = static_cast<Bytes>(supply.reserved().current);
+  const Bytes reserved = static_cast<Bytes>(shared_.holdings.reserved().current);
   const Bytes kept = static_cast<Bytes>(std::max<std::int64_t>(shared_.resident.current.load(), 0)) +
                      std::min(supply.spare_bytes(), options_.reserve_ahead);
   const Bytes idle = reserved > kept ? reserved - kept : 0;
   if (options_.trim_high != 0 && idle > options_.trim_high)
     trim_to(std::max(options_.prealloc, reserved - (idle - options_.trim_low)), Wait::no);
   if (options_.trim_after != 0 && idle != 0 && now >= next_aging_) trim_aged(now);
-  if (!shared_.segmented()) shared_.page_supply.prepare(options_.reserve_ahead);
+  if (!shared_.segmented) shared_.page_supply.prepare(options_.reserve_ahead);
 }
 
 void DeviceHeap::trim_aged(std::uint64_t now) {
   const auto age = static_cast<std::uint64_t>(options_.trim_after * 1e9);
   next_aging_ = now + age / 4;
   Supply& supply = shared_.supply;
-  const Bytes reserved = static_cast<Bytes>(supply.reserved().current);
+  const Bytes reserved = static_cast<Bytes>(shared_.holdings.reserved().current);
   const Bytes spare = std::min(supply.spare_bytes(), spare_before_);
   Bytes going = spare > options_.reserve_ahead ? spare - options_.reserve_ahead : 0;
   const Bytes most = reserved > options_.prealloc ? reserved - options_.prealloc : 0;
@@ -470,9 +537,13 @@ Bytes DeviceHeap::empty_cache(PoolId id) {
     std::lock_guard guard(mutex_);
     if (const PrivatePool* pool = find_pool(id); pool != nullptr && pool->users != 0) return 0;
   }
-  const std::lock_guard<Lock> turn(gathering_);
-  collect_released();
-  return shared_.supply.destroy_spare();
+  Bytes given = 0;
+  {
+    const std::lock_guard<Lock> turn(gathering_);
+    collect_released();
+    given = shared_.supply.destroy_spare();
+  }
+  return given + return_to_sources();
 }
 
 // --- statistics --------------------------------------------------------------------------------------------------
@@ -512,12 +583,12 @@ DeviceStats DeviceHeap::stats() const {
   DeviceStats stats = gone_;
   stats.device = shared_.device;
   stats.total_bytes = info_.total_bytes;
-  stats.limit_bytes = shared_.supply.limit();
-  stats.virtual_memory = !shared_.segmented();
-  stats.reserved = shared_.supply.reserved();
-  stats.unmapped = shared_.supply.spare_bytes();
-  stats.pages_created = shared_.supply.created();
-  stats.pages_destroyed = shared_.supply.destroyed();
+  stats.limit_bytes = shared_.holdings.limit();
+  stats.virtual_memory = !shared_.segmented;
+  stats.reserved = shared_.holdings.reserved();
+  stats.unmapped = shared_.holdings.spare();
+  stats.pages_created = shared_.holdings.created();
+  stats.pages_destroyed = shared_.holdings.destroyed();
   stats.pages_stolen = stolen_.load(std::memory_order_relaxed);
   stats.retries = retries_.load(std::memory_order_relaxed);
   stats.callbacks = called_back_.load(std::memory_order_relaxed);
@@ -552,7 +623,7 @@ DeviceStats DeviceHeap::stats() const {
 }
 
 void DeviceHeap::reset_peaks() {
-  shared_.supply.reset_peak();
+  shared_.holdings.reset_peak();
   std::lock_guard guard(mutex_);
   each_heap([](Heap& heap) {
     heap.publish();
@@ -571,7 +642,7 @@ void DeviceHeap::validate() const {
     held += static_cast<Bytes>(heap->stats().reserved.current);
   }
   // Pages on their way between a heap and the supply belong to neither, so this holds only while nobody allocates.
-  POOLALLOC_ENSURE(static_cast<Bytes>(shared_.supply.reserved().current) == held + shared_.supply.spare_bytes(),
+  POOLALLOC_ENSURE(static_cast<Bytes>(shared_.holdings.reserved().current) == held + shared_.holdings.spare(),
                    "reserved = resident + idle + spare");
 }
 

@@ -58,9 +58,11 @@ class DeviceHeap {
 
   void begin_allocate_to_pool(PoolId pool, std::function<bool(StreamId)> filter);
   void end_allocate_to_pool(PoolId pool);
-  void retain_pool(PoolId pool);
+  // With a source, which the first user brings, the pool has segments of that.
+  void retain_pool(PoolId pool, std::shared_ptr<SegmentSource> source);
   int pool_users(PoolId pool) const;
   void set_pool_use_on_oom(PoolId pool, bool use);
+  void set_pool_no_split(PoolId pool);
   void release_pool(PoolId pool);
   std::vector<BlockInfo> blocks(PoolId pool) const;
   // `address` lies in a heap of this device.
@@ -97,6 +99,9 @@ class DeviceHeap {
     bool use_on_oom = false;
     bool quiet = false;  // no user, and what those before had enqueued has completed
     std::function<bool(StreamId)> filter;
+    std::shared_ptr<SegmentSource> source;      // null: it has memory of the device like any other
+    std::unique_ptr<SegmentSupply> own_supply;  // of the source
+    bool no_split = false;
     std::vector<std::unique_ptr<Heap>> heaps;
     int visitors = 0;
   };
@@ -135,10 +140,12 @@ class DeviceHeap {
       for (auto& heap : pool->heaps) act(*heap);
   }
   void several_heaps_from_now();
-  std::unique_ptr<Heap> new_heap(StreamId stream, PoolId pool, const StreamPlan* plan = nullptr);
+  std::unique_ptr<Heap> new_heap(StreamId stream, PoolId pool, const PoolTraits& traits,
+                                 const StreamPlan* plan = nullptr);
   [[gnu::noinline]] Address find_memory(Heap& heap, Bytes bytes, Status status);
   void collect_from_others(Heap& heap);
   Bytes trim_to(Bytes target, Wait wait);
+  void tend_heaps(std::uint64_t now);
   void trim_aged(std::uint64_t now);
   Bytes live_bytes() const;
   Visit all_heaps() const;
@@ -148,6 +155,10 @@ class DeviceHeap {
   PrivatePool* find_pool(PoolId pool) const;
   PrivatePool& add_user(PoolId pool);
   void collect_released();
+  // What pools with a source have spare goes back there. Under no lock, for it is the user's code. Returns the bytes.
+  Bytes return_to_sources();
+  Visit pools_with_sources() const;
+  Bytes spare_of_pools() const;
   void await_released();
   void drop_empty_pools();
   void destroy_heap(std::unique_ptr<Heap> heap);

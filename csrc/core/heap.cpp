@@ -10,16 +10,21 @@ namespace {
 PageIndex pages_in(Bytes bytes) { return static_cast<PageIndex>(bytes / kPageBytes); }
 
 std::unique_ptr<PageTable> page_table(DeviceShared& shared, Heap& heap, Address base, PageIndex split, PageIndex pages,
-                                      const Options& options, PageJournal* journal) {
-  if (shared.segmented())
-    return std::make_unique<Segments>(shared.segment_supply, *shared.segment_table, heap, split, pages, journal);
+                                      const Options& options, SegmentSupply* segments, PageJournal* journal) {
+  if (segments != nullptr) return std::make_unique<Segments>(*segments, shared.addresses, heap, split, pages, journal);
   return std::make_unique<Residency>(shared.driver, shared.device, shared.page_supply, base, split, pages, options,
                                      journal);
 }
 
+// Where the heap's memory comes from if it comes in segments, else null.
+SegmentSupply* segment_supply(DeviceShared& shared, const PoolTraits& traits) {
+  if (traits.own_supply != nullptr) return traits.own_supply;
+  return shared.segmented ? &shared.segment_supply : nullptr;
+}
+
 // 0 if the plan is not used.
 PageIndex pages_of(const StreamPlan* plan, const DeviceShared& shared, Bytes arena_bytes) {
-  if (plan == nullptr || shared.segmented()) return 0;
+  if (plan == nullptr || shared.segmented) return 0;
   const PageIndex pages = PlannedBlocks::pages_of(*plan);
   return pages < pages_in(arena_bytes) / 2 ? pages : 0;
 }
@@ -27,14 +32,18 @@ PageIndex pages_of(const StreamPlan* plan, const DeviceShared& shared, Bytes are
 }  // namespace
 
 Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Bytes slab_bytes, Bytes arena_bytes,
-           const Options& options, const StreamPlan* plan, Bytes above)
+           const Options& options, const PoolTraits& traits, const StreamPlan* plan, Bytes above)
     : base_(base),
-      bin_limit_(pages_of(plan, shared, arena_bytes) != 0 ? std::min(above, options.bin_limit) : options.bin_limit),
-      slab_limit_(options.bin_limit),
+      bin_limit_(pages_of(plan, shared, arena_bytes) != 0 ? std::min(above, options.bin_limit)
+                 : traits.no_split                        ? 0
+                                                          : options.bin_limit),
+      slab_limit_(traits.no_split ? 0 : options.bin_limit),
       page_table_(page_table(shared, *this, base, pages_in(slab_bytes), pages_in(slab_bytes + arena_bytes), options,
-                             &journal_)),
+                             segment_supply(shared, traits), &journal_)),
       pages_(*page_table_),
-      segments_(shared.segmented() ? static_cast<Segments*>(page_table_.get()) : nullptr),
+      segments_(segment_supply(shared, traits) != nullptr ? static_cast<Segments*>(page_table_.get()) : nullptr),
+      own_supply_(traits.own_supply),
+      whole_(traits.no_split),
       slabs_(pages_, pages_in(slab_bytes)),
       arena_(pages_, pages_in(slab_bytes) + pages_of(plan, shared, arena_bytes),
              static_cast<int>(options.placement_candidates)),
@@ -66,7 +75,13 @@ Status Heap::allocate_elsewhere_as(Bytes bytes, Address* address, Source source)
   if (kWay != Way::plain && (segments_ != nullptr || (attention_ & kPublishes) == 0)) source = Source::any;
   pages_.permit(pending_.empty() ? source : Source::none, may_unmap());
   const std::uint64_t maps = pages_.maps_made();
-  Status status = kWay == Way::planned ? place_by_plan(bytes, &offset, &rounded) : place(bytes, &offset, &rounded);
+  Status status = Status::ok;
+  if (kWay == Way::planned)
+    status = place_by_plan(bytes, &offset, &rounded);
+  else if (kWay == Way::attentive && (attention_ & kWhole) != 0) [[unlikely]]
+    status = place_whole(bytes, &offset, &rounded);
+  else
+    status = place(bytes, &offset, &rounded);
   if (status != Status::ok) [[unlikely]] {
     status = allocate_missing(bytes, &offset, &rounded, source, status);
     if (status != Status::ok) return status;
@@ -135,13 +150,33 @@ Status Heap::place(Bytes bytes, Bytes* offset, Bytes* rounded) {
   }
   Arena::Block* block = nullptr;
   Status status = arena_.allocate(bytes, &block);
-  if (status == Status::not_supported && segments_ != nullptr) [[unlikely]]
-    status = place_in_new_segment(bytes, &block);
+  if (status == Status::not_supported && segments_ != nullptr) [[unlikely]] {
+    status = open_segment(Segments::need_for(bytes));
+    if (status == Status::ok) status = arena_.allocate(bytes, &block);
+  }
   if (status == Status::ok) {
     arena_bytes_.add(block->size);
     *offset = block->offset;
     *rounded = block->size;
   }
+  return status;
+}
+
+// Where blocks share nothing: in whole pages, or in a segment that no other block is in.
+Status Heap::place_whole(Bytes bytes, Bytes* offset, Bytes* rounded) {
+  if (bytes > kMaxBinnedBytes) return Status::out_of_memory;
+  const Bytes pages = round_up(bytes, kPageBytes);
+  Arena::Block* block = nullptr;
+  Status status = segments_ != nullptr ? arena_.allocate_hole(pages, &block) : arena_.allocate(pages, &block);
+  if (status == Status::not_supported && segments_ != nullptr) {
+    status = open_segment(Segments::need_alone(pages));
+    if (status == Status::ok) status = arena_.allocate_hole(pages, &block);
+  }
+  if (status != Status::ok) return status;
+  block->requested = bytes;
+  arena_bytes_.add(block->size);
+  *offset = block->offset;
+  *rounded = block->size;
   return status;
 }
 
@@ -242,6 +277,7 @@ void Heap::give_back(const Found& found) {
 Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Source source, Status status) {
   if (shared_.captures.load(std::memory_order_relaxed) == 0) pages_.return_left_behind();
   const auto place_now = [&] {
+    if ((attention_ & kWhole) != 0) return place_whole(bytes, offset, rounded);
     return planned(bytes) ? place_by_plan(bytes, offset, rounded) : place(bytes, offset, rounded);
   };
   bool asked = pending_.empty();
@@ -270,11 +306,11 @@ bool Heap::others_have_idle_pages() const {
 }
 
 // No hole is large enough.
-Status Heap::place_in_new_segment(Bytes bytes, Arena::Block** block) {
+Status Heap::open_segment(const SegmentNeed& need) {
   PageIndex first = 0, end = 0;
-  if (const Status status = segments_->add(bytes, &first, &end); status != Status::ok) return status;
-  arena_.open(first, end);
-  return arena_.allocate(bytes, block);
+  const Status status = segments_->add(need, &first, &end);
+  if (status == Status::ok) arena_.open(first, end);
+  return status;
 }
 
 void Heap::close_segments(const PageTable::Detached& gone) {
@@ -296,6 +332,15 @@ void Heap::note_progress() {
     marks_.push_back(mark);
   else
     unused_events_.push_back(mark.event);
+}
+
+Status Heap::ask() {
+  SegmentNeed need;
+  {
+    const Guard guard(*this);
+    need = segments_->need();
+  }
+  return own_supply_->ask(need, stream_);
 }
 
 Status Heap::allow_access_to_mapped(DeviceIndex peer) {
@@ -355,13 +400,14 @@ void Heap::append_blocks_locked(std::vector<BlockInfo>& blocks) const {
 
 HeapLayout Heap::layout() const {
   const Guard guard(*this);
-  HeapLayout layout{{shared_.device, stream_, pool_}, {}, {}};
+  HeapLayout layout{{shared_.device, stream_, pool_}, segmented(), {}, {}};
   pages_.visit_counted([&](PageIndex first, PageIndex last, bool idle) {
     const bool small = slabs_.serves(first) && !idle;
     Address end = 0;
     for (PageIndex page = first; page <= last; ++page) {  // neighbours, but perhaps in segments far apart
       const Address address = address_of(page * kPageBytes);
-      if (page == first || address != end) layout.pages.push_back({address, 0, small, idle});
+      const bool apart = segmented() && segments_->starts(page);
+      if (page == first || address != end || apart) layout.pages.push_back({address, 0, small, idle, apart});
       layout.pages.back().bytes += kPageBytes;
       end = address + kPageBytes;
     }

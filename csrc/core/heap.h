@@ -52,20 +52,23 @@ enum class Wait { no, yes };  // for work on the device
 
 // What the heaps of a device share.
 struct DeviceShared {
-  // With a table to enter them in, memory comes in segments; else in pages that are mapped.
-  DeviceShared(Driver& driver, DeviceIndex device, AddressTable* segment_table = nullptr)
+  // Memory comes in segments, or in pages that are mapped.
+  DeviceShared(Driver& driver, DeviceIndex device, AddressTable& addresses, bool segmented = false)
       : driver(driver),
         device(device),
-        segment_table(segment_table),
-        page_supply(driver, device, &observer),
-        segment_supply(driver, device, &observer),
-        supply(segmented() ? static_cast<Supply&>(segment_supply) : page_supply) {}
-  bool segmented() const { return segment_table != nullptr; }
+        addresses(addresses),
+        segmented(segmented),
+        holdings(device, &observer),
+        page_supply(driver, device, holdings),
+        segment_supply(driver, device, holdings),
+        supply(segmented ? static_cast<Supply&>(segment_supply) : page_supply) {}
 
   Driver& driver;
   const DeviceIndex device;
-  AddressTable* const segment_table;
+  AddressTable& addresses;  // where segments are entered
+  const bool segmented;
   std::atomic<Observer*> observer{nullptr};
+  Holdings holdings;  // of all supplies
   PageSupply page_supply;
   SegmentSupply segment_supply;
   Supply& supply;                          // the one of the two that is in use
@@ -73,6 +76,12 @@ struct DeviceShared {
   std::atomic<bool> several_heaps{false};  // from the second heap on, totals are published
   DeviceTotals requested, live, pending, resident;
   std::atomic<std::int64_t> idle_pages{0};  // of the heaps of streams; published as the totals are
+};
+
+// What sets the heaps of a pool apart.
+struct PoolTraits {
+  SegmentSupply* own_supply = nullptr;  // memory comes in segments of an allocator that the pool brought with it
+  bool no_split = false;                // every block has its pages, or its segment, to itself
 };
 
 class Heap final : private PageSupply::Lender {
@@ -88,14 +97,15 @@ class Heap final : private PageSupply::Lender {
   // A plan takes its part of the arena's addresses, if it is less than half of them and memory comes in pages; it has
   // the requests above a size.
   Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Bytes slab_bytes, Bytes arena_bytes,
-       const Options& options, const StreamPlan* plan = nullptr, Bytes above = 0);
+       const Options& options, const PoolTraits& traits = {}, const StreamPlan* plan = nullptr, Bytes above = 0);
   ~Heap();
   Heap(const Heap&) = delete;
   Heap& operator=(const Heap&) = delete;
 
   using Source = PageTable::Source;
   // ok: *address. out_of_memory: pages are missing. not_supported: addresses are. failed: the driver refused.
-  // not_ready, unless new memory may come at once (`source`): other streams may have what lacking() says.
+  // not_ready, unless new memory may come at once (`source`): other streams may have what lacking() says. Or, where the
+  // pool has an allocator of its own: ask() must ask it.
   [[gnu::always_inline]] Status allocate(Bytes bytes, Address* address, Source source = Source::any) {
     const BiasedLock::Guard guard(lock_);
     if (Bytes offset; bytes <= bin_limit_) {
@@ -121,6 +131,10 @@ class Heap final : private PageSupply::Lender {
     const Guard guard(*this);
     return {pages_.wanted(), pages_.missing()};
   }
+  bool asks() const { return own_supply_ != nullptr; }
+  // Memory for what the last allocation that was not_ready lacked, from the pool's own allocator. Under no lock; throws
+  // what that allocator throws. On ok it lies ready, but another request may be faster.
+  Status ask();
   // False if no live block starts there.
   bool free(Address address) {
     const Bytes offset = address - base_;
@@ -188,6 +202,7 @@ class Heap final : private PageSupply::Lender {
   Address address_of(Bytes offset) const {
     return segments_ != nullptr ? segments_->address_of(offset) : base_ + offset;
   }
+  bool segmented() const { return segments_ != nullptr; }
   Bytes range_bytes() const { return pages_.pages() * kPageBytes; }
   HeapStats stats() const;
   std::uint64_t live_blocks() const;
@@ -240,7 +255,8 @@ class Heap final : private PageSupply::Lender {
     kPublishes = 4,   // there are several heaps
     kTranslates = 8,  // memory comes in segments
     kPlans = 16,      // there is a plan
-    kPutOff = 32      // the last free is not finished
+    kPutOff = 32,     // the last free is not finished
+    kWhole = 64       // no page or segment is shared by blocks
   };
   // For all but allocate and free: these leave something to the next call, which no other sees.
   class Guard {
@@ -306,7 +322,8 @@ class Heap final : private PageSupply::Lender {
   Status place(Bytes bytes, Bytes* offset, Bytes* rounded);
   Status place_by_plan(Bytes bytes, Bytes* offset, Bytes* rounded);
   bool planned(Bytes bytes) const { return (attention_ & kPlans) != 0 && bytes > above_; }
-  [[gnu::noinline]] Status place_in_new_segment(Bytes bytes, Arena::Block** block);
+  Status place_whole(Bytes bytes, Bytes* offset, Bytes* rounded);
+  [[gnu::noinline]] Status open_segment(const SegmentNeed& need);
   void close_segments(const PageTable::Detached& gone);
   void note_pages_if_changed() {
     if (slabs_.resident_pages() != noted_slab_pages_ || pages_.held().current != noted_held_) [[unlikely]]
@@ -382,6 +399,8 @@ class Heap final : private PageSupply::Lender {
   const std::unique_ptr<PageTable> page_table_;
   PageTable& pages_;
   Segments* const segments_;  // null where pages are mapped
+  SegmentSupply* const own_supply_;
+  const bool whole_;
   Slabs slabs_;
   Arena arena_;
   PageJournal journal_;

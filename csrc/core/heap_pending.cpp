@@ -85,6 +85,7 @@ EventHandle Heap::unused_event() {
 void Heap::set_attention() {
   attention_ = static_cast<std::uint8_t>((segments_ == nullptr ? 0 : kTranslates) | (tracked_.empty() ? 0 : kTracks) |
                                          (pending_.empty() ? 0 : kWaits) | (planning_ == nullptr ? 0 : kPlans) |
+                                         (whole_ ? kWhole : 0) |
                                          (shared_.several_heaps.load(std::memory_order_relaxed) ? kPublishes : 0));
 }
 

@@ -10,8 +10,8 @@ namespace poolalloc {
 Address Ladder::climb(Status status) {
   status_ = status;
   if (status_ == Status::failed) raise();
-  const Supply& supply = device_.shared_.supply;
-  if (bytes_ > std::max(supply.limit(), static_cast<Bytes>(supply.reserved().current))) {  // nothing to gain
+  const Holdings& holdings = device_.shared_.holdings;
+  if (bytes_ > std::max(holdings.limit(), static_cast<Bytes>(holdings.reserved().current))) {  // nothing to gain
     status_ = Status::out_of_memory;
     raise();
   }
@@ -35,6 +35,7 @@ Address Ladder::climb(Status status) {
     if (borrow()) return served_after(LadderRung::lending);
   } while (gained_);
   device_.shared_.supply.destroy_spare();  // made in vain
+  return_to_sources();
   raise();
 }
 
@@ -45,7 +46,19 @@ Address Ladder::served_after(LadderRung rung) {
 
 bool Ladder::try_again() {
   status_ = heap_.allocate(bytes_, &address_);
+  while (status_ == Status::not_ready) {  // for the allocator of a pool, which is the user's code
+    turn_.unlock();
+    status_ = heap_.ask();
+    turn_.lock();
+    if (status_ == Status::ok) status_ = heap_.allocate(bytes_, &address_);
+  }
   return status_ == Status::ok;
+}
+
+void Ladder::return_to_sources() {
+  turn_.unlock();
+  device_.return_to_sources();
+  turn_.lock();
 }
 
 bool Ladder::unmap_own() {
@@ -64,6 +77,7 @@ bool Ladder::take(Heap& other, Wait wait) {
   if (gained == 0) return false;
   gained_ = true;
   device_.shared_.supply.release_misfits();
+  if (other.asks()) return_to_sources();
   return try_again();
 }
 
@@ -118,6 +132,7 @@ bool Ladder::wait() {
 // Mappings that block addresses go too; and the device may then have room where another process took it meanwhile.
 bool Ladder::trim() {
   device_.trim_to(0, Wait::yes);
+  return_to_sources();
   return try_again();
 }
 

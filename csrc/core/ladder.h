@@ -36,6 +36,7 @@ class Ladder {
   bool borrow();
   bool take(Heap& other, Wait wait);
   bool try_again();
+  void return_to_sources();
   Address served_after(LadderRung rung);
   [[noreturn]] void raise();
 

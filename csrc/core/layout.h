@@ -17,10 +17,12 @@ struct PageRun {
   Bytes bytes = 0;
   bool small = false;  // cut into size classes now
   bool idle = false;   // no block overlaps them
+  bool apart = false;  // not one with what lies before: a segment starts here
 };
 
 struct HeapLayout {
   HeapId heap;
+  bool segmented = false;         // memory comes in whole allocations
   std::vector<PageRun> pages;     // by address
   std::vector<BlockInfo> blocks;  // that cannot be handed out now, by address
 };

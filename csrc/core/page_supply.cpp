@@ -16,7 +16,7 @@ Status PageSupply::take(std::size_t count, std::vector<PhysicalHandle>* pages) {
     std::lock_guard guard(lock_);
     const std::size_t spare = std::min(count, spare_.size());
     missing = count - spare;
-    if (missing != 0 && !claim(missing * kPageBytes)) return Status::out_of_memory;
+    if (missing != 0 && !holdings_.claim(missing * kPageBytes)) return Status::out_of_memory;
     taken = pop_spare(spare);
     spare_left = spare_.size() * kPageBytes;
   }
@@ -28,10 +28,7 @@ Status PageSupply::take(std::size_t count, std::vector<PhysicalHandle>* pages) {
     status = driver_.create(device_, kPageBytes, &page);
     if (status == Status::ok) taken.push_back(page);
   }
-  if (missing != 0) {
-    std::lock_guard guard(lock_);
-    settle(missing * kPageBytes, made * kPageBytes);
-  }
+  if (missing != 0) holdings_.settle(missing * kPageBytes, made * kPageBytes);
   if (status == Status::ok) {
     pages->insert(pages->end(), taken.begin(), taken.end());
   } else {
@@ -84,13 +81,13 @@ Status PageSupply::prepare(Bytes spare) {
     {
       std::lock_guard guard(lock_);
       if (spare_.size() * kPageBytes >= spare) return Status::ok;
-      if (!claim(kPageBytes)) return Status::out_of_memory;
+      if (!holdings_.claim(kPageBytes)) return Status::out_of_memory;
     }
     PhysicalHandle page = 0;
     const Status status = driver_.create(device_, kPageBytes, &page);
-    std::lock_guard guard(lock_);
-    settle(kPageBytes, status == Status::ok ? kPageBytes : 0);
+    holdings_.settle(kPageBytes, status == Status::ok ? kPageBytes : 0);
     if (status != Status::ok) return status;
+    std::lock_guard guard(lock_);
     spare_.push_back(page);
     tell_spare((spare_.size() - 1) * kPageBytes, spare_.size() * kPageBytes);
   }
@@ -122,7 +119,7 @@ Bytes PageSupply::destroy_spare(Bytes bytes) {
   std::lock_guard guard(lock_);
   spare_.insert(spare_.end(), kept.begin(), kept.end());
   tell_spare((spare_.size() - kept.size()) * kPageBytes, spare_.size() * kPageBytes);
-  count_destroyed(destroyed);
+  holdings_.count_destroyed(destroyed);
   return destroyed;
 }
 
@@ -151,12 +148,7 @@ void PageSupply::remove_lender(Lender* lender) {
   std::erase(lenders_, lender);
 }
 
-std::uint64_t PageSupply::room() const {
-  std::lock_guard guard(lock_);
-  const Bytes reserved = static_cast<Bytes>(reserved_.current);
-  const Bytes most = limit_ - limit_ / 16;
-  return spare_.size() + (most > reserved ? (most - reserved) / kPageBytes : 0);
-}
+std::uint64_t PageSupply::room() const { return (spare_bytes() + holdings_.room()) / kPageBytes; }
 
 Bytes PageSupply::spare_bytes() const {
   std::lock_guard guard(lock_);

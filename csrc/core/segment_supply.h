@@ -1,16 +1,18 @@
-// Memory of one device in whole allocations of the driver (cuMemAlloc), for devices without virtual memory management.
-// What page_supply.h is for pages. Not for what lies inside a segment: segments.h.
+// Memory of one device in whole allocations: of the driver (cuMemAlloc), for devices without virtual memory management,
+// or of an allocator that a pool brought with it. What page_supply.h is for pages. Not for what lies inside a segment:
+// segments.h.
 #pragma once
 
 #include <atomic>
 #include <vector>
 
+#include "core/segment_source.h"
 #include "core/supply.h"
 
 namespace poolalloc {
 
-// One allocation of the driver. Pages must start at multiples of their size; where the driver's allocations do not,
-// what lies before the first page and behind the last serves nobody.
+// One allocation. Pages must start at multiples of their size; where allocations do not, what lies before the first
+// page and behind the last serves nobody.
 struct Segment {
   Address allocation = 0;
   Bytes bytes = 0;
@@ -19,14 +21,23 @@ struct Segment {
   Bytes pages() const { return (allocation + bytes) / kPageBytes - start() / kPageBytes; }
 };
 
+// In usable pages: so many will do, a new segment better has `wanted`, and a spare one no more than `most`.
+struct SegmentNeed {
+  Bytes pages = 0, wanted = 0, most = 0;
+};
+
 class SegmentSupply final : public Supply {
  public:
-  using Supply::Supply;
+  // Without a source, the driver is the source.
+  SegmentSupply(Driver& driver, DeviceIndex device, Holdings& holdings, SegmentSource* source = nullptr)
+      : Supply(driver, device, holdings), source_(source) {}
 
-  // A segment that no heap holds, of at least `pages` usable ones: the smallest spare one that will do and has at most
-  // `most`, or a new one, of `wanted` pages if the limit and the device have them. On any status but ok there is none:
-  // out_of_memory when the limit says so or the device does.
-  Status take(Bytes pages, Bytes wanted, Bytes most, Segment* segment);
+  // A segment that no heap holds: the smallest spare one that will do, or a new one, as large as wanted if the limit
+  // and the device have that. On any status but ok there is none: out_of_memory when the limit says so or the device
+  // does; not_ready where a source must be asked first.
+  Status take(const SegmentNeed& need, Segment* segment);
+  // A new spare segment like that, from the source: called under no lock. Throws what the source throws.
+  Status ask(const SegmentNeed& need, StreamId stream);
   // No work touches it any more.
   void give(const Segment& segment);
 
@@ -36,12 +47,16 @@ class SegmentSupply final : public Supply {
   Bytes spare_bytes() const override;
 
  private:
-  bool take_spare(Bytes pages, Bytes most, Segment* segment);
-  Status make(Bytes pages, Segment* segment);
+  bool take_spare(const SegmentNeed& need, Segment* segment);
+  Status make_wanted(const SegmentNeed& need, StreamId stream, Segment* segment);
+  Status make(Bytes pages, StreamId stream, Segment* segment);
+  Status allocate(Bytes bytes, StreamId stream, Segment* segment);
+  bool free(const Segment& segment);
   Bytes spare_sum() const;
 
+  SegmentSource* const source_;  // null: the driver
   std::vector<Segment> spare_;
-  std::atomic<bool> aligned_{true};  // as far as the driver has shown
+  std::atomic<bool> aligned_{true};  // as far as the source has shown
 };
 
 }  // namespace poolalloc

@@ -20,20 +20,23 @@ Segments::Segments(SegmentSupply& supply, AddressTable& addresses, Heap& owner, 
                    PageJournal* journal)
     : PageTable(split, pages, journal), supply_(supply), addresses_(addresses), owner_(owner), start_(pages) {}
 
-Bytes Segments::pages_for(Bytes bytes) {
+SegmentNeed Segments::need_for(Bytes bytes) {
   const Bytes size = bytes <= kSmallBlock ? kSmallSegment : bytes < kMediumBlock ? kMediumSegment : bytes;
-  return round_up(size, kPageBytes) / kPageBytes;
+  return {round_up(bytes, kPageBytes) / kPageBytes, round_up(size, kPageBytes) / kPageBytes, ~Bytes{0}};
+}
+
+SegmentNeed Segments::need_alone(Bytes bytes) {
+  const Bytes pages = round_up(bytes, kPageBytes) / kPageBytes;
+  return {pages, pages, pages};
 }
 
 // --- coming ------------------------------------------------------------------------------------------------------
 
-Status Segments::add(Bytes bytes, PageIndex* first, PageIndex* end) {
+Status Segments::add(const SegmentNeed& need, PageIndex* first, PageIndex* end) {
   if (source_ == Source::none) return Status::out_of_memory;
   Segment segment;
-  const Bytes needed = round_up(bytes, kPageBytes) / kPageBytes;
-  if (find_gap(pages_for(bytes)) == kNoPage) return Status::not_supported;
-  if (const Status status = supply_.take(needed, pages_for(bytes), ~Bytes{0}, &segment); status != Status::ok)
-    return status;
+  if (find_gap(need.wanted) == kNoPage) return Status::not_supported;
+  if (const Status status = take(need, &segment); status != Status::ok) return status;
   *first = find_gap(segment.pages());
   if (*first == kNoPage) {  // a spare one that is larger than asked
     supply_.give(segment);
@@ -48,12 +51,16 @@ Status Segments::add(Bytes bytes, PageIndex* first, PageIndex* end) {
 Status Segments::provide(PageIndex first, PageIndex last) {
   if (source_ == Source::none) return Status::out_of_memory;
   Segment segment;
-  const Bytes pages = last - first + 1;
-  const Status status = supply_.take(pages, pages, pages, &segment);
+  const Status status = take(need_alone((last - first + 1) * kPageBytes), &segment);
   if (status != Status::ok) return status;
   place(segment, first, last + 1);
   std::fill(&state_[first], &state_[last] + 1, kLiveAlone);
   return Status::ok;
+}
+
+Status Segments::take(const SegmentNeed& need, Segment* segment) {
+  need_ = need;
+  return supply_.take(need, segment);
 }
 
 // The lowest place in the second part that leaves a gap on both sides.

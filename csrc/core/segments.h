@@ -1,5 +1,5 @@
-// Memory behind the pages of a heap's range in whole allocations of the driver, where the device has no virtual memory
-// management: what residency.h is where it has.
+// Memory behind the pages of a heap's range in whole allocations, where the device has no virtual memory management or
+// the heap's pool brought an allocator with it: what residency.h is elsewhere.
 //
 // The range is then only a numbering of pages; a *segment* puts memory behind a run of them, and the heap's addresses
 // are the segment's. Every page between segments is a gap: no block lies there, and no two segments touch, so what
@@ -27,10 +27,15 @@ class Segments final : public PageTable {
   Segments(SegmentSupply& supply, AddressTable& addresses, Heap& owner, PageIndex split, PageIndex pages,
            PageJournal* journal = nullptr);
 
-  // How many pages a new segment gets for a block of so many bytes.
-  static Bytes pages_for(Bytes bytes);
-  // A segment for such a block, somewhere in the second part. ok: pages first .. end - 1, all idle.
-  Status add(Bytes bytes, PageIndex* first, PageIndex* end);
+  // What a block of so many bytes needs, with room for more like it, or alone.
+  static SegmentNeed need_for(Bytes bytes);
+  static SegmentNeed need_alone(Bytes bytes);
+  // Such a segment, somewhere in the second part. ok: pages first .. end - 1, all idle. not_ready, here and from
+  // acquire: the supply must ask its source for need().
+  Status add(const SegmentNeed& need, PageIndex* first, PageIndex* end);
+  const SegmentNeed& need() const { return need_; }
+  // Whether a segment starts at this page.
+  bool starts(PageIndex page) const { return segments_.count(page) != 0; }
 
   Address address_of(Bytes offset) const { return start_[offset / kPageBytes] + offset % kPageBytes; }
   // The place of an address in the range; one inside the first gap if it has none.
@@ -66,6 +71,7 @@ class Segments final : public PageTable {
   Status provide(PageIndex first, PageIndex last) override;
   void set_live(PageIndex, PageIndex, bool) override {}  // no page is aliased
 
+  Status take(const SegmentNeed& need, Segment* segment);
   PageIndex find_gap(Bytes pages) const;
   void place(const Segment& segment, PageIndex first, PageIndex end);
   std::uint32_t take_out(Map::iterator place);
@@ -79,6 +85,7 @@ class Segments final : public PageTable {
   Heap& owner_;
   LazyArray<Address> start_;  // of the page's memory
   Map segments_;
+  SegmentNeed need_;  // of the last that was taken, or was not there
   Detached postponed_;
 };
 

@@ -41,8 +41,10 @@ bool Heap::shared_pages(const SharedBlock& block, std::size_t first, std::size_t
 }
 
 SharedBlock DeviceHeap::share(Address address) {
-  if (shared_.segmented())
-    throw UsageError("memory in whole allocations (option segments) cannot be shared with other processes");
+  if (addresses_.find(address)->segmented())
+    throw UsageError(
+        "memory in whole allocations (option segments, or of a pool's own allocator) cannot be shared with other "
+        "processes");
   if (!info_.shareable)
     throw UsageError("device " + std::to_string(shared_.device) + " (" + info_.name +
                      ") cannot share memory with other processes: its driver exports no file descriptors");
@@ -55,8 +57,7 @@ bool DeviceHeap::export_pages(const SharedBlock& block, std::size_t first, std::
                               std::vector<int>* descriptors) {
   // A heap of a pool could go while it is asked, if the name is stale: not while it is visited.
   const Visit visit = all_heaps();
-  const auto heap = std::find_if(visit.heaps.begin(), visit.heaps.end(),
-                                 [&](const Heap* each) { return block.block - each->base() < each->range_bytes(); });
+  const auto heap = std::find(visit.heaps.begin(), visit.heaps.end(), addresses_.find(block.block));
   std::vector<PhysicalHandle> handles;
   if (heap == visit.heaps.end() || !(*heap)->shared_pages(block, first, count, &handles)) return false;
   for (PhysicalHandle handle : handles) {

@@ -103,6 +103,12 @@ inline Allocator& allocator() {
 // For calls that have nothing to do before the first use, and must not touch the device in a child of fork().
 inline Allocator* allocator_if_open() { return plugin.open.load(std::memory_order_acquire); }
 
+inline Address address_of(const void* pointer) { return reinterpret_cast<Address>(pointer); }
+inline StreamId id_of(CudaStream stream) { return reinterpret_cast<StreamId>(stream); }
+inline PoolId id_of(TorchPoolId pool) { return {pool.first, pool.second}; }
+
+}  // namespace
+
 void report_failure(const char* function, const char* what) noexcept {
   if (plugin.failures.fetch_add(1) == 0)
     std::fprintf(stderr, "poolalloc: %s: %s (further failures are counted, not shown)\n", function, what);
@@ -113,12 +119,6 @@ void report_failure(const char* function, const char* what) noexcept {
   } catch (...) {  // no memory for the text: the count has it
   }
 }
-
-inline Address address_of(const void* pointer) { return reinterpret_cast<Address>(pointer); }
-inline StreamId id_of(CudaStream stream) { return reinterpret_cast<StreamId>(stream); }
-inline PoolId id_of(TorchPoolId pool) { return {pool.first, pool.second}; }
-
-}  // namespace
 
 void configure_plugin(const Options& options, const Plan* plan) {
   check_options(options);

@@ -58,6 +58,8 @@ POOLALLOC_API Allocator& plugin_allocator();
 // Its callbacks, which may be added before the first use: this touches no device. Throws ConfigError.
 POOLALLOC_API OomCallbacks& plugin_oom_callbacks();
 POOLALLOC_API PluginState plugin_state();
+// For what fails where nothing can be thrown: the first goes to stderr, all are counted.
+POOLALLOC_API void report_failure(const char* function, const char* what) noexcept;
 
 }  // namespace poolalloc
 

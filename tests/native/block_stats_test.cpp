@@ -46,7 +46,8 @@ void compare(const BlockStats& stats, const Expected& expected) {
 TEST(blocks_are_counted_by_size) {
   ModelDriver model(device_of(512, 3));
   CountingDriver driver(model);
-  DeviceShared shared(driver, 0);
+  AddressTable addresses;
+  DeviceShared shared(driver, 0, addresses);
   Address base = 0;
   CHECK(driver.reserve(0, 2048 * kPage, kPage, &base) == Status::ok);
   Heap heap(shared, 1, PoolId{}, base, 512 * kPage, 1536 * kPage, Options{});
@@ -142,7 +143,8 @@ TEST(blocks_are_counted_by_size) {
 TEST(gaps_are_slabs_with_room_and_holes) {
   ModelDriver model(device_of(64));
   CountingDriver driver(model);
-  DeviceShared shared(driver, 0);
+  AddressTable addresses;
+  DeviceShared shared(driver, 0, addresses);
   Address base = 0;
   CHECK(driver.reserve(0, 256 * kPage, kPage, &base) == Status::ok);
   Heap heap(shared, 1, PoolId{}, base, 64 * kPage, 192 * kPage, Options{});

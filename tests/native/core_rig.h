@@ -38,7 +38,7 @@ struct Range {
   Range(std::uint64_t device_pages, PageIndex split, PageIndex pages)
       : model(device_of(device_pages)),
         driver(model),
-        supply(driver, 0),
+        supply(driver, 0, holdings),
         residency(driver, 0, supply, reserve(pages * kPage), split, pages) {}
 
   Address reserve(Bytes bytes) {
@@ -57,13 +57,14 @@ struct Range {
   // reserved = held + spare, and the device agrees.
   void check_accounts() const {
     CHECK(model.violations() == 0);
-    CHECK(static_cast<Bytes>(supply.reserved().current) == model.used_bytes(0));
+    CHECK(static_cast<Bytes>(holdings.reserved().current) == model.used_bytes(0));
     CHECK(model.used_bytes(0) == held() + supply.spare_bytes());
     CHECK(held() >= resident() + residency.idle_frames() * kPage);
   }
 
   ModelDriver model;
   CountingDriver driver;
+  Holdings holdings;
   PageSupply supply;
   Residency residency;
 };

@@ -20,9 +20,9 @@ struct HeapRig {
   explicit HeapRig(std::uint64_t device_pages = 64, std::uint64_t event_lag = 0)
       : model(device_of(device_pages, event_lag)),
         driver(model),
-        shared(driver, 0),
+        shared(driver, 0, addresses),
         heap(shared, kOwn, PoolId{}, reserve(512 * kPage), 128 * kPage, 384 * kPage, Options{}) {
-    shared.supply.set_limit(device_pages * kPage);
+    shared.holdings.set_limit(device_pages * kPage);
   }
   ~HeapRig() {
     heap.retire();
@@ -70,6 +70,7 @@ struct HeapRig {
 
   ModelDriver model;
   CountingDriver driver;
+  AddressTable addresses;
   DeviceShared shared;
   Heap heap;
 };
@@ -245,7 +246,7 @@ TEST(a_refused_call_never_lets_a_frame_leave_early_or_get_lost) {
     rig.shared.supply.destroy_spare();
     rig.heap.validate();
     CHECK(rig.model.violations() == 0);
-    CHECK(rig.shared.supply.reserved().current == static_cast<std::int64_t>(rig.model.used_bytes(0)));
+    CHECK(rig.shared.holdings.reserved().current == static_cast<std::int64_t>(rig.model.used_bytes(0)));
     for (int i = 0; i < 2; ++i) {  // nothing is lost for good
       rig.heap.reclaim_waiting(~0u);
       rig.shared.supply.destroy_spare();
