@@ -39,7 +39,7 @@ MISSING = {
 
 
 BRIDGE_MISSING = {
-    "torch.cuda.MemPool(allocator=...)": "raises RuntimeError; a MemPool without an allocator of its own works",
+    "allocateWithAddress (C++ only)": "raises RuntimeError; no block is placed at an address of the caller's choice",
 }
 """What does not work with the bridge: feature, what happens."""
 

@@ -16,7 +16,14 @@ class PoolsOwn final : public SegmentSource {
   Address allocate(Bytes bytes, poolalloc::DeviceIndex device, StreamId stream) override {
     const c10::cuda::CUDAGuard guard(static_cast<DeviceIndex>(device));
     const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);  // it may call cudaMalloc
-    return address_of(allocator_->raw_alloc_with_stream(bytes, reinterpret_cast<cudaStream_t>(stream)));
+    const Asking asking(this);
+    if (asking.before == this) refuse();
+    void* memory = allocator_->raw_alloc_with_stream(bytes, reinterpret_cast<cudaStream_t>(stream));
+    if (memory != nullptr && plugin_allocator().owns(address_of(memory))) {
+      allocator_->raw_delete(memory);
+      refuse();
+    }
+    return address_of(memory);
   }
 
   bool free(Address address, poolalloc::DeviceIndex device) noexcept override {
@@ -32,6 +39,23 @@ class PoolsOwn final : public SegmentSource {
   }
 
  private:
+  // Who is being asked on this thread.
+  struct Asking {
+    explicit Asking(const PoolsOwn* who) : before(std::exchange(now, who)) {}
+    ~Asking() { now = before; }
+    Asking(const Asking&) = delete;
+    Asking& operator=(const Asking&) = delete;
+
+    static inline thread_local const PoolsOwn* now = nullptr;
+    const PoolsOwn* const before;
+  };
+
+  [[noreturn]] static void refuse() {
+    TORCH_CHECK(false,
+                "poolalloc: the allocator of this MemPool takes poolalloc's own memory, or torch's, which is the same. "
+                "Leave the argument out: the pool then has that memory anyway.");
+  }
+
   const std::shared_ptr<Caching> allocator_;
 };
 
@@ -39,11 +63,11 @@ class PoolsOwn final : public SegmentSource {
 
 void TorchAllocator::beginAllocateToPool(DeviceIndex device, MempoolId_t pool,
                                          std::function<bool(cudaStream_t)> filter) {
-  poolalloc_begin_allocate_to_pool(device, pool, std::move(filter));
+  as_torch_errors([&] { poolalloc_begin_allocate_to_pool(device, pool, std::move(filter)); });
 }
 
 void TorchAllocator::endAllocateToPool(DeviceIndex device, MempoolId_t pool) {
-  poolalloc_end_allocate_to_pool(device, pool);
+  as_torch_errors([&] { poolalloc_end_allocate_to_pool(device, pool); });
 }
 
 void TorchAllocator::releasePool(DeviceIndex device, MempoolId_t pool) {
