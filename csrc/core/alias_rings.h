@@ -3,6 +3,9 @@
 // page shares its memory. Not for which of them may use it: page_table.h.
 #pragma once
 
+#include <cstdint>
+#include <cstring>
+
 #include "core/lazy_array.h"
 #include "core/types.h"
 
@@ -31,6 +34,13 @@ class AliasRings {
   bool alone(PageIndex page) const { return next_[page] == page; }
   // Whether one of first .. page - 1 is in its ring; then the highest such is next(page).
   bool repeats(PageIndex page, PageIndex first) const { return next_[page] - first < page - first; }
+  // Whether that is so of any of first .. last; of pages that are in no ring it may say so, too.
+  bool any_repeats(PageIndex first, PageIndex last) const {
+    const PageIndex* const next = next_.data();
+    PageIndex found = 0;
+    for (PageIndex page = first; page <= last; ++page) found |= next[page] - first < page - first;
+    return found != 0;
+  }
   // visit(other) for each other page of its ring.
   template <typename Visit>
   void visit_others(PageIndex page, Visit visit) const {
@@ -40,17 +50,30 @@ class AliasRings {
   // Neighbours often share the memory of neighbours. Of so many pages from this one on, how many have rings that run
   // side by side with its own: what holds of a step of one holds of all.
   PageIndex side_by_side(PageIndex page, PageIndex pages) const {
-    const PageIndex* const next = next_.data();
-    for (PageIndex at = page; pages > 1; at = next[at]) {
-      PageIndex alike = 1;
-      while (alike < pages && next[at + alike] == next[at] + alike) ++alike;
-      pages = alike;
-      if (next[at] == page) break;
+    for (PageIndex at = page, to; pages > 1; at = to) {
+      to = next_[at];
+      pages = alike(&next_[at], to, pages);
+      if (to == page) break;
     }
     return pages;
   }
 
  private:
+  // How many of so many lead to `to` and its neighbours, in order. Eight at once: two to a word.
+  static PageIndex alike(const PageIndex* next, PageIndex to, PageIndex pages) {
+    constexpr std::uint64_t kEach = (std::uint64_t{1} << 32) + 1;
+    PageIndex i = 0;
+    for (std::uint64_t expected = to * kEach + (std::uint64_t{1} << 32); i + 8 <= pages;
+         i += 8, expected += 8 * kEach) {
+      std::uint64_t two[4];
+      std::memcpy(two, next + i, sizeof(two));
+      if (((two[0] ^ expected) | (two[1] ^ (expected + 2 * kEach)) | (two[2] ^ (expected + 4 * kEach)) |
+           (two[3] ^ (expected + 6 * kEach))) != 0)
+        break;
+    }
+    while (i < pages && next[i] == to + i) ++i;
+    return i;
+  }
   // Whether `page` comes after `high` and before `low` on the way down and round.
   static bool between(PageIndex low, PageIndex page, PageIndex high) {
     return low < high ? low < page && page < high : page < high || page > low;

@@ -68,7 +68,7 @@ class PageTable {
     cost.aliased = (tally.any & kAliased) != 0;
     if ((tally.any & (kBlocked | kAliased)) == 0) return cost;
     cost.possible = worth(cost);
-    if (cost.possible) judge(first, last, &cost);
+    if (cost.possible && ((tally.any & kBlocked) != 0 || rings_.any_repeats(first, last))) judge(first, last, &cost);
     return cost;
   }
   // How many blocks overlap a page.
