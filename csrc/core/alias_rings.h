@@ -3,9 +3,6 @@
 // page shares its memory. Not for which of them may use it: page_table.h.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-
 #include "core/lazy_array.h"
 #include "core/types.h"
 
@@ -44,36 +41,11 @@ class AliasRings {
   // visit(other) for each other page of its ring.
   template <typename Visit>
   void visit_others(PageIndex page, Visit visit) const {
-    const PageIndex* const next = next_.data();  // whatever the visit writes
+    const PageIndex* const next = next_.data();  // whatever the visits write
     for (PageIndex other = next[page]; other != page; other = next[other]) visit(other);
-  }
-  // Neighbours often share the memory of neighbours. Of so many pages from this one on, how many have rings that run
-  // side by side with its own: what holds of a step of one holds of all.
-  PageIndex side_by_side(PageIndex page, PageIndex pages) const {
-    for (PageIndex at = page, to; pages > 1; at = to) {
-      to = next_[at];
-      pages = alike(&next_[at], to, pages);
-      if (to == page) break;
-    }
-    return pages;
   }
 
  private:
-  // How many of so many lead to `to` and its neighbours, in order. Eight at once: two to a word.
-  static PageIndex alike(const PageIndex* next, PageIndex to, PageIndex pages) {
-    constexpr std::uint64_t kEach = (std::uint64_t{1} << 32) + 1;
-    PageIndex i = 0;
-    for (std::uint64_t expected = to * kEach + (std::uint64_t{1} << 32); i + 8 <= pages;
-         i += 8, expected += 8 * kEach) {
-      std::uint64_t two[4];
-      std::memcpy(two, next + i, sizeof(two));
-      if (((two[0] ^ expected) | (two[1] ^ (expected + 2 * kEach)) | (two[2] ^ (expected + 4 * kEach)) |
-           (two[3] ^ (expected + 6 * kEach))) != 0)
-        break;
-    }
-    while (i < pages && next[i] == to + i) ++i;
-    return i;
-  }
   // Whether `page` comes after `high` and before `low` on the way down and round.
   static bool between(PageIndex low, PageIndex page, PageIndex high) {
     return low < high ? low < page && page < high : page < high || page > low;

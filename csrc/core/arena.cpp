@@ -88,8 +88,7 @@ inline void Arena::consider(Block* hole, Bytes offset, Plan* best) const {
   const PageIndex first = page_of(offset), last = page_of(offset + best->size - 1);
   const auto shared = [&](PageIndex page) { return page * kPageBytes < low || (page + 1) * kPageBytes > high; };
   const std::uint32_t resident = last - first + 1 - shared(first) - (last != first && shared(last));
-  const PageTable::Cost least = residency_.least(resident);
-  if (score(least, *best) < best->score) look_at(hole, offset, least, best);
+  if (resident < best->below) look_at(hole, offset, residency_.least(resident), best);
 }
 
 void Arena::look_at(Block* hole, Bytes offset, const PageTable::Cost& least, Plan* best) const {
@@ -100,6 +99,8 @@ void Arena::look_at(Block* hole, Bytes offset, const PageTable::Cost& least, Pla
   best->cost = cost;
   best->hole = hole;
   best->offset = offset;
+  const std::uint32_t most = best->covered + 3;  // wherever it lies
+  for (best->below = best->covered; best->below <= most && cheaper(residency_.least(best->below));) ++best->below;
 }
 
 // Best fit, but paid in memory: among the smallest holes that fit, the place whose pages cost least.
@@ -107,24 +108,22 @@ Arena::Plan Arena::plan(Bytes size) const {
   const std::uint32_t idle = residency_.idle_frames();
   // The program is near its peak: what it makes resident now may soon be missing.
   const bool scarce = idle * kScarcePart < static_cast<Bytes>(residency_.held().current) / kPageBytes;
-  Plan best{size, idle, scarce};
-  // No place has a better score: however it lies, pages that it covers are no neighbour's.
-  constexpr Bytes kMostShared = 2 * (kPageBytes - kGranularity);
-  const Bytes covered = size > kMostShared ? round_up(size - kMostShared, kPageBytes) / kPageBytes : 0;
-  const std::uint64_t least = score(residency_.least(static_cast<std::uint32_t>(covered)), best);
+  constexpr Bytes kMostOutside = 2 * (kPageBytes - kGranularity);  // in two pages
+  const Bytes inside = size > kMostOutside ? round_up(size - kMostOutside, kPageBytes) : 0;
+  Plan best{size, page_of(inside), idle, scarce};
   int left = scarce ? candidates_ * kScarceCandidates : candidates_;
   Block* const smallest = holes_.at_least(size);
   for (Block* hole = smallest; hole != nullptr && left-- > 0; hole = hole->larger) {
     const Bytes low = hole->offset;
     const Bytes high = hole->end() - size;
     consider(hole, low, &best);
-    if (best.score == least) return best;
+    if (best.settled()) return best;
     if (high == low) {  // a hole of just this size that needs no driver call: what a repeating program leaves behind
       if (best.free()) return best;
       continue;
     }
     consider(hole, high, &best);
-    if (best.score == least) return best;
+    if (best.settled()) return best;
   }
   if (!best.free()) look_inside(smallest, &best);
   // Fresh addresses only when they are cheaper: every use of them leaves one more hole behind.

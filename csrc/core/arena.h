@@ -93,16 +93,19 @@ class Arena {
   static constexpr int kScarceCandidates = 2;  // times as many
   struct Plan {
     Bytes size;
+    std::uint32_t covered;  // pages, wherever it lies; none of them is a neighbour's
     std::uint32_t idle;     // pages
     bool scarce;            // which order the score is in
     Block* hole = nullptr;  // null: at the top or above it
     Bytes offset = 0;
     std::uint64_t score = kImpossible;
+    std::uint32_t below = ~0u;  // a cheaper place makes fewer pages resident
     PageTable::Cost cost{};
 
     std::uint64_t maps() const {
       return score == kImpossible ? kImpossible : (scarce ? score : score >> kPagesBits) & kPagesMask;
     }
+    bool settled() const { return below == covered; }                          // no place is cheaper
     bool free() const { return maps() == 0 && score >> 2 * kPagesBits == 0; }  // creates no page and maps none
   };
 

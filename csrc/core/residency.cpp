@@ -179,17 +179,23 @@ void Residency::undo_map(PageIndex page, bool from_supply) {
 
 // Of the aliases of their frames, pages first .. last get one state and count, the others get another.
 void Residency::set_aliases(PageIndex first, PageIndex last, std::uint8_t own, std::uint8_t others) {
-  const bool told = journal_kept();
-  for (PageIndex page = first, pages; page <= last; page += pages) {
-    pages = rings_.side_by_side(page, last - page + 1);
-    const std::uint8_t aliased = rings_.alone(page) ? 0 : kAliased;
-    rings_.visit_others(page, [&](PageIndex alias) {
-      for (PageIndex i = 0; told && i < pages; ++i)
-        if (counts(alias + i)) count_moves(alias + i, page + i);
-      std::fill_n(&state_[alias], pages, static_cast<std::uint8_t>(others | kAliased));
-    });
-    std::fill_n(&state_[page], pages, static_cast<std::uint8_t>(own | kCounted | aliased));
+  if (journal_kept()) [[unlikely]]
+    count_at(first, last);
+  std::uint8_t* const states = state_.data();
+  own |= kCounted;
+  others |= kAliased;
+  for (PageIndex page = first; page <= last; ++page) {
+    states[page] = rings_.alone(page) ? own : own | kAliased;
+    rings_.visit_others(page, [=](PageIndex alias) { states[alias] = others; });
   }
+}
+
+// Tells the journal, before states say so.
+void Residency::count_at(PageIndex first, PageIndex last) {
+  for (PageIndex page = first; page <= last; ++page)
+    rings_.visit_others(page, [&](PageIndex alias) {
+      if (counts(alias)) count_moves(alias, page);
+    });
 }
 
 // For how many ticks the frame of a ready page has been idle: since the last of its pages was in use.

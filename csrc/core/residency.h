@@ -117,6 +117,7 @@ class Residency final : public PageTable {
   PageIndex oldest_idle();
   PageIndex idle_since(std::uint32_t tick);
   void set_aliases(PageIndex first, PageIndex last, std::uint8_t own, std::uint8_t others);
+  void count_at(PageIndex first, PageIndex last);
   bool want_back(PageIndex first, PageIndex last);
   void lend_frame(FrameIndex frame);
   void come_back(FrameIndex frame);
