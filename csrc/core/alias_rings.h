@@ -41,8 +41,17 @@ class AliasRings {
   // visit(other) for each other page of its ring.
   template <typename Visit>
   void visit_others(PageIndex page, Visit visit) const {
+    for (PageIndex other = next_[page]; other != page; other = next_[other]) visit(other);
+  }
+  // own(page, alone) for each of first .. last, and other(alias) for each other page of its ring.
+  template <typename Own, typename Other>
+  void visit_rings(PageIndex first, PageIndex last, Own own, Other other) const {
     const PageIndex* const next = next_.data();  // whatever the visits write
-    for (PageIndex other = next[page]; other != page; other = next[other]) visit(other);
+    for (PageIndex page = first; page <= last; ++page) {
+      PageIndex alias = next[page];
+      own(page, alias == page);
+      for (; alias != page; alias = next[alias]) other(alias);
+    }
   }
 
  private:

@@ -184,10 +184,9 @@ void Residency::set_aliases(PageIndex first, PageIndex last, std::uint8_t own, s
   std::uint8_t* const states = state_.data();
   own |= kCounted;
   others |= kAliased;
-  for (PageIndex page = first; page <= last; ++page) {
-    states[page] = rings_.alone(page) ? own : own | kAliased;
-    rings_.visit_others(page, [=](PageIndex alias) { states[alias] = others; });
-  }
+  rings_.visit_rings(
+      first, last, [=](PageIndex page, bool alone) { states[page] = alone ? own : own | kAliased; },
+      [=](PageIndex alias) { states[alias] = others; });
 }
 
 // Tells the journal, before states say so.
