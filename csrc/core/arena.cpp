@@ -94,13 +94,14 @@ inline void Arena::consider(Block* hole, Bytes offset, Plan* best) const {
 void Arena::look_at(Block* hole, Bytes offset, const PageTable::Cost& least, Plan* best) const {
   const auto cheaper = [&](const PageTable::Cost& cost) { return score(cost, *best) < best->score; };
   const PageTable::Cost cost = residency_.cost(page_of(offset), page_of(offset + best->size - 1), least, cheaper);
-  if (!cost.possible || !cheaper(cost)) return;
-  best->score = score(cost, *best);
+  const std::uint64_t found = cost.possible ? score(cost, *best) : kImpossible;
+  if (found >= best->score) return;
+  best->score = found;
   best->cost = cost;
   best->hole = hole;
   best->offset = offset;
   const std::uint32_t most = best->covered + 3;  // wherever it lies
-  for (best->below = best->covered; best->below <= most && cheaper(residency_.least(best->below));) ++best->below;
+  for (best->below = cost.resident; best->below <= most && cheaper(residency_.least(best->below));) ++best->below;
 }
 
 // Best fit, but paid in memory: among the smallest holes that fit, the place whose pages cost least.
