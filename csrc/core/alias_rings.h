@@ -54,6 +54,9 @@ class AliasRings {
     }
   }
 
+  // These pages are in no ring.
+  void discard(PageIndex first, PageIndex end) { next_.discard(first, end); }
+
  private:
   // Whether `page` comes after `high` and before `low` on the way down and round.
   static bool between(PageIndex low, PageIndex page, PageIndex high) {

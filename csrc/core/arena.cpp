@@ -200,20 +200,11 @@ void Arena::remove(Block* block) {
   }
   (block->previous != nullptr ? block->previous->next : first_) = block->next;
   (block->next != nullptr ? block->next->previous : last_) = block->previous;
-  block->next = unused_;
-  unused_ = block;
+  records_.give(block);
 }
 
 Arena::Block* Arena::take_record() {
-  if (unused_ == nullptr) {
-    chunks_.emplace_back(new Block[kChunk]);
-    for (std::size_t i = kChunk; i-- > 0;) {
-      chunks_.back()[i].next = unused_;
-      unused_ = &chunks_.back()[i];
-    }
-  }
-  Block* block = unused_;
-  unused_ = block->next;
+  Block* block = records_.take();
   block->requested = 0;
   return block;
 }

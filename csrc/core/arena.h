@@ -20,6 +20,7 @@
 
 #include "core/hole_index.h"
 #include "core/page_table.h"
+#include "core/record_pool.h"
 #include "core/types.h"
 
 namespace poolalloc {
@@ -79,7 +80,9 @@ class Arena {
   }
   std::uint64_t live_blocks() const { return live_blocks_; }
   std::uint64_t holes() const { return holes_.count(); }
-  Bytes metadata_bytes() const { return chunks_.size() * kChunk * sizeof(Block) + sizeof(*this); }
+  Bytes metadata_bytes() const { return records_.bytes() + sizeof(*this); }
+  // Gives back memory of its own that no block or hole needs now.
+  void shed() { records_.shed(); }
   // Checks tiling, merging, the index and the owner slots; adds each live block to blocks_of.
   void validate(std::vector<std::uint32_t>& blocks_of) const;
 
@@ -133,8 +136,7 @@ class Arena {
   Block* last_ = nullptr;
   HoleIndex<Block> holes_;
   std::uint64_t live_blocks_ = 0;
-  std::vector<std::unique_ptr<Block[]>> chunks_;
-  Block* unused_ = nullptr;  // linked through next
+  RecordPool<Block, &Block::next, kChunk> records_;
 };
 
 }  // namespace poolalloc

@@ -454,6 +454,10 @@ Bytes DeviceHeap::trim(Bytes target, Wait wait) {
     const std::lock_guard<Lock> turn(gathering_);
     given = trim_to(target, wait);
   }
+  if (wait == Wait::yes) {
+    const Visit all = all_heaps();
+    for (Heap* heap : all.heaps) heap->shed();
+  }
   return given + return_to_sources();
 }
 

@@ -318,9 +318,13 @@ void Heap::close_segments(const PageTable::Detached& gone) {
     if (!slabs_.serves(each.page)) arena_.close(each.page);
 }
 
-// Called when the driver has been at work anyway: learns how far the stream has come, so that mappings nothing uses any
-// more can be replaced. One event is under way at a time.
+// Called when the driver has been at work anyway: gives back tables of pages from time to time, and learns how far the
+// stream has come, so that mappings nothing uses any more can be replaced. One event is under way at a time.
 void Heap::note_progress() {
+  if (pages_.shed_due()) {
+    pages_.shed_tables();
+    slabs_.shed_tables();
+  }
   if (!may_unmap() || segments_ != nullptr) return;
   while (!marks_.empty()) {
     if (shared_.driver.query_event(shared_.device, marks_.front().event) != Status::ok) return;

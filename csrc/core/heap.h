@@ -185,6 +185,8 @@ class Heap final : private PageSupply::Lender {
   // What stands behind some of its pages. False if it was freed since, or there are no such pages.
   bool shared_pages(const SharedBlock& block, std::size_t first, std::size_t count,
                     std::vector<PhysicalHandle>* handles) const;
+  // Gives back memory of the host that blocks and pages needed once.
+  void shed();
   // Whether any page is mapped, be it idle or on its way out.
   bool mapped() const;
   // Access for another device to every page mapped now.

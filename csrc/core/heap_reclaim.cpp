@@ -175,6 +175,13 @@ Bytes Heap::reclaim_waiting(std::uint32_t at_most_frames) {
   return bytes + hand_over(leaving);
 }
 
+void Heap::shed() {
+  const Guard guard(*this);
+  pages_.shed();
+  slabs_.shed();
+  arena_.shed();
+}
+
 Bytes Heap::live_bytes() const {
   const Guard guard(*this);
   return static_cast<Bytes>(counts_.live.current());

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstddef>
 #include <new>
@@ -24,6 +25,13 @@ class LazyArray {
   ~LazyArray() { munmap(static_cast<void*>(data_), bytes_); }
   LazyArray(const LazyArray&) = delete;
   LazyArray& operator=(const LazyArray&) = delete;
+
+  // Entries first .. end - 1 are zero: the memory of whole pages of the host's among them goes back.
+  void discard(std::size_t first, std::size_t end) {
+    static const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    const std::size_t from = (first * sizeof(T) + page - 1) / page * page, to = end * sizeof(T) / page * page;
+    if (from < to) madvise(reinterpret_cast<char*>(data_) + from, to - from, MADV_DONTNEED);
+  }
 
   T& operator[](std::size_t index) { return data_[index]; }
   const T& operator[](std::size_t index) const { return data_[index]; }

@@ -14,7 +14,8 @@ PageTable::PageTable(PageIndex split, PageIndex pages, PageJournal* journal)
       sharers_(pages),
       idle_since_(pages),
       touched_{{0, 0}, {split, split}},
-      owner_(pages) {}
+      owner_(pages),
+      part_used_(pages / kPartPages + 1) {}
 
 namespace {
 
@@ -82,17 +83,21 @@ PageIndex PageTable::cheapest_run(PageIndex first, PageIndex last, std::uint32_t
   return best;
 }
 
-void PageTable::touch(PageIndex last) {
-  Span& part = touched_[last >= touched_[1].first];
-  if (last >= part.end) part.end = last + 1;
+void PageTable::touch(PageIndex first, PageIndex last) {
+  Span& span = touched_[last >= touched_[1].first];
+  if (last >= span.end) span.end = last + 1;
+  for (PageIndex part = first / kPartPages; part <= last / kPartPages; ++part) {
+    used_parts_ += !part_used_[part];
+    part_used_[part] = true;
+  }
 }
 
 // Only the outer pages can carry other blocks; every page between them is this block's alone.
 Status PageTable::acquire(PageIndex first, PageIndex last, const Cost& cost) {
   const bool first_shared = resident(first), last_shared = last != first && resident(last);
-  touch(last);
   const std::uint32_t pages = last - first + 1;
   if (cost.driver()) [[unlikely]] {
+    touch(first, last);
     const Status status = provide(first, last);
     if (status != Status::ok) return status;
   } else if (cost.aliased) {
@@ -124,8 +129,48 @@ void PageTable::release_pages(PageIndex first, PageIndex last) {
 Bytes PageTable::metadata_bytes() const {
   constexpr Bytes kPerPage =
       sizeof(std::uint8_t) + sizeof(std::uint16_t) + sizeof(std::uint32_t) + sizeof(PageIndex) + sizeof(void*);
-  const Bytes touched = (touched_[0].end - touched_[0].first) + (touched_[1].end - touched_[1].first);
-  return touched * kPerPage;
+  return tabled_pages() * kPerPage + part_used_.size() / 8;
+}
+
+// No page of it has memory, and nobody has left anything in the slot of one.
+bool PageTable::part_empty(PageIndex part) const {
+  const PageIndex first = part * kPartPages, end = std::min(first + kPartPages, page_count_);
+  return std::all_of(&state_[first], &state_[end - 1] + 1, [](std::uint8_t state) { return state == 0; }) &&
+         std::all_of(&owner_[first], &owner_[end - 1] + 1, [](const void* owner) { return owner == nullptr; });
+}
+
+// Narrow entries share a page of the host's over several parts, so runs of empty parts go together, used ones or not.
+void PageTable::shed_tables() {
+  constexpr PageIndex kTogether = 8;
+  maps_at_shed_ = maps_made_;
+  const PageIndex parts = (page_count_ + kPartPages - 1) / kPartPages;
+  for (PageIndex group = 0; group < parts; group += kTogether) {
+    const PageIndex end = std::min(group + kTogether, parts);
+    const auto used = [this](PageIndex part) { return static_cast<bool>(part_used_[part]); };
+    PageIndex part = group;
+    while (part < end && !used(part)) ++part;
+    if (part == end) continue;
+    for (PageIndex first = group, run = group; first < end; first = run + 1) {
+      bool any = false;
+      for (run = first; run < end && part_empty(run); ++run) any |= used(run);
+      if (!any) continue;
+      discard(first * kPartPages, std::min(run * kPartPages, page_count_));
+      for (part = first; part < run; ++part) {
+        used_parts_ -= used(part);
+        part_used_[part] = false;
+      }
+    }
+  }
+  for (Span& span : touched_)
+    while (span.end > span.first && (state_[span.end - 1] == 0)) --span.end;
+}
+
+void PageTable::discard(PageIndex first, PageIndex end) {
+  state_.discard(first, end);
+  rings_.discard(first, end);
+  sharers_.discard(first, end);
+  idle_since_.discard(first, end);
+  owner_.discard(first, end);
 }
 
 void PageTable::validate(const std::vector<std::uint32_t>& blocks_of) const {

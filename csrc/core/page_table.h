@@ -238,6 +238,13 @@ class PageTable {
   std::uint64_t mappings() const { return mappings_; }
   std::uint64_t aliased() const { return aliased_; }
   virtual Bytes metadata_bytes() const;
+  // Gives back the memory of tables for pages that have no memory now, as far as whole pages of the host's hold nothing
+  // else. Worth while after so many more pages have been given memory.
+  static constexpr std::uint64_t kShedAfter = 1024;
+  bool shed_due() const { return maps_made_ - maps_at_shed_ >= kShedAfter; }
+  void shed_tables();
+  // The same, and of everything else that is no longer needed.
+  virtual void shed() { shed_tables(); }
   void reset_peaks() {
     resident_.reset_peak();
     held_.reset_peak();
@@ -275,8 +282,12 @@ class PageTable {
   bool counts(PageIndex page) const { return (state_[page] & kCounted) != 0; }
   // State of a range with aliased pages: all of it becomes resident, or idle.
   virtual void set_live(PageIndex first, PageIndex last, bool live) = 0;
-  // Pages up to `last` may have been used from now on.
-  void touch(PageIndex last);
+  // Pages first .. last are given memory, and their entries may be other than zero from now on.
+  void touch(PageIndex first, PageIndex last);
+  // Entries of these pages are zero, but for when they were used last, which no longer matters.
+  virtual void discard(PageIndex first, PageIndex end);
+  // Pages whose entries may have memory.
+  Bytes tabled_pages() const { return used_parts_ * kPartPages; }
 
   bool journal_kept() const { return journal_ != nullptr && journal_->kept(); }
   // Memory for a page came to count at this address, or ceased to.
@@ -345,9 +356,15 @@ class PageTable {
   }
   std::uint32_t count(PageIndex first, PageIndex last, std::uint8_t bit) const;
   void judge(PageIndex first, PageIndex last, Cost* cost) const;
+  bool part_empty(PageIndex part) const;
   void release_pages(PageIndex first, PageIndex last);
 
+  // The tables have memory by parts: so many pages that the widest entries fill one page of the host's.
+  static constexpr PageIndex kPartPages = 512;
   LazyArray<void*> owner_;
+  std::vector<bool> part_used_;
+  std::uint32_t used_parts_ = 0;
+  std::uint64_t maps_at_shed_ = 0;
 };
 
 }  // namespace poolalloc

@@ -552,10 +552,25 @@ void Residency::return_all() {
 
 Bytes Residency::metadata_bytes() const {
   constexpr Bytes kNode = sizeof(decltype(frames_by_handle_)::value_type) + 2 * sizeof(void*);
-  const Bytes touched = (touched_[0].end - touched_[0].first) + (touched_[1].end - touched_[1].first);
-  return PageTable::metadata_bytes() + touched * sizeof(FrameIndex) + frames_.capacity() * sizeof(Frame) +
+  return PageTable::metadata_bytes() + tabled_pages() * sizeof(FrameIndex) + frames_.capacity() * sizeof(Frame) +
          unused_frames_.capacity() * sizeof(FrameIndex) + victims_.capacity() * sizeof(Victim) +
          frames_by_handle_.size() * kNode + sizeof(*this);
+}
+
+void Residency::shed() {
+  shed_tables();
+  std::sort(unused_frames_.begin(), unused_frames_.end());
+  for (; !unused_frames_.empty() && unused_frames_.back() == frames_.size() - 1; unused_frames_.pop_back())
+    frames_.pop_back();
+  std::reverse(unused_frames_.begin(), unused_frames_.end());  // low ones first from now on
+  frames_.shrink_to_fit();
+  unused_frames_.shrink_to_fit();
+  std::vector<Victim>().swap(victims_);
+}
+
+void Residency::discard(PageIndex first, PageIndex end) {
+  PageTable::discard(first, end);
+  frame_.discard(first, end);
 }
 
 void Residency::validate(const std::vector<std::uint32_t>& blocks_of) const {

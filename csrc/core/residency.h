@@ -64,6 +64,7 @@ class Residency final : public PageTable {
   Status allow_access_to_mapped(DeviceIndex peer) override;
   bool handles(PageIndex first, PageIndex last, std::vector<PhysicalHandle>* handles) const override;
   void return_all() override;
+  void shed() override;
   Bytes metadata_bytes() const override;
   void validate(const std::vector<std::uint32_t>& blocks_of) const override;
 
@@ -124,6 +125,7 @@ class Residency final : public PageTable {
   FrameIndex frame_of(PhysicalHandle handle);
   void drop_frame(FrameIndex frame);
   void add_alias(PageIndex page, FrameIndex index);
+  void discard(PageIndex first, PageIndex end) override;
   void remove_alias(PageIndex page);
   void mark_detached(PageIndex page, PhysicalHandle handle, bool frame_goes, bool counted);
   PageIndex another_detached(const Leaving& leaving, const Detached& detached) const;

@@ -81,7 +81,7 @@ void Segments::place(const Segment& segment, PageIndex first, PageIndex end) {
     page_came(start_[page]);
   }
   tell_journal();
-  touch(end - 1);
+  touch(first, end - 1);
   addresses_.set_pages(segment.start(), first, end - first, &owner_);
   segments_[first] = {segment, end};
   held_.add(segment.bytes);
@@ -156,6 +156,7 @@ std::uint32_t Segments::take_out(Map::iterator place) {
   for (PageIndex page = first; page < placed.end; ++page) {
     state_[page] = 0;
     page_left(start_[page]);
+    start_[page] = 0;
   }
   tell_journal();
   mappings_ -= placed.end - first;
@@ -178,10 +179,14 @@ Bytes Segments::removable_bytes() const {
 
 // --- figures -----------------------------------------------------------------------------------------------------
 
+void Segments::discard(PageIndex first, PageIndex end) {
+  PageTable::discard(first, end);
+  start_.discard(first, end);
+}
+
 Bytes Segments::metadata_bytes() const {
   constexpr Bytes kNode = sizeof(Map::value_type) + 4 * sizeof(void*);
-  const Bytes touched = (touched_[0].end - touched_[0].first) + (touched_[1].end - touched_[1].first);
-  return PageTable::metadata_bytes() + touched * sizeof(Address) + segments_.size() * kNode + sizeof(*this);
+  return PageTable::metadata_bytes() + tabled_pages() * sizeof(Address) + segments_.size() * kNode + sizeof(*this);
 }
 
 void Segments::validate(const std::vector<std::uint32_t>& blocks_of) const {

@@ -72,6 +72,7 @@ class Segments final : public PageTable {
   void set_live(PageIndex, PageIndex, bool) override {}  // no page is aliased
 
   Status take(const SegmentNeed& need, Segment* segment);
+  void discard(PageIndex first, PageIndex end) override;
   PageIndex find_gap(Bytes pages) const;
   void place(const Segment& segment, PageIndex first, PageIndex end);
   std::uint32_t take_out(Map::iterator place);

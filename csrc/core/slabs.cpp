@@ -1,14 +1,13 @@
 #include "core/slabs.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/check.h"
 
 namespace poolalloc {
 
 namespace {
-
-constexpr std::size_t kRecords = 64;  // slab records taken from the heap at once
 
 constexpr std::uint64_t low_bits(unsigned count) {
   return count >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1;
@@ -28,7 +27,7 @@ int find_run(std::uint64_t bits, unsigned run) {
 }  // namespace
 
 Slabs::Slabs(PageTable& residency, PageIndex pages)
-    : residency_(residency), pages_(pages), slab_of_(pages * kPageChunks) {
+    : residency_(residency), pages_(pages), slab_of_(pages * kPageChunks), part_used_(pages / kPartPages + 1) {
   for (int index = 0; index <= kMaxBin; ++index) {
     Bin& bin = bins_[index];
     bin.block_bytes = bin_bytes(index);
@@ -78,7 +77,7 @@ Status Slabs::new_slab(Bin& bin) {
 
 // Cuts free chunks of a page into a slab without blocks.
 Slabs::Slab* Slabs::make_slab(Bin& bin, SmallPage* small, int first_chunk) {
-  Slab* slab = take_record();
+  Slab* slab = records_.take();
   slab->free = bin.all_free;
   slab->page = small->page;
   slab->offset = small->page * kPageBytes + static_cast<Bytes>(first_chunk) * kChunkBytes;
@@ -122,8 +121,7 @@ void Slabs::retire(Slab* slab) {
   std::fill_n(&slab_of_[slab->offset / kChunkBytes], bin.shape.chunks, nullptr);
   small->free_chunks |= low_bits(bin.shape.chunks) << slab->first_chunk;
   --bin.slabs;
-  slab->left = unused_;
-  unused_ = slab;
+  records_.give(slab);
   if (small->free_chunks != ~std::uint64_t{0}) return;
   residency_.set_owner(small->page, nullptr);
   free_pages_.push_back(small->page);
@@ -131,19 +129,6 @@ void Slabs::retire(Slab* slab) {
                                       [](const auto& entry, PageIndex page) { return entry->page < page; });
   spare_pages_.push_back(std::move(*place));
   cut_.erase(place);
-}
-
-Slabs::Slab* Slabs::take_record() {
-  if (unused_ == nullptr) {
-    records_.emplace_back(new Slab[kRecords]);
-    for (std::size_t i = kRecords; i-- > 0;) {
-      records_.back()[i].left = unused_;
-      unused_ = &records_.back()[i];
-    }
-  }
-  Slab* slab = unused_;
-  unused_ = slab->left;
-  return slab;
 }
 
 // --- pages -------------------------------------------------------------------------------------------------------
@@ -185,6 +170,9 @@ Slabs::SmallPage* Slabs::cut(PageIndex page) {
   }
   small->page = page;
   residency_.set_owner(page, small.get());
+  const PageIndex part = page / kPartPages;
+  used_parts_ += !part_used_[part];
+  part_used_[part] = true;
   const auto place = std::lower_bound(cut_.begin(), cut_.end(), page,
                                       [](const auto& entry, PageIndex index) { return entry->page < index; });
   return cut_.insert(place, std::move(small))->get();
@@ -238,8 +226,31 @@ std::uint32_t Slabs::with_room() const {
 }
 
 Bytes Slabs::metadata_bytes() const {
-  return records_.size() * kRecords * sizeof(Slab) + (cut_.size() + spare_pages_.size()) * sizeof(SmallPage) +
-         free_pages_.capacity() * sizeof(PageIndex) + fresh_ * kPageChunks * sizeof(Slab*) + sizeof(*this);
+  return records_.bytes() + (cut_.size() + spare_pages_.size()) * sizeof(SmallPage) +
+         free_pages_.capacity() * sizeof(PageIndex) + used_parts_ * kPartPages * kPageChunks * sizeof(Slab*) +
+         part_used_.size() / 8 + sizeof(*this);
+}
+
+// Pages that are not cut have no slab.
+void Slabs::shed_tables() {
+  for (PageIndex first = 0; first < fresh_; first += kPartPages) {
+    if (!part_used_[first / kPartPages]) continue;
+    const PageIndex end = std::min(first + kPartPages, pages_);
+    PageIndex page = first;
+    while (page < end && residency_.owner<SmallPage>(page) == nullptr) ++page;
+    if (page < end) continue;
+    slab_of_.discard(first * kPageChunks, end * kPageChunks);
+    part_used_[first / kPartPages] = false;
+    --used_parts_;
+  }
+}
+
+void Slabs::shed() {
+  for (Bin& bin : bins_)
+    if (bin.current != nullptr && bin.current->free == bin.all_free) retire(std::exchange(bin.current, nullptr));
+  shed_tables();
+  records_.shed();
+  std::vector<std::unique_ptr<SmallPage>>().swap(spare_pages_);
 }
 
 void Slabs::validate(std::vector<std::uint32_t>& blocks_of) const {

@@ -24,6 +24,7 @@
 #include "core/lazy_array.h"
 #include "core/ordered_tree.h"
 #include "core/page_table.h"
+#include "core/record_pool.h"
 #include "core/size_class.h"
 #include "core/stats.h"
 #include "core/types.h"
@@ -204,6 +205,9 @@ class Slabs {
   // Pages ever used, counted from 0.
   PageIndex touched() const { return fresh_; }
   Bytes metadata_bytes() const;
+  // Gives back memory of its own that no slab needs now: of tables only, or of records too.
+  void shed_tables();
+  void shed();
   // Adds each live slab to blocks_of its page.
   void validate(std::vector<std::uint32_t>& blocks_of) const;
 
@@ -262,18 +266,20 @@ class Slabs {
   [[gnu::noinline]] void add_partial(Bin& bin, Slab* slab);
   void remove_partial(Bin& bin, Slab* slab);
   void retire(Slab* slab);
-  Slab* take_record();
 
   PageTable& residency_;
   const PageIndex pages_;
-  LazyArray<Slab*> slab_of_;                     // per chunk of the range
+  LazyArray<Slab*> slab_of_;  // per chunk of the range
+  // What of that table has memory, in parts of one page of the host's.
+  static constexpr PageIndex kPartPages = 8;
+  std::vector<bool> part_used_;
+  std::uint32_t used_parts_ = 0;
   PageIndex fresh_ = 0;                          // pages from here on were never used
   std::vector<PageIndex> free_pages_;            // used before, cut into nothing now
   std::vector<std::unique_ptr<SmallPage>> cut_;  // pages with slabs, by address
   std::vector<std::unique_ptr<SmallPage>> spare_pages_;
   std::array<Bin, kMaxBin + 1> bins_;
-  std::vector<std::unique_ptr<Slab[]>> records_;
-  Slab* unused_ = nullptr;  // linked through left
+  RecordPool<Slab, &Slab::left, 64> records_;
   Slab* drowsy_ = nullptr;
   std::uint32_t resident_pages_ = 0;
   std::uint32_t partial_slabs_ = 0;  // in the trees of all bins

@@ -86,8 +86,12 @@ class Soak {
     allocator_.validate();
     const bool nothing_left = allocator_.stats(0).live_blocks == 0 && model_.used_bytes(0) == 0;
     if (!nothing_left) std::printf("something is left\n");
+    const std::uint64_t metadata = allocator_.stats(0).metadata_bytes;
+    const bool shed = metadata < windows_.back().metadata / 4;
+    std::printf("metadata with nothing left: %llu, %s\n", static_cast<unsigned long long>(metadata),
+                shed ? "less than a quarter" : "TOO MUCH");
     if (model_.violations() != 0) std::printf("the contract was broken: %s\n", model_.first_violation().c_str());
-    return nothing_left && model_.violations() == 0;
+    return nothing_left && shed && model_.violations() == 0;
   }
 
   void print_result(bool sound) const {
