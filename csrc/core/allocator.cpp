@@ -110,6 +110,13 @@ std::optional<BlockInfo> Allocator::block(Address address) const {
   return heap != nullptr ? heap->block(address) : std::nullopt;
 }
 
+Address Allocator::whole_allocation(Address address) const {
+  const Heap* heap = addresses_->find(address);
+  if (heap == nullptr || !heap->segmented() || !heap->block(address)) return 0;
+  const auto segment = heap->segment(address);
+  return segment ? segment->allocation : 0;
+}
+
 std::vector<BlockInfo> Allocator::blocks(DeviceIndex device, PoolId pool) const {
   const DeviceHeap* heap = existing(device);
   return heap != nullptr ? heap->blocks(pool) : std::vector<BlockInfo>{};

@@ -56,6 +56,8 @@ class POOLALLOC_API Allocator {
 
   // The block that contains `address`, if it is ours.
   std::optional<BlockInfo> block(Address address) const;
+  // The start of the whole allocation that a live block lies in, where memory comes in those; else 0.
+  Address whole_allocation(Address address) const;
   // Where everything on a device lies; empty for one not used yet.
   DeviceLayout layout(DeviceIndex device) const;
   // From now on, on every device. Who is told no more may still hear of what is under way.

@@ -388,6 +388,12 @@ std::optional<BlockInfo> Heap::block(Address address) const {
   return describe(block->offset, block->size, block->requested);
 }
 
+std::optional<Segment> Heap::segment(Address address) const {
+  const Guard guard(*this);
+  const Segment* found = segments_ != nullptr ? segments_->containing(address) : nullptr;
+  return found != nullptr ? std::optional(*found) : std::nullopt;
+}
+
 void Heap::append_blocks(std::vector<BlockInfo>& blocks) const {
   const Guard guard(*this);
   append_blocks_locked(blocks);

@@ -154,6 +154,8 @@ class Heap final : private PageSupply::Lender {
   bool record_stream(Address address, StreamId stream);
   // The block that contains `address`, live or pending.
   std::optional<BlockInfo> block(Address address) const;
+  // What it lies in, where memory comes in segments.
+  std::optional<Segment> segment(Address address) const;
   // Every block, by address.
   void append_blocks(std::vector<BlockInfo>& blocks) const;
   HeapLayout layout() const;

@@ -89,6 +89,12 @@ void Segments::place(const Segment& segment, PageIndex first, PageIndex end) {
   mappings_ += end - first;
 }
 
+const Segment* Segments::containing(Address address) const {
+  const PageIndex page = addresses_.page_at(address, &owner_);
+  if (page == kNoPage) return nullptr;
+  return &std::prev(segments_.upper_bound(page))->second.segment;
+}
+
 // --- leaving -----------------------------------------------------------------------------------------------------
 
 bool Segments::idle(const Map::value_type& place) const {

@@ -34,6 +34,8 @@ class Segments final : public PageTable {
   // acquire: the supply must ask its source for need().
   Status add(const SegmentNeed& need, PageIndex* first, PageIndex* end);
   const SegmentNeed& need() const { return need_; }
+  // The one in which an address lies; null if none does.
+  const Segment* containing(Address address) const;
   // Whether a segment starts at this page.
   bool starts(PageIndex page) const { return segments_.count(page) != 0; }
 

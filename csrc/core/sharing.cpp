@@ -43,8 +43,7 @@ bool Heap::shared_pages(const SharedBlock& block, std::size_t first, std::size_t
 SharedBlock DeviceHeap::share(Address address) {
   if (addresses_.find(address)->segmented())
     throw UsageError(
-        "memory in whole allocations (option segments, or of a pool's own allocator) cannot be shared with other "
-        "processes");
+        "memory in whole allocations (option segments, or of a pool's own allocator) has no pages that could be named");
   if (!info_.shareable)
     throw UsageError("device " + std::to_string(shared_.device) + " (" + info_.name +
                      ") cannot share memory with other processes: its driver exports no file descriptors");
@@ -60,12 +59,13 @@ bool DeviceHeap::export_pages(const SharedBlock& block, std::size_t first, std::
   const auto heap = std::find(visit.heaps.begin(), visit.heaps.end(), addresses_.find(block.block));
   std::vector<PhysicalHandle> handles;
   if (heap == visit.heaps.end() || !(*heap)->shared_pages(block, first, count, &handles)) return false;
+  const std::size_t before = descriptors->size();
   for (PhysicalHandle handle : handles) {
     int descriptor = -1;
     if (shared_.driver.export_handle(shared_.device, handle, &descriptor) != Status::ok) break;
     descriptors->push_back(descriptor);
   }
-  if (descriptors->size() < count) throw DriverError("a page cannot be shared: " + shared_.driver.last_error());
+  if (descriptors->size() - before < count) throw DriverError("a page cannot be shared: " + shared_.driver.last_error());
   // Only if the block has lived all the time were those its pages.
   return (*heap)->shared_pages(block, first, count, &handles);
 }

@@ -26,7 +26,7 @@ SEGMENTS = os.environ.get("POOLALLOC_TEST_SEGMENTS", "") not in ("", "0")
 _COUNTS = "counts pages, bytes of them, or the calls that map them"
 _ROOM = "fills a device nearly to its end, for which segments are too coarse"
 _PLANS = "is served from a plan, which segments do not allow"
-_SHARES = "shares memory with other processes, which segments do not allow"
+_SHARES = "opens or names shared memory in ways of pages; segments have the handles of CUDA"
 
 OTHERWISE_WITH_SEGMENTS = {
     "test_on_a_simulated_gpu_everything_is_found": _COUNTS,
@@ -49,14 +49,8 @@ OTHERWISE_WITH_SEGMENTS = {
     "test_the_next_run_is_served_from_the_plan": _PLANS,
     "test_the_command_and_the_environment_name_a_plan_too": _PLANS,
     "test_a_program_that_leaves_the_plan_for_a_while_is_followed_again": _PLANS,
-    "test_it_works[sharing CUDA tensors between processes (IPC)]": _SHARES,
-    "test_a_row_is_true[torch.UntypedStorage._share_cuda_]": _SHARES,
     "test_a_row_is_true[C++ getIpcDevPtr]": _SHARES,
-    "test_a_row_is_true[C++ shareIpcHandle]": _SHARES,
-    "test_tensors_reach_other_processes": _SHARES,
     "test_what_cannot_be_opened_says_why": _SHARES,
-    "test_shared_memory_stays_where_it_is": _SHARES,
-    "test_a_block_opened_twice_is_mapped_once": _SHARES,
 }
 
 

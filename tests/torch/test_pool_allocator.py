@@ -52,7 +52,7 @@ def own():
     return torch.cuda.memory.CUDAPluggableAllocator(sys.argv[2], "own_malloc", "own_free")
 def called():
     return counts["asked"].value, counts["freed"].value
-SCENARIOS = {}
+SCENARIOS, kept = {}, []
 def scenario(function):
     SCENARIOS[function.__name__] = function
     return function
@@ -283,6 +283,16 @@ def switched_off_it_runs_out_of_memory_only_when_nothing_is_idle():
     finally:
         torch.cuda.caching_allocator_enable(True)
 
+@scenario
+def a_tensor_of_such_a_pool_has_a_handle_for_other_processes():
+    pool = torch.cuda.MemPool(own().allocator())
+    with torch.cuda.use_mem_pool(pool):
+        before, tensor = block(2), block(3)
+    _, handle, size, *_ = tensor.untyped_storage()._share_cuda_()
+    assert handle and size == 3 * MiB
+    assert before.untyped_storage()._share_cuda_()[1] == handle, "they lie in one segment"
+    kept.append((before, tensor, pool))  # whoever sent them waits for those that never come
+
 def stuck():
     import faulthandler
     faulthandler.dump_traceback()
@@ -324,4 +334,4 @@ def test_own_allocators(on_sim: Callable, own_allocator: Path, allocator: str) -
     assert outcome.report["violations"] == {}
     failed = {name: text for name, text in outcome.value.items() if text is not None}
     assert not failed, "\n".join(failed.values())
-    assert len(outcome.value) == (11 if allocator == "poolalloc" else 8)
+    assert len(outcome.value) == (12 if allocator == "poolalloc" else 9)
