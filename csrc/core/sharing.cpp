@@ -65,7 +65,8 @@ bool DeviceHeap::export_pages(const SharedBlock& block, std::size_t first, std::
     if (shared_.driver.export_handle(shared_.device, handle, &descriptor) != Status::ok) break;
     descriptors->push_back(descriptor);
   }
-  if (descriptors->size() - before < count) throw DriverError("a page cannot be shared: " + shared_.driver.last_error());
+  if (descriptors->size() - before < count)
+    throw DriverError("a page cannot be shared: " + shared_.driver.last_error());
   // Only if the block has lived all the time were those its pages.
   return (*heap)->shared_pages(block, first, count, &handles);
 }
