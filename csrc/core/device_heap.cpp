@@ -418,7 +418,8 @@ Address DeviceHeap::find_memory(Heap& heap, Bytes bytes, Status status) {
   Address address = 0;
   while (status == Status::not_ready && heap.asks()) {
     status = heap.ask();
-    if (status == Status::ok && (status = heap.allocate(bytes, &address)) == Status::ok) return address;
+    if (status == Status::ok) status = heap.allocate(bytes, &address);
+    if (status == Status::ok) return address;
   }
   for (const Heap::Source source : {Heap::Source::spare, Heap::Source::any}) {
     if (status != Status::not_ready) break;

@@ -287,7 +287,7 @@ class PageTable {
   // Entries of these pages are zero, but for when they were used last, which no longer matters.
   virtual void discard(PageIndex first, PageIndex end);
   // Pages whose entries may have memory.
-  Bytes tabled_pages() const { return used_parts_ * kPartPages; }
+  Bytes tabled_pages() const { return Bytes{used_parts_} * kPartPages; }
 
   bool journal_kept() const { return journal_ != nullptr && journal_->kept(); }
   // Memory for a page came to count at this address, or ceased to.

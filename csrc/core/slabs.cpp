@@ -227,7 +227,7 @@ std::uint32_t Slabs::with_room() const {
 
 Bytes Slabs::metadata_bytes() const {
   return records_.bytes() + (cut_.size() + spare_pages_.size()) * sizeof(SmallPage) +
-         free_pages_.capacity() * sizeof(PageIndex) + used_parts_ * kPartPages * kPageChunks * sizeof(Slab*) +
+         free_pages_.capacity() * sizeof(PageIndex) + Bytes{used_parts_} * kPartPages * kPageChunks * sizeof(Slab*) +
          part_used_.size() / 8 + sizeof(*this);
 }
 
