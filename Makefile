@@ -71,7 +71,8 @@ test: test-native test-python
 test-python: $(BUILT)
 	$(PY) -m pytest -n 2 tests
 	POOLALLOC_TEST_SEGMENTS=1 $(PY) -m pytest -n 2 tests/core/test_engine_rules.py tests/core/test_memory_ladder.py \
-	  tests/core/test_statistics.py tests/core/test_captures.py tests/core/test_trim.py tests/core/test_oom_callbacks.py
+	  tests/core/test_statistics.py tests/core/test_captures.py tests/core/test_trim.py tests/core/test_oom_callbacks.py \
+	  tests/core/test_exact_bins.py
 
 # The tests that depend on torch's version, for the second version in CI.
 test-torch: $(BUILT)

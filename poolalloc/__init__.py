@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from poolalloc._install import Installation, install, installation, is_installed
     from poolalloc.config import Config
     from poolalloc.errors import AlreadyInitializedError, ConfigError, NotInstalledError, OutOfMemoryError, UsageError
+    from poolalloc.exact_bins import ExactBin
     from poolalloc.limits import (
         OomCallback,
         memory_fraction,
@@ -47,6 +48,7 @@ __all__ = [
     "BinShare",
     "Config",
     "ConfigError",
+    "ExactBin",
     "Fragmentation",
     "Installation",
     "NotInstalledError",
@@ -80,6 +82,7 @@ __all__ = [
 _HOME = {
     "poolalloc._install": ("Installation", "install", "installation", "is_installed"),
     "poolalloc.config": ("Config",),
+    "poolalloc.exact_bins": ("ExactBin",),
     "poolalloc.errors": (
         "AlreadyInitializedError",
         "ConfigError",

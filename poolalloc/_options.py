@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from poolalloc.exact_bins import ExactBin
 
 
 class Option(NamedTuple):
@@ -12,7 +14,7 @@ class Option(NamedTuple):
 
     name: str
     type: str
-    default: int | float | bool | str
+    default: int | float | bool | str | tuple[ExactBin, ...]
     minimum: int | float | bool
     maximum: int | float | bool
     unit: str
@@ -28,6 +30,20 @@ OPTIONS = (
         1048576,
         "bytes",
         "Largest request served from size bins; larger ones are placed in the arena. 0 places everything in the arena.",
+    ),
+    Option(
+        "exact_bins",
+        "bins",
+        (),
+        0,
+        0,
+        "SIZE/PREALLOCATE/KEEP",
+        (
+            "Sizes above bin_limit whose blocks are kept when they are freed, at most KEEP of each on each stream, so "
+            "that the next request of that size is served at once. The first request makes PREALLOCATE of them; so "
+            "many stay until memory runs out or trim or empty_cache takes them, and the others until the stream would "
+            "need new memory."
+        ),
     ),
     Option(
         "memory_fraction",
@@ -185,6 +201,12 @@ class Options:
     """Largest request served from size bins; larger ones are placed in the arena. 0 places everything in the arena.
     Allowed: 0 B to 1 MiB.
     """
+    exact_bins: tuple[ExactBin, ...] = ()
+    """Sizes above bin_limit whose blocks are kept when they are freed, at most KEEP of each on each stream, so that the
+    next request of that size is served at once. The first request makes PREALLOCATE of them; so many stay until memory
+    runs out or trim or empty_cache takes them, and the others until the stream would need new memory. Allowed:
+    SIZE/PREALLOCATE/KEEP, with + between.
+    """
     memory_fraction: float = 1.0
     """Most of a device's memory that poolalloc may hold. Allowed: 0 to 1 (fraction of the device)."""
     memory_limit: int = 0
@@ -238,6 +260,7 @@ class Options:
         self,
         *,
         bin_limit: int | str = 262144,
+        exact_bins: Iterable[ExactBin | Mapping[str, Any]] | str = (),
         memory_fraction: float = 1.0,
         memory_limit: int | str = 0,
         address_space: float = 8.0,
@@ -256,6 +279,7 @@ class Options:
         self._set(
             {
                 "bin_limit": bin_limit,
+                "exact_bins": exact_bins,
                 "memory_fraction": memory_fraction,
                 "memory_limit": memory_limit,
                 "address_space": address_space,

@@ -22,6 +22,9 @@ from typing import Any, cast
 from poolalloc._nearest import nearest
 from poolalloc._options import OPTIONS, Option, Options
 from poolalloc.errors import ConfigError
+from poolalloc.exact_bins import ALLOWED as ALLOWED_BINS
+from poolalloc.exact_bins import ExactBin, bins_of, text_of
+from poolalloc.exact_bins import refusal as bin_refusal
 from poolalloc.sizes import format_size, parse_size
 
 if sys.version_info >= (3, 11):
@@ -29,7 +32,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["OPTIONS", "Config", "Option", "profiles"]
+__all__ = ["OPTIONS", "Config", "ExactBin", "Option", "profiles"]
 
 PAGE_BYTES = 2 << 20
 _TABLE = {option.name: option for option in OPTIONS}
@@ -254,8 +257,8 @@ def _check_values(options: Mapping[str, object]) -> dict[str, object]:
 
 
 def _read(option: Option, text: str) -> object:
-    """The value that a text stands for. Sizes stay text: _check reads them."""
-    if option.type in ("bytes", "choice", "text"):
+    """The value that a text stands for. Sizes and bins stay text: _check reads them."""
+    if option.type in ("bytes", "choice", "text", "bins"):
         return text
     if option.type == "integer" and _INTEGER.fullmatch(text):
         try:
@@ -289,8 +292,10 @@ def _problem(option: Option, value: object) -> str:
     return f"is none of the allowed words (nearest: {nearest(str(value), words_of(option))})"
 
 
-def _check(option: Option, value: object, text: str | None = None) -> int | float | bool | str:
+def _check(option: Option, value: object, text: str | None = None) -> int | float | bool | str | tuple[ExactBin, ...]:
     """The value in the option's own type, if it is allowed. `text` is how it was written, where that is known."""
+    if option.type == "bins":
+        return bins_of(value)
     converted = _convert(option, value)
     written = value if text is None else text
     if converted is None:
@@ -355,6 +360,10 @@ def _check_together(values: Mapping[str, Any]) -> None:
     ):
         if values[name] > bound:
             raise _refusal(_TABLE[name], values[name], f"is more than {most}, {format_size(int(bound))}")
+    for each in values["exact_bins"]:
+        if each.size <= values["bin_limit"]:
+            limit = format_size(values["bin_limit"])
+            raise bin_refusal(each, f"is no larger than bin_limit, {limit}, up to which all sizes have bins")
 
 
 def _refusal(option: Option, value: object, problem: str) -> ConfigError:
@@ -376,6 +385,8 @@ def _range(option: Option) -> str:
         return option.unit
     if option.type == "text":
         return f"{option.unit} without a comma"
+    if option.type == "bins":
+        return ALLOWED_BINS
     if option.type == "bytes":
         return f"{format_size(int(option.minimum))} to {format_size(int(option.maximum))}"
     return f"{option.minimum:g} to {option.maximum:g} ({option.unit})"
@@ -389,10 +400,20 @@ def _differing(config: Config) -> dict[str, object]:
 def _text(value: object) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, tuple):
+        return text_of(value)
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _toml_value(option: Option, value: Any) -> str:
-    if option.type == "bytes" and value and value % 1024 == 0 and parse_size(format_size(value)) == value:
-        return f'"{format_size(value)}"'
+    if option.type == "bins":
+        rows = (f"{{ size = {_toml_size(b.size)}, preallocate = {b.preallocate}, keep = {b.keep} }}" for b in value)
+        return f"[{', '.join(rows)}]"
+    if option.type == "bytes" and value:
+        return _toml_size(value)
     return json.dumps(value) if isinstance(value, str) else _text(value)
+
+
+def _toml_size(size: int) -> str:
+    exact = size % 1024 == 0 and parse_size(format_size(size)) == size
+    return f'"{format_size(size)}"' if exact else str(size)

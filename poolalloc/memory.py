@@ -1,6 +1,7 @@
 """What poolalloc knows about its memory: statistics, a summary for people, and where every reserved byte is.
 
-Figures of memory are bytes. The words are the manual's: requested, rounded, live, pending, resident, idle, reserved.
+Figures of memory are bytes. The words are the manual's: requested, rounded, live, pending, kept, resident, idle,
+reserved.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from poolalloc import _core
 from poolalloc._device import device_index
 from poolalloc._install import require_installed
 
-_QUANTITIES = ("requested", "live", "pending", "resident", "idle", "reserved")
+_QUANTITIES = ("requested", "live", "pending", "kept", "resident", "idle", "reserved")
 _EVENTS = {
     "allocations": "blocks handed out",
     "frees": "blocks given back",
@@ -24,10 +25,14 @@ _EVENTS = {
     "plan_hits": "requests served where the plan says",
     "plan_misses": "requests of the sizes in the plan, served elsewhere",
     "plan_resyncs": "times the plan was followed again after the program had left it",
+    "kept_hits": "requests served from blocks that exact bins kept",
+    "kept_misses": "requests of the sizes of exact bins that found none kept",
+    "kept_released": "kept blocks given up for other uses of their memory",
     "pending_completed": "frees that had waited for another stream",
     "waits": "times the allocator waited for a stream",
     "retries": "allocations that had to make room first",
     "after_unmapping": "of them, served once their own mappings were out of the way",
+    "after_releasing": "of them, served once blocks that exact bins kept had been given up",
     "after_stealing": "of them, served from other streams' idle pages, without a wait",
     "after_callbacks": "of them, served once callbacks had freed memory",
     "after_waiting": "of them, served once streams or other threads had been waited for",
@@ -41,10 +46,10 @@ _EVENTS = {
 def memory_stats(device: Any = None) -> dict[str, Any]:
     """Statistics of one device (None: the current one), as a nested dict.
 
-    Each of requested, live, pending, resident, idle and reserved is {"current", "peak", "total"}, in bytes; the events
-    (allocations, frees, pages_created, ...) are counts. "heaps" has the same for every (stream, pool), with its size
-    classes under "bins"; "driver_calls" counts the calls of this process by kind; "overhead" is peak reserved / peak
-    requested, or None before the first request.
+    Each of requested, live, pending, kept, resident, idle and reserved is {"current", "peak", "total"}, in bytes; the
+    events (allocations, frees, pages_created, ...) are counts. "heaps" has the same for every (stream, pool), with its
+    size classes under "bins"; "driver_calls" counts the calls of this process by kind; "overhead" is peak reserved /
+    peak requested, or None before the first request.
 
     Raises NotInstalledError before install(), UsageError for a device that does not exist.
     """
@@ -122,18 +127,19 @@ def _mode_of(stats: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Share:
-    """Where reserved bytes are. The five parts add up to `reserved`."""
+    """Where reserved bytes are. The six parts add up to `reserved`."""
 
     requested: int = 0  # asked by the program
     rounding: int = 0  # the rest of its blocks
     pending: int = 0  # freed, waiting for another stream
+    kept: int = 0  # in blocks that exact bins hold ready for the next request of their size
     half_empty: int = 0  # free parts of pages on which something lives
     idle: int = 0  # pages on which nothing lives, kept for the next request
 
     @property
     def reserved(self) -> int:
         """All physical memory of this share, in bytes."""
-        return self.requested + self.rounding + self.pending + self.half_empty + self.idle
+        return sum(getattr(self, name) for name in _PARTS)
 
     def __add__(self, other: Share) -> Share:
         return Share(*(getattr(self, name) + getattr(other, name) for name in _PARTS))
@@ -146,12 +152,13 @@ class Share:
             requested=now["requested"],
             rounding=now["live"] - now["requested"],
             pending=now["pending"],
-            half_empty=now["resident"] - now["live"] - now["pending"],
+            kept=now["kept"],
+            half_empty=now["resident"] - now["live"] - now["pending"] - now["kept"],
             idle=now["reserved"] - now["resident"],
         )
 
 
-_PARTS = ("requested", "rounding", "pending", "half_empty", "idle")
+_PARTS = ("requested", "rounding", "pending", "kept", "half_empty", "idle")
 
 
 @dataclass(frozen=True)
@@ -161,20 +168,21 @@ class BinShare:
     block_bytes: int | None
     live_blocks: int  # pending ones included
     rounded: int  # in blocks, live and pending
+    kept: int  # in blocks of exact bins, which lie in the arena
     half_empty: int  # the rest of their pages
     requested: int | None  # of `rounded`, asked by the program; not counted for the arena
 
     @property
     def resident(self) -> int:
         """Pages under the blocks, in bytes."""
-        return self.rounded + self.half_empty
+        return self.rounded + self.kept + self.half_empty
 
 
 @dataclass(frozen=True)
 class Fragmentation:
     """Where every reserved byte of a device is: in all, by stream and pool, and by size class.
 
-    print() shows it as tables. The five parts of every share add up to its `reserved`; the shares of the heaps and
+    print() shows it as tables. The six parts of every share add up to its `reserved`; the shares of the heaps and
     `unmapped` (idle pages that belong to no stream now) add up to `total`; the bins and `uncut` (the part of their
     pages that no size class uses now) add up to the resident memory.
     """
@@ -230,18 +238,18 @@ class Fragmentation:
                 table.append(("none", "-", *_sizes(Share(idle=self.unmapped))))
             lines += ["", *_table(table, "<<")]
         if self.bins:
-            table = [("blocks of", "blocks", "requested", "rounded", "half-empty", "resident")]
+            table = [("blocks of", "blocks", "requested", "rounded", "kept", "half-empty", "resident")]
             for row in self.bins:
                 table.append(
                     (
                         "arena" if row.block_bytes is None else _size(row.block_bytes),
                         f"{row.live_blocks:,}",
                         "-" if row.requested is None else _size(row.requested),
-                        *(_size(part) for part in (row.rounded, row.half_empty, row.resident)),
+                        *(_size(part) for part in (row.rounded, row.kept, row.half_empty, row.resident)),
                     )
                 )
             if self.uncut:
-                table.append(("uncut", "-", "-", "-", _size(self.uncut), _size(self.uncut)))
+                table.append(("uncut", "-", "-", "-", "-", _size(self.uncut), _size(self.uncut)))
             lines += ["", *_table(table, ">")]
         return "\n".join(lines)
 
@@ -250,6 +258,7 @@ _MEANING = {
     "requested": "asked by the program",
     "rounding": "lost inside its blocks",
     "pending": "freed, waiting for another stream",
+    "kept": "in blocks that exact bins hold ready for their next request",
     "half_empty": "free parts of pages on which something lives",
     "idle": "pages on which nothing lives, kept for reuse",
 }
@@ -274,19 +283,20 @@ def fragmentation_of(stats: Mapping[str, Any]) -> Fragmentation:
 
 def _bins(heaps: Iterable[Mapping[str, Any]]) -> Iterable[BinShare]:
     sums: dict[int, list[int]] = {}
-    arena = [0, 0, 0]
+    arena = [0, 0, 0, 0]
     for heap in heaps:
         arena[0] += heap["live_blocks"] - sum(row["live_blocks"] for row in heap["bins"])
         arena[1] += heap["arena_rounded"]
         arena[2] += heap["arena_resident"]
+        arena[3] += heap["kept"]["current"]
         for row in heap["bins"]:
             own = sums.setdefault(row["block_bytes"], [0, 0, 0, 0])
             for i, name in enumerate(("live_blocks", "rounded", "resident", "requested")):
                 own[i] += row[name]
     for block_bytes, (blocks, rounded, resident, requested) in sorted(sums.items()):
-        yield BinShare(block_bytes, blocks, rounded, resident - rounded, requested)
+        yield BinShare(block_bytes, blocks, rounded, 0, resident - rounded, requested)
     if arena[2]:
-        yield BinShare(None, arena[0], arena[1], arena[2] - arena[1], None)
+        yield BinShare(None, arena[0], arena[1], arena[3], arena[2] - arena[1] - arena[3], None)
 
 
 def _grouped(shares: Iterable[tuple[Any, Share]]) -> dict[Any, Share]:

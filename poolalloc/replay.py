@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY = 80 << 30
 MOST_MEMORY = 1 << 43
 """Of a device that can be modelled."""
-QUANTITIES = ("requested", "live", "pending", "resident", "reserved")
+QUANTITIES = ("requested", "live", "pending", "kept", "resident", "reserved")
 _ROOM = 2  # a device of unknown size has at least this times the most that was requested
 
 
@@ -44,7 +44,7 @@ class Curve:
     seconds: npt.NDArray[np.float64]
     """Since the first event of the trace."""
     values: dict[str, npt.NDArray[np.int64]]
-    """requested, live, pending, resident, reserved: the replay's."""
+    """requested, live, pending, kept, resident, reserved: the replay's."""
     recorded_reserved: npt.NDArray[np.int64] | None
     """What the recorded allocator held; None if the recording does not say."""
     driver_calls: dict[str, npt.NDArray[np.int64]]
@@ -73,7 +73,7 @@ class DeviceResult:
     curve: Curve | None = field(repr=False)
 
     def peak(self, quantity: str) -> int:
-        """Return the peak of requested, live, pending, resident or reserved."""
+        """Return the peak of requested, live, pending, kept, resident or reserved."""
         return int(self.stats[quantity]["peak"])
 
     @property

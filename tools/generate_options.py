@@ -20,8 +20,16 @@ MODULE = ROOT / "poolalloc/_options.py"
 MANUAL = ROOT / "docs/options.md"
 BEGIN = "<!-- begin: written by tools/generate_options.py from csrc/core/options.def -->"
 END = "<!-- end -->"
-PYTHON_TYPES = {"bytes": "int", "integer": "int", "number": "float", "boolean": "bool", "choice": "str", "text": "str"}
-ARGUMENT_TYPES = {**PYTHON_TYPES, "bytes": "int | str"}
+PYTHON_TYPES = {
+    "bytes": "int",
+    "integer": "int",
+    "number": "float",
+    "boolean": "bool",
+    "choice": "str",
+    "text": "str",
+    "bins": "tuple[ExactBin, ...]",
+}
+ARGUMENT_TYPES = {**PYTHON_TYPES, "bytes": "int | str", "bins": "Iterable[ExactBin | Mapping[str, Any]] | str"}
 UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
@@ -30,7 +38,7 @@ class Row(NamedTuple):
 
     name: str
     type: str
-    default: float | str
+    default: float | str | tuple[()]
     minimum: float
     maximum: float
     unit: str
@@ -61,6 +69,8 @@ def _row(match: re.Match[str]) -> Row:
         return _choice(name, match[3], match[4] + match[5], ast.literal_eval(match[6]), ast.literal_eval(match[7]))
     if kind == "text":
         return _text(name, match[3], match[4] + match[5], ast.literal_eval(match[6]), ast.literal_eval(match[7]))
+    if kind == "bins":
+        return _bins(name, match[3], match[4] + match[5], ast.literal_eval(match[6]), ast.literal_eval(match[7]))
     default, minimum, maximum = (_number(name, kind, match[group]) for group in (3, 4, 5))
     if not minimum <= default <= maximum:
         raise SystemExit(f"{TABLE.name}: the default of {name}, {default}, is not between {minimum} and {maximum}")
@@ -82,6 +92,14 @@ def _text(name: str, default: str, bounds: str, what: str, help_text: str) -> Ro
     return Row(name, "text", "", 0, 0, what, help_text)
 
 
+def _bins(name: str, default: str, bounds: str, form: str, help_text: str) -> Row:
+    if default != "none" or bounds != "00" or not form:
+        raise SystemExit(
+            f"{TABLE.name}: the bins {name} need a default of none, bounds of 0, and a unit with their form"
+        )
+    return Row(name, "bins", (), 0, 0, form, help_text)
+
+
 def _number(name: str, kind: str, text: str) -> float:
     if kind == "boolean" and text in ("true", "false"):
         return text == "true"
@@ -97,10 +115,10 @@ def _number(name: str, kind: str, text: str) -> float:
     return value
 
 
-def show(row: Row, value: float | str) -> str:
+def show(row: Row, value: float | str | tuple[()]) -> str:
     """A value as the manual writes it: `256 KiB`, `0.5`, `true`."""
-    if isinstance(value, str):
-        return value or "none"
+    if isinstance(value, (str, tuple)):
+        return str(value or "none")
     if row.type == "boolean":
         return "true" if value else "false"
     if row.type == "bytes":
@@ -117,6 +135,8 @@ def allowed(row: Row) -> str:
         return _either(row.unit.split(" | "))
     if row.type == "text":
         return f"{row.unit} without a comma"
+    if row.type == "bins":
+        return f"{row.unit}, with + between"
     return "true or false" if row.type == "boolean" else f"{show(row, row.minimum)} to {show(row, row.maximum)}"
 
 
@@ -131,9 +151,11 @@ def python_module(rows: list[Row]) -> str:
         "",
         "from __future__ import annotations",
         "",
-        "from collections.abc import Mapping",
+        "from collections.abc import Iterable, Mapping",
         "from dataclasses import dataclass",
-        "from typing import NamedTuple",
+        "from typing import Any, NamedTuple",
+        "",
+        "from poolalloc.exact_bins import ExactBin",
         "",
         "",
         "class Option(NamedTuple):",
@@ -141,7 +163,7 @@ def python_module(rows: list[Row]) -> str:
         "",
         "    name: str",
         "    type: str",
-        "    default: int | float | bool | str",
+        "    default: int | float | bool | str | tuple[ExactBin, ...]",
         "    minimum: int | float | bool",
         "    maximum: int | float | bool",
         "    unit: str",
@@ -183,7 +205,7 @@ def python_module(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _literal(value: float | str) -> str:
+def _literal(value: float | str | tuple[()]) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 

@@ -122,14 +122,14 @@ void TorchAllocator::resetAccumulatedStats(DeviceIndex device) {
 
 void TorchAllocator::resetPeakStats(DeviceIndex device) { plugin_allocator().reset_peak_stats(device); }
 
-// cuDNN asks how large a workspace may be: what the device has free, and what poolalloc holds idle. Idle pages need not
-// be neighbours to become one block.
+// cuDNN asks how large a workspace may be: what the device has free, and what poolalloc holds idle or would release.
+// Idle pages need not be neighbours to become one block.
 void TorchAllocator::cacheInfo(DeviceIndex device, std::size_t* largest_block) {
   const DeviceStats stats = plugin_allocator().stats(device);
   const auto reserved = static_cast<Bytes>(stats.reserved.current);
   const Bytes allowed = stats.limit_bytes > reserved ? stats.limit_bytes - reserved : 0;
   if (*largest_block == 0) *largest_block = getMemoryInfo(device).first;
-  *largest_block = std::min<std::size_t>(*largest_block, allowed) + static_cast<std::size_t>(stats.idle.current);
+  *largest_block = std::min<std::size_t>(*largest_block, allowed) + static_cast<std::size_t>(stats.idle.current + stats.kept.current);
 }
 
 std::vector<c10::cuda::CUDACachingAllocator::StreamSegmentSize> TorchAllocator::getExpandableSegmentSizes(

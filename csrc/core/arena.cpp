@@ -247,7 +247,7 @@ Arena::Block* Arena::at(Bytes offset) const {
 Arena::Block* Arena::containing(Bytes offset) const {
   if (offset < first_offset_ || offset >= top_) return nullptr;
   Block* block = covering(offset);
-  return block->live() && !block->wall() ? block : nullptr;
+  return block->in_use() ? block : nullptr;
 }
 
 // The block, hole or wall at an offset below the top.
@@ -264,7 +264,7 @@ Arena::Block* Arena::covering(Bytes offset) const {
 
 void Arena::validate(std::vector<std::uint32_t>& blocks_of) const {
   Bytes expected = first_offset_;
-  std::uint64_t live = 0, holes = 0;
+  std::uint64_t live = 0, kept = 0, holes = 0;
   const Block* previous = nullptr;
   for (const Block* block = first_; block != nullptr; previous = block, block = block->next) {
     POOLALLOC_ENSURE(block->offset == expected, "blocks and holes tile the arena");
@@ -277,8 +277,8 @@ void Arena::validate(std::vector<std::uint32_t>& blocks_of) const {
     if (block->wall()) {
       POOLALLOC_ENSURE(block->offset % kPageBytes == 0 && block->size % kPageBytes == 0, "walls are whole pages");
     } else if (block->live()) {
-      POOLALLOC_ENSURE(block->requested <= block->size, "requested <= rounded");
-      ++live;
+      POOLALLOC_ENSURE(block->kept() || block->requested <= block->size, "requested <= rounded");
+      ++(block->kept() ? kept : live);
       for (PageIndex page = page_of(block->offset); page <= page_of(block->end() - 1); ++page) ++blocks_of[page];
     } else {
       POOLALLOC_ENSURE(previous == nullptr || previous->live(), "neighbouring holes are merged");
@@ -287,7 +287,7 @@ void Arena::validate(std::vector<std::uint32_t>& blocks_of) const {
     }
   }
   POOLALLOC_ENSURE(previous == last_ && expected == top_, "the last block ends at the top");
-  POOLALLOC_ENSURE(live == live_blocks_, "live blocks are counted");
+  POOLALLOC_ENSURE(live == live_blocks_ && kept == kept_blocks_, "live blocks and kept ones are counted");
   POOLALLOC_ENSURE(holes_.valid(), "holes are ordered by size and address");
   POOLALLOC_ENSURE(holes == holes_.count(), "every hole is indexed and counted once");
 }

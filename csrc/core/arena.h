@@ -8,6 +8,8 @@
 // goes to either end of its hole, next to its neighbours; where that needs the driver, to wherever inside the hole
 // needs it least.
 //
+// A block may be *kept* when it dies: it stays as it is, its pages too, and is in no index (exact_bins.h).
+//
 // Where memory comes in segments (segments.h) there are no fresh addresses: what is between segments is a *wall*, which
 // looks like a live block to its neighbours, so that no hole grows beyond its segment.
 //
@@ -28,17 +30,20 @@ namespace poolalloc {
 class Arena {
  public:
   static constexpr Bytes kWall = ~Bytes{0};
+  static constexpr Bytes kKept = kWall - 1;
   struct Block {
     Bytes offset = 0;     // from the start of the heap's range
     Bytes size = 0;       // multiple of kGranularity
-    Bytes requested = 0;  // 0: a hole; kWall: a wall
+    Bytes requested = 0;  // 0: a hole; kWall: a wall; kKept: kept
     Block* previous = nullptr;
     Block* next = nullptr;  // neighbours by address; null above the topmost block
     Block *left = nullptr, *right = nullptr, *smaller = nullptr, *larger = nullptr;  // of a hole: hole_index.h
     std::uint32_t priority = 0;
 
-    bool live() const { return requested != 0; }
+    bool live() const { return requested != 0; }  // or looks so to its neighbours
     bool wall() const { return requested == kWall; }
+    bool kept() const { return requested == kKept; }
+    bool in_use() const { return live() && requested < kKept; }
     Bytes end() const { return offset + size; }
   };
 
@@ -55,6 +60,24 @@ class Arena {
   // A block just there. failed: something lives there, or its pages cannot be had (checkpoint.cpp).
   Status allocate_at(Bytes offset, Bytes size, Bytes requested);
   void free(Block* block);
+
+  // A live block is nobody's from now on, but no hole either: its pages stay resident (exact_bins.h).
+  void keep(Block* block) {
+    block->requested = kKept;
+    --live_blocks_;
+    ++kept_blocks_;
+  }
+  // A kept block is live again.
+  void take(Block* block, Bytes requested) {
+    block->requested = requested;
+    ++live_blocks_;
+    --kept_blocks_;
+  }
+  // A kept block becomes a hole.
+  void release(Block* block) {
+    take(block, 0);
+    free(block);
+  }
 
   // From now on, and before any block: only pages that are opened can be used.
   void wall_up();
@@ -76,9 +99,10 @@ class Arena {
   template <typename Visit>
   void visit(Visit visit) const {
     for (const Block* block = first_; block != nullptr; block = block->next)
-      if (block->live() && !block->wall()) visit(block->offset, block->size, block->requested);
+      if (block->in_use()) visit(block->offset, block->size, block->requested);
   }
   std::uint64_t live_blocks() const { return live_blocks_; }
+  std::uint64_t kept_blocks() const { return kept_blocks_; }
   std::uint64_t holes() const { return holes_.count(); }
   Bytes metadata_bytes() const { return records_.bytes() + sizeof(*this); }
   // Gives back memory of its own that no block or hole needs now.
@@ -136,6 +160,7 @@ class Arena {
   Block* last_ = nullptr;
   HoleIndex<Block> holes_;
   std::uint64_t live_blocks_ = 0;
+  std::uint64_t kept_blocks_ = 0;
   RecordPool<Block, &Block::next, kChunk> records_;
 };
 

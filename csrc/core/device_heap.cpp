@@ -449,6 +449,16 @@ void DeviceHeap::collect_from_others(Heap& heap) {
   stolen_.fetch_add(gained / kPageBytes, std::memory_order_relaxed);
 }
 
+// So many bytes of kept blocks become idle, as far as there are any. Not during a capture, when nothing idle could
+// leave.
+Bytes DeviceHeap::release_kept(const std::vector<Heap*>& heaps, Bytes bytes) {
+  if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
+  Bytes released = 0;
+  for (Heap* heap : heaps)
+    if (released < bytes) released += heap->release_kept(bytes - released);
+  return released;
+}
+
 Bytes DeviceHeap::trim(Bytes target, Wait wait) {
   Bytes given = 0;
   {
@@ -462,8 +472,9 @@ Bytes DeviceHeap::trim(Bytes target, Wait wait) {
   return given + return_to_sources();
 }
 
-// Spare pages first, then what completed work has left, then what has to be waited for.
-Bytes DeviceHeap::trim_to(Bytes target, Wait wait) {
+// Spare pages first, then what completed work has left, then what has to be waited for; then the same of what exact
+// bins keep.
+Bytes DeviceHeap::trim_to(Bytes target, Wait wait, KeptBlocks kept) {
   Supply& supply = shared_.supply;
   const auto excess = [&] {
     std::lock_guard guard(mutex_);
@@ -476,14 +487,21 @@ Bytes DeviceHeap::trim_to(Bytes target, Wait wait) {
     const Visit all = all_heaps();
     for (Heap* heap : all.heaps) heap->poll_pending();
     const Visit visit = reclaimable_heaps();
-    for (const Wait how : {Wait::no, Wait::yes}) {
-      if (how == Wait::yes && wait == Wait::no) break;
-      for (Heap* heap : visit.heaps) {
-        const auto frames = static_cast<std::uint32_t>(excess() / kPageBytes);
-        if (frames == 0) break;
-        how == Wait::yes ? heap->reclaim_waiting(frames) : heap->reclaim_completed(frames);
-        given += supply.destroy_spare(excess());
+    const auto reclaim = [&] {
+      for (const Wait how : {Wait::no, Wait::yes}) {
+        if (how == Wait::yes && wait == Wait::no) break;
+        for (Heap* heap : visit.heaps) {
+          const auto frames = static_cast<std::uint32_t>(excess() / kPageBytes);
+          if (frames == 0) break;
+          how == Wait::yes ? heap->reclaim_waiting(frames) : heap->reclaim_completed(frames);
+          given += supply.destroy_spare(excess());
+        }
       }
+    };
+    reclaim();
+    while (kept == KeptBlocks::go && release_kept(visit.heaps, excess()) != 0) {
+      reclaim();
+      if (wait == Wait::no) break;
     }
   }
   if (excess() == 0 || wait == Wait::no) {
@@ -510,8 +528,8 @@ void DeviceHeap::tend_heaps(std::uint64_t now) {
                      std::min(supply.spare_bytes(), options_.reserve_ahead);
   const Bytes idle = reserved > kept ? reserved - kept : 0;
   if (options_.trim_high != 0 && idle > options_.trim_high)
-    trim_to(std::max(options_.prealloc, reserved - (idle - options_.trim_low)), Wait::no);
-  if (options_.trim_after != 0 && idle != 0 && now >= next_aging_) trim_aged(now);
+    trim_to(std::max(options_.prealloc, reserved - (idle - options_.trim_low)), Wait::no, KeptBlocks::stay);
+  if (options_.trim_after != 0 && (idle != 0 || !options_.exact_bins.empty()) && now >= next_aging_) trim_aged(now);
   if (!shared_.segmented) shared_.page_supply.prepare(options_.reserve_ahead);
 }
 
@@ -562,6 +580,7 @@ void DeviceHeap::add_up(DeviceStats& stats, const HeapStats& one) {
   sum(stats.requested, one.requested);
   sum(stats.live, one.live);
   sum(stats.pending, one.pending);
+  sum(stats.kept, one.kept);
   sum(stats.resident, one.resident);
   stats.allocations += one.allocations;
   stats.frees += one.frees;
@@ -570,6 +589,9 @@ void DeviceHeap::add_up(DeviceStats& stats, const HeapStats& one) {
   stats.plan_hits += one.plan_hits;
   stats.plan_misses += one.plan_misses;
   stats.plan_resyncs += one.plan_resyncs;
+  stats.kept_hits += one.kept_hits;
+  stats.kept_misses += one.kept_misses;
+  stats.kept_released += one.kept_released;
   stats.waits += one.waits;
   for (auto part : {&HeapStats::all, &HeapStats::small, &HeapStats::large}) {
     BlockStats& into = part == &HeapStats::all ? stats.all : part == &HeapStats::small ? stats.small : stats.large;
@@ -612,6 +634,7 @@ DeviceStats DeviceHeap::stats() const {
     device_peak(stats.requested, shared_.requested);
     device_peak(stats.live, shared_.live);
     device_peak(stats.pending, shared_.pending);
+    device_peak(stats.kept, shared_.kept);
     device_peak(stats.resident, shared_.resident);
   }
   stats.idle.current = stats.reserved.current - stats.resident.current;
@@ -634,7 +657,7 @@ void DeviceHeap::reset_peaks() {
     heap.publish();
     heap.reset_peaks();
   });
-  for (DeviceTotals* total : {&shared_.requested, &shared_.live, &shared_.pending, &shared_.resident})
+  for (DeviceTotals* total : {&shared_.requested, &shared_.live, &shared_.pending, &shared_.kept, &shared_.resident})
     total->peak.store(total->current.load());
 }
 

@@ -40,8 +40,8 @@ class DeviceHeap {
     return find_memory(heap, bytes, status);
   }
 
-  // Gives pages back to the device that nobody uses, until at most `target` bytes are held. Only what completed work
-  // has left; with Wait::yes the rest of the work is waited for. Returns the bytes.
+  // Gives pages back to the device that nobody uses, until at most `target` bytes are held; kept blocks last. Only what
+  // completed work has left; with Wait::yes the rest of the work is waited for. Returns the bytes.
   Bytes trim(Bytes target, Wait wait);
   Bytes empty_cache(PoolId pool);
   // What the background thread does now and then; `now` is in nanoseconds. Waits for nothing.
@@ -144,7 +144,9 @@ class DeviceHeap {
                                  const StreamPlan* plan = nullptr);
   [[gnu::noinline]] Address find_memory(Heap& heap, Bytes bytes, Status status);
   void collect_from_others(Heap& heap);
-  Bytes trim_to(Bytes target, Wait wait);
+  enum class KeptBlocks { stay, go };
+  Bytes trim_to(Bytes target, Wait wait, KeptBlocks kept = KeptBlocks::go);
+  Bytes release_kept(const std::vector<Heap*>& heaps, Bytes bytes);
   void tend_heaps(std::uint64_t now);
   void trim_aged(std::uint64_t now);
   Bytes live_bytes() const;

@@ -54,7 +54,9 @@ Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Byt
       planning_(pages_of(plan, shared, arena_bytes) != 0
                     ? std::make_unique<Planning>(pages_, pages_in(slab_bytes), *plan)
                     : nullptr),
-      above_(above) {
+      above_(above),
+      exact_(pool == PoolId{} && !options.exact_bins.empty() ? std::make_unique<Exact>(arena_, options.exact_bins)
+                                                             : nullptr) {
   if (segments_ != nullptr) arena_.wall_up();
   if (lends()) shared_.page_supply.add_lender(this);
   set_attention();
@@ -73,7 +75,8 @@ template <Heap::Way kWay>
 Status Heap::allocate_elsewhere_as(Bytes bytes, Address* address, Source source) {
   Bytes offset = 0, rounded = 0;
   if (kWay != Way::plain && (segments_ != nullptr || (attention_ & kPublishes) == 0)) source = Source::any;
-  pages_.permit(pending_.empty() ? source : Source::none, may_unmap());
+  const Source first = kWay != Way::plain && source == Source::any && has_surplus() ? Source::spare : source;
+  pages_.permit(pending_.empty() ? first : Source::none, may_unmap());
   const std::uint64_t maps = pages_.maps_made();
   Status status = Status::ok;
   if (kWay == Way::planned)
@@ -107,8 +110,23 @@ Status Heap::allocate_elsewhere(Bytes bytes, Address* address, Source source) {
 }
 
 Status Heap::allocate_attentively(Bytes bytes, Address* address, Source source) {
-  return planned(bytes) ? allocate_elsewhere_as<Way::planned>(bytes, address, source)
-                        : allocate_elsewhere_as<Way::attentive>(bytes, address, source);
+  if (planned(bytes)) return allocate_elsewhere_as<Way::planned>(bytes, address, source);
+  if (ExactBins::Bin* bin = bin_for(bytes)) return allocate_exact(*bin, bytes, address, source);
+  return allocate_elsewhere_as<Way::attentive>(bytes, address, source);
+}
+
+Status Heap::allocate_exact(ExactBins::Bin& bin, Bytes bytes, Address* address, Source source) {
+  if (bin.blocks.empty()) make_ahead(bin);
+  if (bin.blocks.empty()) {
+    const Status status = allocate_elsewhere_as<Way::attentive>(bytes, address, source);
+    exact_->misses += status == Status::ok;
+    return status;
+  }
+  const Arena::Block* block = take_kept(bin, bytes);
+  counts_.add(kind_of(block->size), bytes, block->size);
+  attend();
+  *address = address_of(block->offset);
+  return Status::ok;
 }
 
 // Where the plan says, if that is free; else like any other.
@@ -132,10 +150,15 @@ Status Heap::place_by_plan(Bytes bytes, Bytes* offset, Bytes* rounded) {
   }
   Status status = Status::ok;
   if (Slabs::Bin* bin = bytes <= slab_limit_ ? &slabs_.bin_for(bytes) : nullptr;
-      bin != nullptr && slabs_.pop(*bin, bytes, offset))
+      bin != nullptr && slabs_.pop(*bin, bytes, offset)) {
     *rounded = bin->block_bytes;
-  else
+  } else if (ExactBins::Bin* exact = bin_for(bytes); exact != nullptr && !exact->blocks.empty()) {
+    const Arena::Block* block = take_kept(*exact, bytes);
+    *offset = block->offset;
+    *rounded = block->size;
+  } else {
     status = place(bytes, offset, rounded);
+  }
   if (status != Status::ok) return status;
   plan.cursor.accept(size);
   ++plan.misses;
@@ -183,7 +206,7 @@ Status Heap::place_whole(Bytes bytes, Bytes* offset, Bytes* rounded) {
 // From the arena, or with more to look to.
 bool Heap::free_elsewhere(Bytes offset) {
   tidy();
-  if ((attention_ & (kTracks | kTranslates | kPlans)) != 0) return free_attentively(base_ + offset);
+  if ((attention_ & (kTracks | kTranslates | kPlans | kKeeps)) != 0) return free_attentively(base_ + offset);
   const Found found = find_unplanned(offset);
   if (found.size == 0) return false;
   counts_.subtract(kind_of(found.size), found.requested, found.size);
@@ -273,14 +296,15 @@ void Heap::give_back(const Found& found) {
 
 // --- pages -------------------------------------------------------------------------------------------------------
 
-// Pages or addresses were missing: pending frees may have them by now, or other streams. Only then may the heap grow.
+// Pages or addresses were missing: pending frees may have them by now, or other streams, or what is kept. Only then may
+// the heap grow.
 Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Source source, Status status) {
   if (shared_.captures.load(std::memory_order_relaxed) == 0) pages_.return_left_behind();
   const auto place_now = [&] {
     if ((attention_ & kWhole) != 0) return place_whole(bytes, offset, rounded);
     return planned(bytes) ? place_by_plan(bytes, offset, rounded) : place(bytes, offset, rounded);
   };
-  bool asked = pending_.empty();
+  bool asked = pending_.empty() && !has_surplus();
   const bool finished = poll_pending_locked() != 0;
   if (source != Source::any) {
     if (finished || !asked) {
@@ -290,6 +314,13 @@ Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Source
     }
     if (status == Status::out_of_memory && (!pages_.wanted().empty() || others_have_idle_pages()))
       return Status::not_ready;
+    asked = false;
+  }
+  while (status == Status::out_of_memory &&
+         release_kept_locked(pages_.missing() * kPageBytes + 1, ExactBins::Which::surplus) != 0) {
+    pages_.permit(Source::spare, may_unmap());
+    status = place_now();
+    if (status == Status::ok) return status;
     asked = false;
   }
   if (asked && !finished) return status;

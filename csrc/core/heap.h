@@ -4,10 +4,10 @@
 // Everything here runs under the heap's own lock, which only requests of this stream and frees of its blocks take. The
 // hot path is a bin lookup and a pop, or a hole and its split. Driver calls happen when a page has no frame; nothing
 // here waits for the device except wait_pending and reclaim_waiting, which let go of the lock first.
-// heap.cpp: placing and pages; heap_pending.cpp: other streams' uses; heap_reclaim.cpp: idle pages that leave;
-// heap_stats.cpp: figures and checks.
+// heap.cpp: placing and pages; heap_pending.cpp: other streams' uses; heap_kept.cpp: blocks kept for the next request;
+// heap_reclaim.cpp: idle pages that leave; heap_stats.cpp: figures and checks.
 //
-//   requested <= live      rounded = live + pending <= resident      reserved = resident + idle
+//   requested <= live      rounded = live + pending      rounded + kept <= resident      reserved = resident + idle
 #pragma once
 
 #include <atomic>
@@ -20,6 +20,7 @@
 #include "core/biased_lock.h"
 #include "core/block_counts.h"
 #include "core/checkpoint.h"
+#include "core/exact_bins.h"
 #include "core/layout.h"
 #include "core/observer.h"
 #include "core/options.h"
@@ -74,8 +75,9 @@ struct DeviceShared {
   Supply& supply;                          // the one of the two that is in use
   std::atomic<int> captures{0};            // pools being captured into: no event may be queried
   std::atomic<bool> several_heaps{false};  // from the second heap on, totals are published
-  DeviceTotals requested, live, pending, resident;
-  std::atomic<std::int64_t> idle_pages{0};  // of the heaps of streams; published as the totals are
+  DeviceTotals requested, live, pending, kept, resident;
+  std::atomic<std::int64_t> idle_pages{0};   // of the heaps of streams; published as the totals are
+  std::atomic<std::uint64_t> made_ahead{0};  // bit set: of that exact bin, blocks were made ahead
 };
 
 // What sets the heaps of a pool apart.
@@ -94,6 +96,7 @@ class Heap final : private PageSupply::Lender {
   static constexpr int kQuestions = 32;
 
   // `base` is where the range is reserved; it has no place of its own where memory comes in segments, and is 0.
+  // Exact bins are for the heaps of streams: memory of a private pool is its graph's or its owner's.
   // A plan takes its part of the arena's addresses, if it is less than half of them and memory comes in pages; it has
   // the requests above a size.
   Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Bytes slab_bytes, Bytes arena_bytes,
@@ -170,6 +173,9 @@ class Heap final : private PageSupply::Lender {
   bool settle();
   // Blocks just there. failed: something lives there, or a page cannot be had; some may have been placed by then.
   Status place_again(const std::vector<PlacedBlock>& blocks);
+  // Blocks that exact bins keep become holes and their pages idle, those kept for longest first, until that makes so
+  // many bytes. Returns the bytes. Surplus goes without being asked, before the heap grows.
+  Bytes release_kept(Bytes bytes);
   // Idle frames go to the page supply, at most so many. Returns the bytes.
   // Those that the stream is done with, as far as it says so when it is asked: nothing waits. With `idle_since` only
   // the ones that were idle at that tick of the heap's clock. Where pages are mapped they go on loan.
@@ -179,6 +185,7 @@ class Heap final : private PageSupply::Lender {
   Bytes lend(const std::vector<PhysicalHandle>& wanted);
   void take_back(const std::vector<PhysicalHandle>& wanted);
   // Those that have been idle for `age`, by the caller's looks at it: `now` is the time of this one. Nothing waits.
+  // Surplus kept for that long becomes holes, so that its pages are idle from then on.
   Bytes reclaim_aged(std::uint32_t at_most_frames, std::uint64_t now, std::uint64_t age);
   // Any, and mappings that block pages too, after a wait for the stream's work until now.
   Bytes reclaim_waiting(std::uint32_t at_most_frames);
@@ -260,7 +267,8 @@ class Heap final : private PageSupply::Lender {
     kTranslates = 8,  // memory comes in segments
     kPlans = 16,      // there is a plan
     kPutOff = 32,     // the last free is not finished
-    kWhole = 64       // no page or segment is shared by blocks
+    kWhole = 64,      // no page or segment is shared by blocks
+    kKeeps = 128      // there are exact bins
   };
   // For all but allocate and free: these leave something to the next call, which no other sees.
   class Guard {
@@ -284,7 +292,8 @@ class Heap final : private PageSupply::Lender {
   }
   Found find(Bytes offset) const {
     if ((attention_ & kPlans) != 0 && planning_->blocks.serves(offset)) return find_planned(offset);
-    return find_unplanned(offset);
+    const Found found = find_unplanned(offset);
+    return found.requested == Arena::kKept ? Found{} : found;
   }
   Found find_unplanned(Bytes offset) const;
   Found find_planned(Bytes offset) const;
@@ -297,7 +306,29 @@ class Heap final : private PageSupply::Lender {
   [[gnu::noinline]] Status allocate_elsewhere(Bytes bytes, Address* address, Source source);
   [[gnu::noinline]] Status allocate_attentively(Bytes bytes, Address* address, Source source);
   [[gnu::noinline]] bool free_elsewhere(Bytes offset);
+  Status allocate_exact(ExactBins::Bin& bin, Bytes bytes, Address* address, Source source);
+  ExactBins::Bin* bin_for(Bytes bytes) const {
+    return (attention_ & kKeeps) != 0 ? exact_->bins.find(round_up(bytes, kGranularity)) : nullptr;
+  }
+  Arena::Block* take_kept(ExactBins::Bin& bin, Bytes bytes);
+  bool keep(const Found& found);
+  void make_ahead(ExactBins::Bin& bin);
+  Bytes release_kept_locked(Bytes bytes, ExactBins::Which which, std::uint64_t up_to = ~std::uint64_t{0});
+  // Whether kept blocks go before the heap grows. What was a block serves any other where pages are mapped; in a
+  // segment only what fits its place.
+  bool has_surplus() const { return (attention_ & kKeeps) != 0 && segments_ == nullptr && exact_->bins.surplus() != 0; }
   void give_back(const Found& found);
+  // The same, but for blocks that exact bins keep.
+  void done_with(const Found& found) {
+    if ((attention_ & kKeeps) != 0) {
+      if (keep(found)) return;
+      if (attention_ == kKeeps && found.block != nullptr) {
+        arena_bytes_.subtract(found.size);
+        return put_off(found.block);
+      }
+    }
+    give_back(found);
+  }
   // A free whose block leaves pages behind is *put off*: its block or slab stays as it is, since many programs free and
   // then ask for the same size again, at once. The next call that cannot use it finishes the free first. In the figures
   // the block is gone, and nobody can see its pages meanwhile. Other heaps miss them, so where there are some only the
@@ -305,7 +336,7 @@ class Heap final : private PageSupply::Lender {
   void free_slot(const Slabs::Found& slot) {
     if (!slabs_.free(slot)) [[likely]]
       return note_unused(kSmall);
-    if ((attention_ & ~kPublishes) == 0)
+    if ((attention_ & ~(kPublishes | kKeeps)) == 0)
       attention_ |= kPutOff;
     else
       put_slab_to_sleep();
@@ -376,13 +407,13 @@ class Heap final : private PageSupply::Lender {
     const std::int64_t slab_pages = static_cast<std::int64_t>(slabs_.resident_pages() * kPageBytes);
     const std::int64_t in_arena = arena_bytes_.current;
     if (kind == kLarge) return pages_.resident().current - slab_pages - in_arena;
-    return slab_pages - (counts_.live.current() + pending_bytes_.current - in_arena);
+    return slab_pages - (counts_.live.current() + aside_bytes_ - in_arena);
   }
   // `kind` is here where a block lies, slab or arena, whatever its size.
   void note_unused(BlockKind kind) {
     const std::int64_t here = unused(kind);
     if (here > unused_peak_[kind]) unused_peak_[kind] = here;
-    const std::int64_t all = pages_.resident().current - counts_.live.current() - pending_bytes_.current;
+    const std::int64_t all = pages_.resident().current - counts_.live.current() - aside_bytes_;
     if (all > all_unused_peak_) all_unused_peak_ = all;
   }
   void complete(BlockStats& stats, const Waiting& waiting) const;
@@ -395,10 +426,11 @@ class Heap final : private PageSupply::Lender {
   const Bytes bin_limit_;  // up to it, slabs are looked at first
   std::uint8_t attention_ = 0;
   BlockCounts counts_;
-  Counter pending_bytes_;
+  Counter pending_bytes_, kept_bytes_;
+  std::int64_t aside_bytes_ = 0;  // in blocks that are not live: pending and kept
   std::int64_t unused_peak_[kBlockKinds] = {}, all_unused_peak_ = 0;
   Arena::Block* put_off_ = nullptr;  // freed, and still there for the next request
-  Counter arena_bytes_;              // rounded, live and pending
+  Counter arena_bytes_;              // rounded, live, pending and kept
   const Bytes slab_limit_;           // up to it, slabs serve what no plan does
   const std::unique_ptr<PageTable> page_table_;
   PageTable& pages_;
@@ -429,14 +461,22 @@ class Heap final : private PageSupply::Lender {
   };
   const std::unique_ptr<Planning> planning_;  // null without a plan
   const Bytes above_;                         // of which it has the requests
+  struct Exact {
+    Exact(Arena& arena, const std::vector<ExactBin>& bins) : bins(arena, bins) {}
+    ExactBins bins;
+    std::uint64_t hits = 0, misses = 0;
+    Bytes made_ahead = 0, released = 0;  // ever
+  };
+  const std::unique_ptr<Exact> exact_;  // null without exact bins
   struct Look {
     std::uint64_t time;
     std::uint32_t tick;
+    std::uint64_t kept;  // blocks ever kept
   };
   std::vector<Look> looks_;  // of reclaim_aged, no older than it takes; oldest first
   std::vector<Mark> marks_;  // that the stream has not reached yet, oldest first; at most kMarks
   struct {
-    std::int64_t requested = 0, live = 0, pending = 0, resident = 0, idle_pages = 0;
+    std::int64_t requested = 0, live = 0, pending = 0, kept = 0, resident = 0, idle_pages = 0;
   } published_;
 };
 

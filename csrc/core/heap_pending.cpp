@@ -19,7 +19,7 @@ bool Heap::record_stream(Address address, StreamId stream) {
 }
 
 // Some block of the heap is used by another stream, or was when it was freed: perhaps this one. Or memory comes in
-// segments, or there is a plan.
+// segments, or there is a plan, or there are exact bins.
 bool Heap::free_attentively(Address address) {
   const Bytes offset = offset_of(address);
   const Found found = find(offset);
@@ -34,11 +34,12 @@ bool Heap::free_attentively(Address address) {
   }
   counts_.subtract(kind_of(found.size), found.requested, found.size);
   if (entry == tracked_.end()) {
-    give_back(found);
+    done_with(found);
   } else {
     for (Waiting* waiting : {&waiting_[kind_of(found.size)], &all_waiting_}) waiting->add(found.size);
     entry->second.pending = true;
     pending_bytes_.add(found.size);
+    aside_bytes_ += static_cast<std::int64_t>(found.size);
     Pending pending;
     pending.offset = offset;
     pending.size = found.size;
@@ -85,7 +86,7 @@ EventHandle Heap::unused_event() {
 void Heap::set_attention() {
   attention_ = static_cast<std::uint8_t>((segments_ == nullptr ? 0 : kTranslates) | (tracked_.empty() ? 0 : kTracks) |
                                          (pending_.empty() ? 0 : kWaits) | (planning_ == nullptr ? 0 : kPlans) |
-                                         (whole_ ? kWhole : 0) |
+                                         (whole_ ? kWhole : 0) | (exact_ == nullptr ? 0 : kKeeps) |
                                          (shared_.several_heaps.load(std::memory_order_relaxed) ? kPublishes : 0));
 }
 
@@ -119,12 +120,13 @@ std::size_t Heap::poll_pending_locked() {
 
 void Heap::finish(const Pending& pending) {
   pending_bytes_.subtract(pending.size);
+  aside_bytes_ -= static_cast<std::int64_t>(pending.size);
   for (Waiting* waiting : {&waiting_[kind_of(pending.size)], &all_waiting_}) waiting->subtract(pending.size);
   const Found found = find(pending.offset);
   if (Observer* observer = shared_.observer.load(std::memory_order_acquire)) [[unlikely]]
     observer->free_completed(describe(pending.offset, found.size, found.requested));
   tracked_.erase(pending.offset);
-  give_back(found);
+  done_with(found);
 }
 
 std::size_t Heap::wait_pending() {

@@ -131,11 +131,12 @@ Bytes Heap::reclaim_aged(std::uint32_t at_most_frames, std::uint64_t now, std::u
   std::uint32_t tick = 0;
   {
     const Guard guard(*this);
-    looks_.push_back({now, pages_.tick()});
+    looks_.push_back({now, pages_.tick(), exact_ != nullptr ? exact_->bins.last_number() : 0});
     const auto young =
         std::find_if(looks_.begin(), looks_.end(), [&](const Look& look) { return look.time + age > now; });
     if (young == looks_.begin()) return 0;
     tick = std::prev(young)->tick;
+    release_kept_locked(~Bytes{0}, ExactBins::Which::surplus, std::prev(young)->kept);
     looks_.erase(looks_.begin(), std::prev(young));
   }
   return reclaim_completed(at_most_frames, kQuestions, tick);

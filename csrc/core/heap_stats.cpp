@@ -22,6 +22,7 @@ void Heap::publish_from_now() {
   shared_.requested.raise_peak(counts_.requested.counter().peak);
   shared_.live.raise_peak(counts_.live.counter().peak);
   shared_.pending.raise_peak(pending_bytes_.peak);
+  shared_.kept.raise_peak(kept_bytes_.peak);
   shared_.resident.raise_peak(pages_.resident().peak);
   set_attention();
 }
@@ -39,6 +40,7 @@ void Heap::publish_all() {
   send(shared_.requested, counts_.requested.current(), published_.requested);
   send(shared_.live, counts_.live.current(), published_.live);
   send(shared_.pending, pending_bytes_.current, published_.pending);
+  send(shared_.kept, kept_bytes_.current, published_.kept);
   send(shared_.resident, pages_.resident().current, published_.resident);
   const std::int64_t idle = pool_ == PoolId{} ? pages_.idle_frames() : 0;
   shared_.idle_pages.fetch_add(idle - published_.idle_pages, std::memory_order_relaxed);
@@ -60,6 +62,7 @@ HeapStats Heap::stats() const {
   stats.requested = counts_.requested.counter();
   stats.live = counts_.live.counter();
   stats.pending = pending_bytes_;
+  stats.kept = kept_bytes_;
   stats.resident = pages_.resident();
   stats.reserved = pages_.held();
   stats.idle.current = stats.reserved.current - stats.resident.current;
@@ -85,7 +88,13 @@ HeapStats Heap::stats() const {
   stats.large.reserved.move_to(stats.reserved.current - reserved_[kSmall].current);
   // Pages that become resident add to it, and so does every block that goes.
   const Bytes gone = stats.all.held.total - static_cast<Bytes>(stats.all.held.current);
-  const Bytes gone_from_arena = arena_bytes_.total - static_cast<Bytes>(arena_bytes_.current);
+  Bytes gone_from_arena = arena_bytes_.total - static_cast<Bytes>(arena_bytes_.current);
+  if (exact_ != nullptr) {  // kept ones went, too, and those made ahead never came
+    gone_from_arena += kept_bytes_.total - exact_->made_ahead - exact_->released;
+    stats.kept_hits = exact_->hits;
+    stats.kept_misses = exact_->misses;
+    stats.kept_released = exact_->bins.released();
+  }
   stats.all.unused = {unused(kSmall) + unused(kLarge), all_unused_peak_, stats.resident.total + gone};
   stats.small.unused = {unused(kSmall), unused_peak_[kSmall], reserved_[kSmall].total + gone - gone_from_arena};
   stats.large.unused = {unused(kLarge), unused_peak_[kLarge], stats.all.unused.total - stats.small.unused.total};
@@ -107,7 +116,7 @@ HeapStats Heap::stats() const {
   }
   const Bytes small_resident = slabs_.resident_pages() * kPageBytes;
   stats.uncut = small_resident - bins_resident;
-  stats.arena_rounded = static_cast<Bytes>(arena_bytes_.current);
+  stats.arena_rounded = static_cast<Bytes>(arena_bytes_.current - kept_bytes_.current);
   stats.arena_resident = static_cast<Bytes>(stats.resident.current) - small_resident;
   stats.address_space = slabs_.touched() * kPageBytes + (arena_.highest() - arena_.first_offset());
   if (planning_ != nullptr) stats.address_space += planning_->blocks.touched();
@@ -121,6 +130,7 @@ HeapStats Heap::stats() const {
                          tracked_.size() * (sizeof(Bytes) + sizeof(Tracked)) + pending_.capacity() * sizeof(Pending);
   if (planning_ != nullptr)
     stats.metadata_bytes += planning_->blocks.metadata_bytes() + planning_->cursor.metadata_bytes();
+  if (exact_ != nullptr) stats.metadata_bytes += exact_->bins.metadata_bytes();
   return stats;
 }
 
@@ -133,6 +143,7 @@ void Heap::reset_peaks() {
   const Guard guard(*this);
   counts_.reset_peaks();
   pending_bytes_.reset_peak();
+  kept_bytes_.reset_peak();
   all_waiting_.peak_blocks = all_waiting_.peak_bytes = 0;
   for (Waiting& waiting : waiting_) waiting.peak_blocks = waiting.peak_bytes = 0;
   if (!pending_.empty()) note_held();
@@ -161,14 +172,19 @@ void Heap::validate() const {
     bins_rounded += bin.rounded;
     blocks += bin.live_blocks;
   }
-  const Bytes rounded = bins_rounded + static_cast<Bytes>(arena_bytes_.current);
+  if (exact_ != nullptr) exact_->bins.validate();
+  POOLALLOC_ENSURE(kept_bytes_.current == static_cast<std::int64_t>(exact_ != nullptr ? exact_->bins.bytes() : 0),
+                   "kept = sum of the exact bins");
+  POOLALLOC_ENSURE(aside_bytes_ == pending_bytes_.current + kept_bytes_.current, "set aside = pending + kept");
+  const Bytes rounded = bins_rounded + static_cast<Bytes>(arena_bytes_.current - kept_bytes_.current);
   Bytes pending = 0;
   for (const Pending& entry : pending_) pending += entry.size;
   POOLALLOC_ENSURE(pending_bytes_.current == static_cast<std::int64_t>(pending), "pending frees are counted");
   POOLALLOC_ENSURE(counts_.live.current() + pending_bytes_.current == static_cast<std::int64_t>(rounded),
                    "rounded = live + pending");
   POOLALLOC_ENSURE(counts_.requested.current() <= counts_.live.current(), "requested <= live");
-  POOLALLOC_ENSURE(static_cast<std::int64_t>(rounded) <= pages_.resident().current, "rounded <= resident");
+  POOLALLOC_ENSURE(static_cast<std::int64_t>(rounded) + kept_bytes_.current <= pages_.resident().current,
+                   "rounded + kept <= resident");
   POOLALLOC_ENSURE(blocks == static_cast<std::uint64_t>(counts_.blocks.current()) + pending_.size(),
                    "blocks = live blocks + pending ones");
   for (auto quantity : {&BlockCounts::blocks, &BlockCounts::requested, &BlockCounts::live})
@@ -183,7 +199,8 @@ void Heap::validate() const {
   POOLALLOC_ENSURE(pending_.empty() || !tracked_.empty(), "pending frees are tracked");
   POOLALLOC_ENSURE(((attention_ & kTracks) != 0) == !tracked_.empty() &&
                        ((attention_ & kWaits) != 0) == !pending_.empty() &&
-                       ((attention_ & kPlans) != 0) == (planning_ != nullptr) && (attention_ & kPutOff) == 0,
+                       ((attention_ & kPlans) != 0) == (planning_ != nullptr) &&
+                       ((attention_ & kKeeps) != 0) == (exact_ != nullptr) && (attention_ & kPutOff) == 0,
                    "calls know what to look to");
 }
 

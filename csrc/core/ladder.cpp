@@ -28,6 +28,7 @@ Address Ladder::climb(Status status) {
   // is nothing left to gain.
   do {
     gained_ = false;
+    if (release_kept()) return served_after(LadderRung::releasing);
     if (steal()) return served_after(LadderRung::stealing);
     if (call_back()) return served_after(LadderRung::callbacks);
     if (wait()) return served_after(LadderRung::waiting);
@@ -79,6 +80,20 @@ bool Ladder::take(Heap& other, Wait wait) {
   device_.shared_.supply.release_misfits();
   if (other.asks()) return_to_sources();
   return try_again();
+}
+
+// Its own first: they may be used at once. In steps, since what is kept was meant to be.
+bool Ladder::release_kept() {
+  while (heap_.release_kept(bytes_ / 8 + 1) != 0)
+    if (try_again()) return true;
+  if (device_.shared_.captures.load(std::memory_order_relaxed) != 0) return false;  // nothing leaves another heap
+  const DeviceHeap::Visit visit = device_.reclaimable_heaps();
+  for (Heap* other : visit.heaps) {
+    if (other == &heap_ || other->release_kept(bytes_) == 0) continue;
+    gained_ = true;  // for those rungs that wait
+    if (take(*other, Wait::no)) return true;
+  }
+  return false;
 }
 
 bool Ladder::steal() {

@@ -2,6 +2,7 @@
 // some room and tries again. One object is one request.
 //
 //   unmapping   only where addresses are missing: mappings in the way, among the heap's own
+//   releasing   blocks that exact bins keep, here and on other streams whose work has completed
 //   stealing    idle pages of other streams whose work has completed
 //   callbacks   the user's, which may free blocks (oom_callbacks.h)
 //   waiting     pending frees and other streams' idle pages, waited for
@@ -29,6 +30,7 @@ class Ladder {
 
  private:
   bool unmap_own();
+  bool release_kept();
   bool steal();
   bool call_back();
   bool wait();

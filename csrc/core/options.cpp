@@ -106,6 +106,10 @@ std::string allowed(const OptionInfo& info) {
   if (type == "choice") return "allowed: " + std::string(info.unit);
   if (type == "boolean") return "allowed: true or false";
   if (type == "text") return "allowed: " + std::string(info.unit) + " without a comma";
+  if (type == "bins")
+    return "allowed: " + std::string(info.unit) + " with + between, such as 6MiB/16/64+20MiB/0/8: at most " +
+           std::to_string(ExactBin::kMostBins) + " sizes up to " + format_bytes(ExactBin::kMostBytes) +
+           ", KEEP from 1 to " + std::to_string(ExactBin::kMostKept) + ", PREALLOCATE from 0 to KEEP";
   std::string range = "allowed: " + format_value(info, info.minimum) + " to " + format_value(info, info.maximum);
   return type == "bytes" ? range : range + " (" + info.unit + ")";
 }
@@ -214,6 +218,55 @@ void set_value(std::string_view& field, const OptionInfo& info, std::string_view
 
 void set_value(std::string& field, const OptionInfo&, std::string_view text) { field = text; }
 
+std::string text_of(const ExactBin& bin) {
+  return std::to_string(bin.size) + '/' + std::to_string(bin.preallocate) + '/' + std::to_string(bin.keep);
+}
+
+void check_value(const ExactBin& bin, const OptionInfo& info) {
+  const auto check = [&](bool in_range, const char* part) {
+    if (!in_range) throw_value(info, text_of(bin), "has a " + std::string(part) + " out of range");
+  };
+  check(bin.size != 0 && bin.size <= ExactBin::kMostBytes, "size");
+  check(bin.keep >= 1 && bin.keep <= ExactBin::kMostKept, "KEEP");
+  check(bin.preallocate >= 0 && bin.preallocate <= bin.keep, "PREALLOCATE");
+}
+
+void check_value(const std::vector<ExactBin>& bins, const OptionInfo& info) {
+  std::set<Bytes> sizes;
+  for (const ExactBin& bin : bins) {
+    check_value(bin, info);
+    if (!sizes.insert(round_up(bin.size, kGranularity)).second)
+      throw_value(info, text_of(bin), "is a second bin of its size, in units of " + format_bytes(kGranularity));
+    if (sizes.size() > ExactBin::kMostBins) throw_value(info, text_of(bin), "is one bin too many");
+  }
+}
+
+// The text up to `separator`, trimmed; it and the separator are removed from `rest`.
+std::string_view take_part(std::string_view& rest, char separator) {
+  const std::size_t end = std::min(rest.find(separator), rest.size());
+  const std::string_view part = trim(rest.substr(0, end));
+  rest.remove_prefix(std::min(end + 1, rest.size()));
+  return part;
+}
+
+bool read(std::string_view text, ExactBin* bin) {
+  if (std::count(text.begin(), text.end(), '/') != 2) return false;
+  return read(take_part(text, '/'), &bin->size) && read(take_part(text, '/'), &bin->preallocate) &&
+         read(trim(text), &bin->keep);
+}
+
+void set_value(std::vector<ExactBin>& field, const OptionInfo& info, std::string_view text) {
+  std::vector<ExactBin> bins;
+  for (bool more = !text.empty(); more;) {
+    more = text.find('+') != std::string_view::npos;
+    const std::string_view part = take_part(text, '+');
+    if (!read(part, &bins.emplace_back())) throw_value(info, part, "is not " + std::string(info.unit));
+    check_value(bins.back(), info);
+  }
+  check_value(bins, info);
+  field = std::move(bins);
+}
+
 template <typename T>
 void set_value(T& field, const OptionInfo& info, std::string_view text) {
   T value{};
@@ -254,6 +307,7 @@ void apply(Options& options, std::string_view name, std::string_view value) {
 
 // A default is a figure or a word.
 constexpr double figure(const char*) { return 0; }
+constexpr double figure(None) { return 0; }
 template <typename T>
 constexpr double figure(T value) {
   return static_cast<double>(value);
@@ -327,6 +381,11 @@ void check_options(const Options& options) {
   if (options.trim_low > options.trim_high)
     throw_value(find_option("trim_low"), format_bytes(options.trim_low),
                 "is more than trim_high, " + format_bytes(options.trim_high));
+  for (const ExactBin& bin : options.exact_bins)
+    if (bin.size <= options.bin_limit)
+      throw_value(
+          find_option("exact_bins"), text_of(bin),
+          "is no larger than bin_limit, " + format_bytes(options.bin_limit) + ", up to which all sizes have bins");
 }
 
 Bytes parse_bytes(const std::string& text) {

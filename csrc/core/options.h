@@ -10,6 +10,29 @@
 
 namespace poolalloc {
 
+// A size whose blocks a stream keeps for the next requests of it (exact_bins.h). In the bounds below, PREALLOCATE is at
+// most KEEP, and no two sizes are the same after rounding to kGranularity.
+struct ExactBin {
+  static constexpr std::size_t kMostBins = 64;
+  static constexpr std::int64_t kMostKept = 65536;
+  static constexpr Bytes kMostBytes = Bytes{1} << 40;
+
+  Bytes size = 0;
+  std::int64_t preallocate = 0;
+  std::int64_t keep = 0;
+
+  friend bool operator==(const ExactBin&, const ExactBin&) = default;
+};
+
+// The default of options that are lists.
+struct None {
+  template <typename T>
+  operator std::vector<T>() const {
+    return {};
+  }
+};
+inline constexpr None none;
+
 struct POOLALLOC_API Options {
   using bytes = Bytes;
   using integer = std::int64_t;
@@ -17,6 +40,7 @@ struct POOLALLOC_API Options {
   using boolean = bool;
   using choice = std::string_view;  // one of the table's words: they live as long as the program
   using text = std::string;
+  using bins = std::vector<ExactBin>;
 #define OPTION(name, type, default_value, minimum, maximum, unit, help) type name = default_value;
 #include "core/options.def"
 #undef OPTION
@@ -25,12 +49,12 @@ struct POOLALLOC_API Options {
 // One row of the table, for those who print, check or document it.
 struct OptionInfo {
   const char* name;
-  const char* type;          // "bytes", "integer", "number", "boolean", "choice" or "text"
-  const char* default_word;  // of a choice or text, whose figures are 0
+  const char* type;          // "bytes", "integer", "number", "boolean", "choice", "text" or "bins"
+  const char* default_word;  // of a choice or text, whose figures are 0, as those of bins are
   double default_value;
   double minimum;
   double maximum;
-  const char* unit;  // of a choice its words, with " | " between them; of a text what it is
+  const char* unit;  // of a choice its words, with " | " between them; of a text what it is; of bins their form
   const char* help;
 };
 POOLALLOC_API const std::vector<OptionInfo>& option_table();

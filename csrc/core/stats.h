@@ -2,7 +2,8 @@
 //
 //   rounded  = live + pending            blocks that cannot be handed out now
 //   requested <= live                    asked by the program, before rounding
-//   rounded  <= resident                 resident: physical pages under at least one such block
+//   rounded + kept <= resident           kept: in blocks that exact bins hold ready for their next request
+//                                        resident: physical pages under at least one such block, kept ones included
 //   reserved = resident + idle           idle: physical pages held, under none
 #pragma once
 
@@ -44,12 +45,12 @@ struct BlockStats {
   Counter held_blocks;     // live and pending
   Counter held;            // their bytes
   Counter reserved;        // of pages: small is pages cut into size classes, large all others
-  Counter unused;          // bytes of resident pages in no block, which cannot go back to the device
+  Counter unused;          // bytes of resident pages in no block, kept or not, which cannot go back to the device
   std::uint64_t gaps = 0;  // how many pieces those are: size-class slabs with room, holes of the arena
 };
 
 // The byte quantities; POOLALLOC_QUANTITIES lists them once for everyone who prints or exports them.
-#define POOLALLOC_QUANTITIES(X) X(requested) X(live) X(pending) X(resident) X(idle) X(reserved)
+#define POOLALLOC_QUANTITIES(X) X(requested) X(live) X(pending) X(kept) X(resident) X(idle) X(reserved)
 #define POOLALLOC_EVENTS(X)                                                                    \
   X(allocations)       /* blocks handed out */                                                 \
   X(frees)             /* blocks given back */                                                 \
@@ -60,10 +61,14 @@ struct BlockStats {
   X(plan_hits)         /* requests served where the plan says */                               \
   X(plan_misses)       /* requests of the sizes in the plan, served elsewhere */               \
   X(plan_resyncs)      /* times the plan was followed again after the program had left it */   \
+  X(kept_hits)         /* requests served from kept blocks */                                  \
+  X(kept_misses)       /* requests of the sizes of exact bins that found none kept */          \
+  X(kept_released)     /* kept blocks given up for other uses of their memory */               \
   X(pending_completed) /* pending frees whose events completed */                              \
   X(waits)             /* times allocation or trimming waited for a stream */                  \
   X(retries)           /* allocations that needed the out-of-memory ladder */                  \
   X(after_unmapping)   /* of them, served once their own mappings were out of the way */       \
+  X(after_releasing)   /* of them, served once kept blocks had been given up */                \
   X(after_stealing)    /* of them, served from other streams' idle pages, without a wait */    \
   X(after_callbacks)   /* of them, served once callbacks had freed memory */                   \
   X(after_waiting)     /* of them, served once streams or other threads had been waited for */ \
@@ -73,7 +78,7 @@ struct BlockStats {
   X(out_of_memory)     /* allocations that failed after it */
 
 // The rungs of the ladder, in its order: `after_x` counts what was served at rung x.
-#define POOLALLOC_RUNGS(X) X(unmapping) X(stealing) X(callbacks) X(waiting) X(trimming) X(lending)
+#define POOLALLOC_RUNGS(X) X(unmapping) X(releasing) X(stealing) X(callbacks) X(waiting) X(trimming) X(lending)
 enum class LadderRung {
 #define X(name) name,
   POOLALLOC_RUNGS(X)

@@ -22,8 +22,10 @@ py::list table_rows() {
     row["name"] = info.name;
     row["type"] = info.type;
     const std::string_view type = info.type;
-    const bool word = type == "choice" || type == "text";
-    row["default"] = word ? py::object(py::str(info.default_word)) : number_of(info, info.default_value);
+    if (type == "choice" || type == "text")
+      row["default"] = info.default_word;
+    else
+      row["default"] = type == "bins" ? py::tuple() : number_of(info, info.default_value);
     row["minimum"] = number_of(info, info.minimum);
     row["maximum"] = number_of(info, info.maximum);
     row["unit"] = info.unit;
@@ -31,6 +33,23 @@ py::list table_rows() {
     rows.append(row);
   }
   return rows;
+}
+
+template <typename T>
+py::object to_python(const T& value) {
+  return py::cast(value);
+}
+
+py::object to_python(const std::vector<ExactBin>& bins) {
+  py::list result;
+  for (const ExactBin& bin : bins) {
+    py::dict row;
+    row["size"] = bin.size;
+    row["preallocate"] = bin.preallocate;
+    row["keep"] = bin.keep;
+    result.append(row);
+  }
+  return py::tuple(result);
 }
 
 int checked_bin_of(Bytes bytes) {
@@ -56,7 +75,7 @@ Options options_from(const std::string& conf) {
 
 py::dict to_dict(const Options& options) {
   py::dict result;
-#define OPTION(name, type, default_value, minimum, maximum, unit, help) result[#name] = options.name;
+#define OPTION(name, type, default_value, minimum, maximum, unit, help) result[#name] = to_python(options.name);
 #include "core/options.def"
 #undef OPTION
   return result;

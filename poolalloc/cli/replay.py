@@ -267,6 +267,12 @@ def print_result(result: Result, trace: Trace, name: str) -> None:
             f"plan: {hits:,} of {hits + misses:,} requests served from it ({hits / (hits + misses):.2%}), followed "
             f"again {resyncs:,} times"
         )
+    hits, misses, released = (sum(row[name] for row in stats) for name in ("kept_hits", "kept_misses", "kept_released"))
+    if hits + misses:
+        lines.append(
+            f"exact bins: {hits:,} of {hits + misses:,} requests of their sizes served from kept blocks "
+            f"({hits / (hits + misses):.2%}); {released:,} kept blocks released"
+        )
     if result.config:
         lines.append(f"options: {result.config}")
     lines.append(

@@ -6,6 +6,7 @@ What a test says of pages, mappings or their driver calls does not hold there; t
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
@@ -19,9 +20,21 @@ _CALLS = "refuses or counts driver calls of virtual memory management, which seg
 _HISTORY = "that holes cost nothing is what segments cannot promise"
 _FITS = "what could leave is told as the largest block that fits; a hole in a segment that stays may be larger"
 _AHEAD = "memory is created ahead in pages alone"
+_SURPLUS = "what is kept stays until memory runs out: what it leaves in a segment fits few requests"
 _ROOM = "sized for a device where every idle page serves every request"
 
 OTHERWISE_WITH_SEGMENTS = {
+    "test_a_freed_block_serves_the_next_request_of_its_size_and_no_other": _COUNTS_PAGES,
+    "test_a_stream_takes_its_surplus_before_it_grows_and_not_what_was_made_ahead": _SURPLUS,
+    "test_small_blocks_take_it_too": _SURPLUS,
+    "test_growth_that_is_allowed_comes_first": _SURPLUS,
+    "test_idle_memory_of_other_streams_goes_first": _SURPLUS,
+    "test_only_what_is_missing_is_released": _ROOM,
+    "test_nothing_kept_leaves_a_stream_while_a_graph_is_captured": _ROOM,
+    "test_emptying_the_cache_and_trimming_take_it_last": _COUNTS_PAGES,
+    "test_trimming_that_waits_takes_what_work_still_uses": _COUNTS_PAGES,
+    "test_a_lower_limit_takes_it": _COUNTS_PAGES,
+    "test_a_plan_has_its_requests_and_exact_bins_what_it_misses": "there are no plans with segments",
     "test_pages_taken_from_another_stream_have_no_work_left": _SHARES_PAGES,
     "test_no_two_live_blocks_share_physical_memory": "expects pages to be shared over time",
     "test_a_refused_call_leaves_nothing_changed": _CALLS,
@@ -82,8 +95,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 if FORCED:
 
     class _Segmented(_core.Engine):
-        def __init__(self, conf: str = "", model: dict[str, int] | None = None) -> None:
-            super().__init__(f"segments:true,{conf}" if conf.strip() else "segments:true", model or {})
+        def __init__(self, conf: str = "", model: dict[str, int] | None = None, plan: Any = None) -> None:
+            super().__init__(f"segments:true,{conf}" if conf.strip() else "segments:true", model or {}, plan)
 
     _Segmented.__name__ = "Engine"
     _core.Engine = _Segmented  # type: ignore[misc]

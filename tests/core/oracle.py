@@ -353,8 +353,12 @@ class Oracle:
         for heap in stats["heaps"]:
             key = (device, heap["stream"], heap["pool"])
             self.check_sums(heap, [b for b in live if b.heap == key], [b for b in pending if b.heap == key])
+            most = sum(
+                -(-each["size"] // GRANULARITY) * GRANULARITY * each["keep"] for each in self.options["exact_bins"]
+            )
+            assert heap["kept"]["current"] <= (most if heap["pool"] == ORDINARY else 0)
             self.check_bins(heap, [b for b in live + pending if b.heap == key])
-        for name in ("requested", "live", "pending", "resident", "reserved"):
+        for name in ("requested", "live", "pending", "kept", "resident", "reserved"):
             assert stats[name]["peak"] >= stats[name]["current"] >= 0
             assert stats[name]["total"] >= stats[name]["current"]
 
@@ -364,8 +368,11 @@ class Oracle:
         assert stats["pending"]["current"] == sum(block.size for block in pending)
         assert stats["live_blocks"] == len(live) + len(pending)
         self.check_kinds(stats, live, pending)
-        resident = {handle for block in live + pending for handle, _, _ in block.pieces}
-        assert stats["resident"]["current"] == len(resident) * PAGE
+        resident = PAGE * len({handle for block in live + pending for handle, _, _ in block.pieces})
+        kept = stats["kept"]["current"]
+        outer = sum(2 * PAGE * (kept // each["size"]) for each in self.options["exact_bins"])
+        assert resident <= stats["resident"]["current"] <= resident + kept + outer
+        assert stats["resident"]["current"] >= kept + stats["all"]["held"]["current"]
 
     def check_kinds(self, stats: dict[str, Any], live: list[Block], pending: list[Block]) -> None:
         """Small and large blocks apart, as torch's statistics want them."""
@@ -379,7 +386,8 @@ class Oracle:
                 "held": sum(block.size for block in mine[0] + mine[1]),
             }
             assert {name: stats[kind][name]["current"] for name in expected} == expected
-        assert stats["all"]["unused"]["current"] == stats["resident"]["current"] - stats["all"]["held"]["current"]
+        in_blocks = stats["all"]["held"]["current"] + stats["kept"]["current"]
+        assert stats["all"]["unused"]["current"] == stats["resident"]["current"] - in_blocks
 
     def check_bins(self, heap: dict[str, Any], blocks: list[Block]) -> None:
         small = [block for block in blocks if block.requested <= int(self.options["bin_limit"])]

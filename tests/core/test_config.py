@@ -14,6 +14,7 @@ from poolalloc._nearest import edit_distance, nearest
 from poolalloc._options import OPTIONS
 from poolalloc.config import Config, profiles
 from poolalloc.errors import ConfigError
+from poolalloc.exact_bins import ExactBin
 
 NAMES = [option.name for option in OPTIONS]
 
@@ -39,6 +40,11 @@ def values():
             fields[option.name] = st.sampled_from(option.unit.split(" | "))
         elif option.type == "text":
             fields[option.name] = st.text(st.sampled_from("abc/.%:_ é"), max_size=9).map(str.strip)
+        elif option.type == "bins":  # above every bin_limit
+            sizes = st.integers((1 << 20) + 1, 1 << 40)
+            kept = st.integers(1, 65536).flatmap(lambda keep: st.tuples(st.integers(0, keep), st.just(keep)))
+            some = st.builds(lambda size, kept: ExactBin(size, kept[0], keep=kept[1]), sizes, kept)
+            fields[option.name] = st.lists(some, max_size=5, unique_by=lambda each: each.rounded)
         elif option.name == "memory_limit":
             fields[option.name] = st.just(0) | st.integers(2 << 20, option.maximum)
         elif option.type == "boolean":
@@ -97,6 +103,23 @@ def test_a_config_is_frozen_compared_by_value_and_can_be_copied():
         ("growth", "", "none of the allowed words"),
         ("growth", 1, "none of the allowed words"),
         ("growth", None, "none of the allowed words"),
+        ("exact_bins", None, "no list of exact bins"),
+        ("exact_bins", {"size": 1}, "no list of exact bins"),
+        ("exact_bins", [3], "no exact bin"),
+        ("exact_bins", [{"keep": 1}], "has no size"),
+        ("exact_bins", [{"size": "2 MiB"}], "has no keep"),
+        ("exact_bins", [{"size": "2 MiB", "keep": 1, "kept": 1}], '"kept" is no key of an exact bin'),
+        ("exact_bins", [{"size": "2 MiB", "keep": True}], "is not SIZE/PREALLOCATE/KEEP"),
+        ("exact_bins", [{"size": "2 MiB", "keep": "3"}], "is not SIZE/PREALLOCATE/KEEP"),
+        ("exact_bins", [{"size": 2.5, "keep": 1}], "is not SIZE/PREALLOCATE/KEEP"),
+        ("exact_bins", [{"size": "many", "keep": 1}], "is not SIZE/PREALLOCATE/KEEP"),
+        ("exact_bins", [{"size": "2 TiB", "keep": 1}], "has a size out of range"),
+        ("exact_bins", [{"size": "2 MiB", "keep": 0}], "has a KEEP out of range"),
+        ("exact_bins", [{"size": "2 MiB", "keep": 65537}], "has a KEEP out of range"),
+        ("exact_bins", [{"size": "2 MiB", "keep": 2, "preallocate": 3}], "has a PREALLOCATE out of range"),
+        ("exact_bins", "2MiB/0/1+2097000/0/1", "is a second bin of its size, in units of 512 B"),
+        ("exact_bins", "+".join(f"{mib}MiB/0/1" for mib in range(2, 67)), "is one bin too many"),
+        ("exact_bins", "256 KiB/0/1", "is no larger than bin_limit, 256 KiB"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused(option, value, words):
@@ -135,6 +158,30 @@ def test_toml_takes_sizes_as_text_or_number(tmp_path):
     path = tmp_path / "a.toml"
     path.write_text('[poolalloc]\nbin_limit = "1 MiB"\nmemory_limit = 4194304\naddress_space = 2\ngrowth = "fast"\n')
     assert Config.from_toml(path) == Config(bin_limit=1 << 20, memory_limit=4 << 20, address_space=2.0, growth="fast")
+
+
+def test_exact_bins_come_in_many_forms_and_mean_the_same(tmp_path):
+    expected = Config(exact_bins=[ExactBin("6 MiB", 16, keep=64), ExactBin(20 << 20, keep=8)])
+    assert [each.size for each in expected.exact_bins] == [6 << 20, 20 << 20]
+    assert expected == Config(exact_bins=({"size": "6 MiB", "preallocate": 16, "keep": 64}, ExactBin("20MiB", keep=8)))
+    assert expected == Config(exact_bins=" 6 MiB / 16 / 64 + 20 MiB/0/8 ")
+    assert expected == Config.from_conf("placement_candidates:8,exact_bins:6MiB/16/64+20MiB/0/8")
+    assert expected.to_conf() == "exact_bins:6291456/16/64+20971520/0/8"
+    assert Config.from_conf("exact_bins:") == Config(exact_bins=[]) == Config()
+    path = tmp_path / "a.toml"
+    for text in (
+        '[poolalloc]\n[[poolalloc.exact_bins]]\nsize = "6 MiB"\npreallocate = 16\nkeep = 64\n'
+        '[[poolalloc.exact_bins]]\nsize = "20 MiB"\nkeep = 8\n',
+        '[poolalloc]\nexact_bins = [{ size = "6 MiB", preallocate = 16, keep = 64 }, { size = 20971520, keep = 8 }]\n',
+        '[poolalloc]\nexact_bins = "6 MiB/16/64 + 20 MiB/0/8"\n',
+        expected.to_toml(),
+        expected.to_toml(every_option=False),
+    ):
+        path.write_text(text)
+        assert Config.from_toml(path) == expected
+    path.write_text('[poolalloc]\n[[poolalloc.exact_bins]]\nsize = "6 MiB"\nkeep = 0\n')
+    with pytest.raises(ConfigError, match=rf"{path}: option exact_bins: .6291456/0/0. has a KEEP out of range"):
+        Config.from_toml(path)
 
 
 def test_an_empty_file_means_the_defaults(tmp_path):
@@ -276,6 +323,7 @@ entries = st.builds(
     st.sampled_from([":", ":", ":", ":", "=", ""]),
     spaces,
     st.sampled_from(["tight", "balanced", "fast", "Fast", "tigth"])
+    | st.lists(st.from_regex(r"[1-9] ?MiB/ ?[0-3]/[0-3]", fullmatch=True), max_size=3).map("+".join)
     | sizes
     | numbers
     | st.integers().map(str)
@@ -312,14 +360,30 @@ def test_python_and_the_core_accept_and_refuse_the_same_texts(text):
     st.text("abc019.-", max_size=4) | st.text("tighfas", max_size=6),
 )
 def test_python_and_the_core_say_the_same(name, value):
-    def said(read):
-        try:
-            read(f"{name}:{value}")
-        except ConfigError as error:
-            return str(error)
-        return None
+    assert said(Config.from_conf, f"{name}:{value}") == said(_core.parse_options, f"{name}:{value}")
 
-    assert said(Config.from_conf) == said(_core.parse_options)
+
+bins = st.from_regex(r"[0-9]{0,2} ?([KMT]iB)?/[+-]?[0-9]{0,20}/ ?[0-3]{0,2}(/1)?", fullmatch=True)
+
+
+@given(st.lists(bins, max_size=3).map("+".join) | st.text("0123/+MiB ", max_size=12))
+@example("+".join(f"{mib}MiB/0/1" for mib in range(2, 66)))
+@example("+".join(f"{mib}MiB/0/1" for mib in range(2, 67)))
+@example("6MiB/1/2+6MiB/1/2")
+@example("1MiB/0/1,bin_limit:1MiB")
+@example("2 MiB/0/99999999999999999999")
+@example("9999999999999999999/0/1")
+def test_python_and_the_core_say_the_same_of_exact_bins(value):
+    text = f"exact_bins:{value}"
+    assert said(Config.from_conf, text) == said(_core.parse_options, text)
+
+
+def said(read, text):
+    try:
+        read(text)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 # --- the nearest word -------------------------------------------------------------------------------------------------

@@ -126,6 +126,8 @@ def test_the_table_and_the_options_have_the_same_names_and_defaults() -> None:
             assert value in table[name]["unit"].split(" | ")
         elif table[name]["type"] == "text":
             assert value == ""
+        elif table[name]["type"] == "bins":
+            assert value == ()
         else:
             assert table[name]["minimum"] <= value <= table[name]["maximum"]
 
@@ -167,7 +169,7 @@ def test_every_reserved_byte_is_somewhere() -> None:
     assert where.total.requested == stats["requested"]["current"]
     assert where.total.pending == stats["pending"]["current"] > 0
     assert min(where.total.rounding, where.total.half_empty, where.total.idle) > 0
-    for part in ("requested", "rounding", "pending", "half_empty", "idle"):
+    for part in ("requested", "rounding", "pending", "kept", "half_empty", "idle"):
         assert all(getattr(share, part) >= 0 for share in where.heaps.values())
         spare = where.unmapped if part == "idle" else 0
         for groups in (where.heaps, where.streams, where.pools):
@@ -185,7 +187,7 @@ def test_fragmentation_prints_and_goes_to_plain_values() -> None:
     for word in ("requested", "rounding", "pending", "half-empty", "idle", "arena", "ordinary", "1,0"):
         assert word in text
     plain = where.to_dict()
-    parts = ("requested", "rounding", "pending", "half_empty", "idle")
+    parts = ("requested", "rounding", "pending", "kept", "half_empty", "idle")
     assert plain["reserved"] == sum(plain[part] for part in parts)
     assert len(plain["heaps"]) == 3
     assert {row["stream"] for row in plain["streams"]} == {0, 7}

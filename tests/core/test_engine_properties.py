@@ -58,7 +58,8 @@ class Programs(RuleBasedStateMachine):
     @initialize(
         conf=st.sampled_from(
             ["", "", "bin_limit:0", "bin_limit:1 MiB", "bin_limit:5000,placement_candidates:1", "memory_limit:24 MiB",
-             "memory_fraction:0.7", "address_space:1"]
+             "memory_fraction:0.7", "address_space:1", "exact_bins:6MiB/2/4+2MiB/0/3+524289/1/1+40MiB/0/2",
+             "bin_limit:0,exact_bins:4096/3/5+8192/0/9+262144/0/1+20MiB/1/2"]
         ),
         devices=st.sampled_from([1, 1, 2]),
         memory=st.sampled_from([8 * MIB, 32 * MIB, 100 * MIB, 512 * MIB]),

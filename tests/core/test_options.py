@@ -34,7 +34,7 @@ def test_no_text_means_the_defaults():
     assert _core.parse_options(" \t\n") == defaults()
 
 
-FIGURES = [option for option in OPTIONS if option.type not in ("choice", "text")]
+FIGURES = [option for option in OPTIONS if option.type not in ("choice", "text", "bins")]
 CHOICES = [option for option in OPTIONS if option.type == "choice"]
 
 
@@ -210,6 +210,8 @@ def test_check_names_the_stale_file_and_the_next_run_mends_it(tree, stale):
         ('OPTION(a, texts, 1, 0, 1, "", "")', "a has type texts"),
         ('OPTION(a, text, "x", 0, 0, "a word", "")', "the text a needs"),
         ('OPTION(a, text, "", 0, 0, "", "")', "the text a needs"),
+        ('OPTION(a, bins, 0, 0, 0, "a form", "")', "the bins a need"),
+        ('OPTION(a, bins, none, 0, 0, "", "")', "the bins a need"),
         ('OPTION(a, integer, 2, 0, 1, "", "")', "default of a"),
         ('OPTION(a, integer, 0.5, 0, 1, "", "")', "not written as a integer"),
         ('OPTION(a, bytes, 0, 0, 9007199254740993, "", "")', "no exact double"),
