@@ -1,4 +1,4 @@
-"""Finds options that suit recorded programs: Optuna over poolalloc's option table, each trial a replay.
+"""Finds options that suit recorded programs: Optuna over poolalloc's option table and exact bins, each trial a replay.
 
     from poolalloc.trace import read
     from poolalloc.tune import tune
@@ -26,6 +26,8 @@ from poolalloc._options import OPTIONS
 from poolalloc._version import __version__
 from poolalloc.config import Config, words_of
 from poolalloc.errors import PoolallocError
+from poolalloc.exact_bins import ExactBin
+from poolalloc.proposal import Reuse
 from poolalloc.replay import Replayer
 from poolalloc.trace.format import Trace, TraceError
 from poolalloc.trace.parts import split
@@ -111,25 +113,49 @@ def _toml(value: Any) -> str:
 
 
 _BIN_LIMITS = [1 << power for power in range(14, 21)]
+_KEPT_SHARES = [0.0, 0.001, 0.003, 0.01, 0.03]  # of the peak, in exact bins
 
 
-def _suggest(trial: Any, base: Config) -> Config:
-    """Options that change what is reserved or called; what bounds memory or only observes is left alone.
+class _Choices:
+    """What a trial chooses: options that change what is reserved or called, and exact bins that suit the traces.
 
-    Bins are faster than the arena, which replays do not count: the smallest limit leaves them most requests.
+    What bounds memory or only observes is left alone. Bins are faster than the arena, which replays do not count: the
+    smallest limit leaves them most requests. Exact bins keep memory, so they are none of `reserved`; those that the
+    beginning has stay.
     """
-    return replace(
-        base,
-        bin_limit=trial.suggest_categorical("bin_limit", _BIN_LIMITS),
-        placement_candidates=trial.suggest_int("placement_candidates", 1, 64, log=True),
-        growth=trial.suggest_categorical("growth", _GROWTH),
-    )
 
+    def __init__(self, base: Config, traces: Sequence[Trace], objective: Objective) -> None:
+        self._base = base
+        exact = objective != "reserved" and not base.exact_bins
+        self._reuse = Reuse(traces, above=_BIN_LIMITS[0]) if exact else None
+        self._proposed: dict[tuple[Any, ...], tuple[ExactBin, ...]] = {}
 
-def _first_guess(base: Config) -> dict[str, Any]:
-    """What tuning begins with; another limit of bins than those that are tried is not among them."""
-    guess = {name: getattr(base, name) for name in ("bin_limit", "placement_candidates", "growth")}
-    return guess if guess["bin_limit"] in _BIN_LIMITS else {}
+    def suggest(self, trial: Any) -> Config:
+        bin_limit = trial.suggest_categorical("bin_limit", _BIN_LIMITS)
+        config = replace(
+            self._base,
+            bin_limit=bin_limit,
+            placement_candidates=trial.suggest_int("placement_candidates", 1, 64, log=True),
+            growth=trial.suggest_categorical("growth", _GROWTH),
+        )
+        if self._reuse is None:
+            return config
+        chosen = (
+            trial.suggest_categorical("kept_share", _KEPT_SHARES),
+            bin_limit,
+            trial.suggest_categorical("kept_held", [False, True]),
+        )
+        if chosen not in self._proposed:
+            share, above, held = chosen
+            self._proposed[chosen] = self._reuse.bins(share, above, held=held)
+        return replace(config, exact_bins=self._proposed[chosen])
+
+    def first_guess(self) -> dict[str, Any]:
+        """Return what tuning begins with; nothing if its limit of bins is not among those tried."""
+        guess = {name: getattr(self._base, name) for name in ("bin_limit", "placement_candidates", "growth")}
+        if self._reuse is not None:
+            guess |= {"kept_share": 0.0, "kept_held": False}
+        return guess if guess["bin_limit"] in _BIN_LIMITS else {}
 
 
 # --- judging --------------------------------------------------------------------------------------------------------
@@ -223,12 +249,13 @@ def tune(
         raise TuneError(f"storage {storage}: {' '.join(str(error).split())[:200]}") from None
     scores: dict[Config, Score] = {start: judge.score(start)}
     finished = optuna.trial.TrialState.COMPLETE
-    guess = _first_guess(start)
+    choices = _Choices(start, tuned_on, objective)
+    guess = choices.first_guess()
     if guess and not search.get_trials(deepcopy=False):
         search.enqueue_trial(guess, skip_if_exists=True)
 
     def attempt(trial: Any) -> float:
-        config = _suggest(trial, start)
+        config = choices.suggest(trial)
         score = scores.get(config)
         if score is None:
             score = scores[config] = judge.score(config)
@@ -250,7 +277,7 @@ def tune(
     done = search.get_trials(deepcopy=False, states=(finished,))
     best = start
     if done and search.best_value < min(scores[start].value(objective, most_overhead), 1e9):
-        best = _suggest(optuna.trial.FixedTrial(search.best_params), start)
+        best = choices.suggest(optuna.trial.FixedTrial(search.best_params))
     rest = _Judge(held_out, memory)
     before = Scores(scores[start], rest.score(start))
     after = Scores(scores.get(best) or judge.score(best), rest.score(best))

@@ -18,6 +18,8 @@ from poolalloc.trace.parts import split
 from poolalloc.trace.torch_snapshot import import_snapshot
 from poolalloc.tune import Score, TuneError, tune
 
+MIB = 1 << 20
+
 pytest.importorskip("optuna", reason="Optuna, the extra `tune`, is not installed")
 
 
@@ -67,6 +69,36 @@ def test_calls_and_balance_are_other_objectives() -> None:
     assert score.value("balanced") == pytest.approx(1.5 * 1.02)
     found = tune([mixed()], objective="calls", trials=8)
     assert found.after.tuned_on.calls <= found.before.tuned_on.calls
+
+
+def test_exact_bins_are_proposed_unless_memory_is_all_that_counts(tmp_path: Path) -> None:
+    trace = with_sizes()
+    found = tune([trace], objective="reserved", trials=6)
+    assert found.config.exact_bins == ()
+    found = tune([trace], objective="calls", trials=25, workers=1)
+    assert found.after.tuned_on.calls < found.before.tuned_on.calls
+    assert {each.size for each in found.config.exact_bins} <= {MIB, 3 * MIB, 10 * MIB}
+    assert found.config.exact_bins
+    path = tmp_path / "service.toml"
+    path.write_text(found.to_toml())
+    assert Config.load(path) == found.config
+    own = Config(exact_bins="7MiB/0/3")
+    assert tune([trace], objective="calls", trials=4, base=own).config.exact_bins == own.exact_bins
+
+
+def with_sizes() -> Trace:
+    """Blocks of a few sizes that come and go between others of every size."""
+    chance = np.random.default_rng(5)
+    rows: list[tuple[Op, int, int]] = []
+    live: list[tuple[int, int]] = []
+    for ident in range(1, 3000):
+        often = int(chance.choice((MIB, 3 * MIB, 10 * MIB)))
+        size = often if chance.random() < 0.5 else int(chance.integers(1, 20 * MIB))
+        rows.append((Op.ALLOC, ident, size))
+        live.append((ident, size))
+        while len(live) > 40 or (live and chance.random() < 0.45):
+            rows.append((Op.FREE, *live.pop(int(chance.integers(len(live))))))
+    return trace_of(rows)
 
 
 def test_an_interrupt_keeps_the_best_so_far() -> None:
