@@ -34,6 +34,9 @@ SIZES = 4093  # a prime: no place sees the same size in every pass
 OWN, BUILT_IN = "poolalloc", "built-in"
 MANY_DEVICES = 8
 
+ALL, DEVICES, EXACT = KINDS = ("all", "many-devices", "exact-bins")
+"""Processes, by what they run."""
+
 Figures = dict[str, dict[str, float]]
 """Case -> allocator -> the median of its rounds."""
 
@@ -71,6 +74,7 @@ def _own(case: str) -> Callable[[Figures], float]:
 
 ONE_SIZE = "allocate + free of 1 KiB"
 ONE_LARGE = "allocate + free of 8 MiB"
+ONE_EXACT = "allocate + free of 8 MiB, an exact bin"
 ONE_OF_MANY = f"allocate + free of 1 KiB, {MANY_DEVICES} devices visible"
 SMALL = "512 B - 1 MiB, 4,096 live"
 MIXED = "512 B - 64 MiB, 4,096 live"
@@ -97,6 +101,7 @@ LINES = [
     Line(ONE_SIZE, _ratio(ONE_SIZE), "x built-in", at_most=1 / 8),
     Line(ONE_SIZE, _own(ONE_SIZE), "ns", at_most=30),
     Line(ONE_LARGE, _ratio(ONE_LARGE), "x built-in", at_most=1 / 8),
+    Line(ONE_EXACT, lambda figures: figures[ONE_EXACT][OWN] / figures[ONE_LARGE][BUILT_IN], "x built-in"),
     Line(ONE_OF_MANY, _ratio(ONE_OF_MANY), "x built-in", at_most=1 / 8),
     Line(SMALL, _ratio(SMALL), "x built-in", at_most=1 / 6),
     Line(MIXED, _ratio(MIXED), "x built-in", at_most=1 / 6),
@@ -193,20 +198,23 @@ def driver_calls() -> int:
     return int(sum(poolalloc.memory_stats(0)["driver_calls"].values()))
 
 
-def child(allocator: str, library: str, pairs: int, many_devices: bool) -> dict[str, float]:
-    """One process: the figure of every case."""
+def child(allocator: str, library: str, pairs: int, kind: str) -> dict[str, float]:
+    """One process: the figure of every case of its kind."""
     import torch
 
     if allocator == OWN:
         import poolalloc
 
-        assert poolalloc.install(bridge=True).backend == "bridge"
+        exact = [poolalloc.ExactBin("8 MiB", keep=1)] if kind == EXACT else []
+        assert poolalloc.install(poolalloc.Config(exact_bins=exact), bridge=True).backend == "bridge"
     else:
         assert torch.cuda.get_allocator_backend() == "native"
     torch.cuda.init()
     loops = Loops(library, pairs)
-    if many_devices:
+    if kind == DEVICES:
         return {ONE_OF_MANY: loops.same(KIB)}
+    if kind == EXACT:
+        return {ONE_EXACT: loops.same(8 * MIB)}
     result = {}
     if allocator == OWN:  # first: tables keep the size that they once had
         result[METADATA] = metadata(25 * mixed_sizes(512, 4 * KIB))[0]
@@ -236,11 +244,13 @@ def measure(rounds: int, pairs: int, real: bool) -> dict[str, dict[str, list[flo
         loops = compile_loops(Path(folder))
         for turn in range(rounds):
             for allocator in (BUILT_IN, OWN)[:: 1 if turn % 2 == 0 else -1]:
-                for devices in (1,) if real else (1, MANY_DEVICES):
+                for kind in KINDS:
+                    if (kind == DEVICES and real) or (kind == EXACT and allocator == BUILT_IN):
+                        continue
+                    devices = MANY_DEVICES if kind == DEVICES else 1
                     environment = dict(os.environ) if real else sim_environment(quiet=True, devices=devices)
                     command = [sys.executable, __file__, "--child", allocator, str(loops), "--pairs", str(pairs)]
-                    if devices != 1:
-                        command.append("--many-devices")
+                    command += ["--kind", kind]
                     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
                     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
                     for case, figure in figures.items():
@@ -257,10 +267,10 @@ def main() -> None:
     parser.add_argument("--real", action="store_true", help="the GPU of this machine, not a simulated one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write budgets, figures and every round there")
     parser.add_argument("--child", nargs=2, metavar=("ALLOCATOR", "LOOPS"), help=argparse.SUPPRESS)
-    parser.add_argument("--many-devices", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--kind", choices=KINDS, default=ALL, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(child(*arguments.child, arguments.pairs, arguments.many_devices)))
+        print(json.dumps(child(*arguments.child, arguments.pairs, arguments.kind)))
         return
     results = measure(arguments.rounds, arguments.pairs, arguments.real)
     figures = {

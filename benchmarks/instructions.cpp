@@ -25,6 +25,7 @@ constexpr Bytes kKiB = Bytes{1} << 10, kMiB = Bytes{1} << 20, kGiB = Bytes{1} <<
 // The patterns; their names stand in the profile.
 struct one_size;
 struct one_large_size;
+struct one_exact_size;
 struct small_sizes;
 struct many_live;
 struct large_sizes;
@@ -64,11 +65,12 @@ class Program {
 
   // Fills `live` places, then replaces them in a mixed order: a block goes, one of another size comes.
   template <typename Pattern>
-  void run(const char* name, const std::vector<Bytes>& sizes, std::size_t live, std::size_t pairs, int streams = 1) {
+  void run(const char* name, const std::vector<Bytes>& sizes, std::size_t live, std::size_t pairs, int streams = 1,
+           const Options& options = {}) {
     ModelOptions device;
     device.memory_bytes = 192 * kGiB;
     ModelDriver driver(device);
-    Allocator allocator(driver, Options{});
+    Allocator allocator(driver, options);
     std::mt19937_64 random(2);
     std::vector<std::size_t> order(std::max<std::size_t>(live, 1));
     for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
@@ -128,6 +130,9 @@ int main(int count, char** arguments) {
 #define RUN(pattern, ...) program.run<pattern>(#pattern, __VA_ARGS__)
   RUN(one_size, {kKiB}, 1, 20000);
   RUN(one_large_size, {8 * kMiB}, 1, 20000);
+  Options exact;
+  exact.exact_bins = {{8 * kMiB, 0, 1}};
+  RUN(one_exact_size, {8 * kMiB}, 1, 20000, 1, exact);
   RUN(small_sizes, sizes_between(512, kMiB / 4, 4093), 4096, 20000);
   RUN(many_live, sizes_between(512, 4 * kKiB, 4093), 100000, 20000);
   RUN(large_sizes, sizes_between(kMiB, 64 * kMiB, 509), 512, 20000);
