@@ -117,17 +117,15 @@ _KEPT_SHARES = [0.0, 0.001, 0.003, 0.01, 0.03]  # of the peak, in exact bins
 
 
 class _Choices:
-    """What a trial chooses: options that change what is reserved or called, and exact bins that suit the traces.
+    """What a trial chooses: options that change what is reserved or called, and if asked for exact bins.
 
     What bounds memory or only observes is left alone. Bins are faster than the arena, which replays do not count: the
-    smallest limit leaves them most requests. Exact bins keep memory, so they are none of `reserved`; those that the
-    beginning has stay.
+    smallest limit leaves them most requests.
     """
 
-    def __init__(self, base: Config, traces: Sequence[Trace], objective: Objective) -> None:
+    def __init__(self, base: Config, traces: Sequence[Trace], *, exact_bins: bool) -> None:
         self._base = base
-        exact = objective != "reserved" and not base.exact_bins
-        self._reuse = Reuse(traces, above=_BIN_LIMITS[0]) if exact else None
+        self._reuse = Reuse(traces, above=_BIN_LIMITS[0]) if exact_bins else None
         self._proposed: dict[tuple[Any, ...], tuple[ExactBin, ...]] = {}
 
     def suggest(self, trial: Any) -> Config:
@@ -204,6 +202,7 @@ def tune(
     base: Config | None = None,
     memory: int | str | None = None,
     most_overhead: float = math.inf,
+    exact_bins: bool = False,
     storage: str | None = None,
     study: str | None = None,
     workers: int | None = None,
@@ -219,6 +218,8 @@ def tune(
         base: what tuning begins with, and keeps for every option it does not choose; None is the defaults.
         memory: of each device, as for Replayer.run. A configuration under which memory runs out is never chosen.
         most_overhead: a configuration with a greater overhead on what is tuned on is never chosen.
+        exact_bins: propose some, too: how much of the peak they may keep, and whether a stream that grows takes it, is
+            chosen with the rest. Not with `reserved`, since they keep memory, nor on top of those that `base` has.
         storage: shared by several workers: the path of a journal file (*.log), or a database URL that Optuna knows.
         study: the name in that storage; by default made of the traces and the objective.
         workers: threads; None is one for each processor.
@@ -226,17 +227,21 @@ def tune(
             and keeps the best so far.
 
     Raises:
-        TuneError: no traces, Optuna missing, or a storage it cannot open.
+        TuneError: no traces, exact bins where they cannot be proposed, Optuna missing, or a storage it cannot open.
         TraceError: a trace too short to be split.
     """
     if not traces:
         raise TuneError("give at least one trace to tune on")
-    optuna = _optuna()
     start = base or Config()
+    if exact_bins and objective == "reserved":
+        raise TuneError("exact bins keep memory: propose them with the objective calls or balanced, not reserved")
+    if exact_bins and start.exact_bins:
+        raise TuneError("what tuning begins with has exact bins of its own: leave them out to have others proposed")
+    optuna = _optuna()
     tuned_on, held_out = _parts(traces)
     judge = _Judge(tuned_on, memory)
     hashes = [hashlib.sha256(np.ascontiguousarray(trace.events).tobytes()).hexdigest() for trace in traces]
-    bound = f"-{most_overhead}" if math.isfinite(most_overhead) else ""
+    bound = (f"-{most_overhead}" if math.isfinite(most_overhead) else "") + ("-exact-bins" if exact_bins else "")
     name = study or f"poolalloc-{objective}{bound}-{hashlib.sha256(''.join(hashes).encode()).hexdigest()[:12]}"
     try:
         search = optuna.create_study(
@@ -249,7 +254,7 @@ def tune(
         raise TuneError(f"storage {storage}: {' '.join(str(error).split())[:200]}") from None
     scores: dict[Config, Score] = {start: judge.score(start)}
     finished = optuna.trial.TrialState.COMPLETE
-    choices = _Choices(start, tuned_on, objective)
+    choices = _Choices(start, tuned_on, exact_bins=exact_bins)
     guess = choices.first_guess()
     if guess and not search.get_trials(deepcopy=False):
         search.enqueue_trial(guess, skip_if_exists=True)

@@ -41,6 +41,9 @@ def tune(
     most_overhead: Annotated[
         float | None, typer.Option(help="Choose nothing whose peak reserved / peak requested is greater.", min=1.0)
     ] = None,
+    exact_bins: Annotated[
+        bool, typer.Option("--exact-bins", help="Propose exact bins, too; with --objective calls or balanced.")
+    ] = False,
     storage: Annotated[
         str | None,
         typer.Option(help="Share the search with other workers: a journal file, or a database URL.", metavar="WHERE"),
@@ -81,6 +84,7 @@ def tune(
                 base=base,
                 memory=memory_bytes,
                 most_overhead=math.inf if most_overhead is None else most_overhead,
+                exact_bins=exact_bins,
                 storage=storage,
                 workers=workers,
                 watch=lambda done, best: bar.at(min(done, trials), trials),

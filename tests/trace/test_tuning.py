@@ -71,11 +71,10 @@ def test_calls_and_balance_are_other_objectives() -> None:
     assert found.after.tuned_on.calls <= found.before.tuned_on.calls
 
 
-def test_exact_bins_are_proposed_unless_memory_is_all_that_counts(tmp_path: Path) -> None:
+def test_exact_bins_are_proposed_where_they_are_asked_for(tmp_path: Path) -> None:
     trace = with_sizes()
-    found = tune([trace], objective="reserved", trials=6)
-    assert found.config.exact_bins == ()
-    found = tune([trace], objective="calls", trials=25, workers=1)
+    assert tune([trace], objective="calls", trials=6).config.exact_bins == ()
+    found = tune([trace], objective="calls", exact_bins=True, trials=25, workers=1)
     assert found.after.tuned_on.calls < found.before.tuned_on.calls
     assert {each.size for each in found.config.exact_bins} <= {MIB, 3 * MIB, 10 * MIB}
     assert found.config.exact_bins
@@ -84,6 +83,10 @@ def test_exact_bins_are_proposed_unless_memory_is_all_that_counts(tmp_path: Path
     assert Config.load(path) == found.config
     own = Config(exact_bins="7MiB/0/3")
     assert tune([trace], objective="calls", trials=4, base=own).config.exact_bins == own.exact_bins
+    with pytest.raises(TuneError, match="of its own"):
+        tune([trace], objective="calls", exact_bins=True, base=own)
+    with pytest.raises(TuneError, match="not reserved"):
+        tune([trace], exact_bins=True)
 
 
 def with_sizes() -> Trace:
@@ -136,6 +139,7 @@ def test_two_workers_share_one_storage(tmp_path: Path) -> None:
         (["--objective", "speed"], "'speed' is not one of reserved, calls, balanced"),
         (["--time", "soon"], "'soon' is no time"),
         (["--storage", "nowhere://x"], "storage nowhere://x"),
+        (["--exact-bins"], "not reserved"),
         (["-o", "missing/profile.toml"], "there is no folder missing"),
     ],
 )
