@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from poolalloc import Config
 from poolalloc._core import library_path
 from poolalloc.plan import make, write
 from poolalloc.trace import read
@@ -17,6 +18,7 @@ TOML = re.compile(r"^```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INSTALL = "import poolalloc; poolalloc.install()"
 PAGES = {
     "README.md": "",
+    "docs/exact-bins.md": "",
     "docs/growth.md": "import poolalloc",
     "docs/install.md": "",
     "docs/memory-limits.md": "",
@@ -66,6 +68,12 @@ def test_the_python_of_a_page_runs(
     if page == "docs/options.md":  # one program installs once; here each line is another way to do so
         Path("settings.toml").write_text(TOML.findall(text)[0])
         blocks = [block.replace("poolalloc.install(", "poolalloc.Config.load(") for block in blocks]
+    if page == "docs/exact-bins.md":
+        Path("settings.toml").write_text(TOML.findall(text)[0])
+        expected = ((6 << 20, 16, 64), (20 << 20, 0, 8))
+        found = Config.from_toml("settings.toml").exact_bins
+        assert tuple((each.size, each.preallocate, each.keep) for each in found) == expected
+        on_sim(TWO_STEPS.replace("run.npz", "monday.npz"))
     if page == "docs/plan.md":
         on_sim(TWO_STEPS)
         write(make(read(tmp_path / "run.npz"), seconds=0)[0], "plan.npz")
