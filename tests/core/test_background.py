@@ -157,6 +157,29 @@ def test_spare_pages_grow_old_as_well() -> None:
     sound(engine)
 
 
+def test_what_exact_bins_keep_and_nobody_asks_for_goes_but_for_what_was_made_ahead() -> None:
+    size = 3 * PAGE
+    engine = engine_of(64, conf="exact_bins:6MiB/2/8,trim_after:0.05,bin_limit:0")
+    blocks = [engine.allocate(size) for _ in range(6)]
+    for block in blocks:
+        engine.free(block)
+    soon(lambda: engine.used_bytes() == 2 * size)
+    assert engine.stats()["kept"]["current"] == 2 * size
+    assert engine.stats()["kept_released"] == 4
+    sound(engine)
+
+
+def test_what_exact_bins_keep_is_not_idle() -> None:
+    engine = engine_of(64, conf="exact_bins:6MiB/0/8,trim_high:2 MiB,bin_limit:0")
+    blocks = [engine.allocate(3 * PAGE) for _ in range(6)]
+    for block in [*blocks, engine.allocate(10 * PAGE)]:
+        engine.free(block)
+    soon(lambda: engine.used_bytes() == 18 * PAGE)
+    time.sleep(0.3)
+    assert engine.stats()["kept"]["current"] == engine.used_bytes() == 18 * PAGE
+    sound(engine)
+
+
 def test_the_thread_takes_nothing_that_the_device_may_still_use() -> None:
     engine = engine_of(64, conf="trim_after:0.02,trim_high:2 MiB", event_lag=10)
     engine.free(engine.allocate(20 * PAGE))
