@@ -74,10 +74,11 @@ def _own(case: str) -> Callable[[Figures], float]:
 
 ONE_SIZE = "allocate + free of 1 KiB"
 ONE_LARGE = "allocate + free of 8 MiB"
-ONE_EXACT = "allocate + free of 8 MiB, an exact bin"
 ONE_OF_MANY = f"allocate + free of 1 KiB, {MANY_DEVICES} devices visible"
 SMALL = "512 B - 1 MiB, 4,096 live"
 MIXED = "512 B - 64 MiB, 4,096 live"
+REPEATED = "37 sizes of 1 - 64 MiB, 512 live"
+EXACT_SIZES = f"{REPEATED}, exact bins"
 ONE_THREAD = "1 KiB, one thread on a stream of its own"
 TWO_THREADS = "1 KiB, two threads on two streams"
 FEW, MANY = "512 B - 4 KiB, 1,000 live", "512 B - 4 KiB, 1,000,000 live"
@@ -101,12 +102,13 @@ LINES = [
     Line(ONE_SIZE, _ratio(ONE_SIZE), "x built-in", at_most=1 / 8),
     Line(ONE_SIZE, _own(ONE_SIZE), "ns", at_most=30),
     Line(ONE_LARGE, _ratio(ONE_LARGE), "x built-in", at_most=1 / 8),
-    Line(ONE_EXACT, lambda figures: figures[ONE_EXACT][OWN] / figures[ONE_LARGE][BUILT_IN], "x built-in"),
     Line(ONE_OF_MANY, _ratio(ONE_OF_MANY), "x built-in", at_most=1 / 8),
     Line(SMALL, _ratio(SMALL), "x built-in", at_most=1 / 6),
     Line(MIXED, _ratio(MIXED), "x built-in", at_most=1 / 6),
     Line(MIXED, _own(MIXED), "ns", at_most=60),
     Line(DRIVER_CALLS, _own(DRIVER_CALLS), "calls"),
+    Line(REPEATED, _ratio(REPEATED), "x built-in"),
+    Line(EXACT_SIZES, lambda figures: figures[EXACT_SIZES][OWN] / figures[REPEATED][BUILT_IN], "x built-in"),
     Line("two threads on two streams", _threads_gain, "x one thread's rate", at_least=1.9),
     Line("1,000 -> 1,000,000 live" + OLDEST, _growth(OLDEST), "x the cost", at_most=1.5),
     Line("1,000 -> 1,000,000 live" + ANY, _growth(ANY), "x the cost"),
@@ -118,10 +120,13 @@ LINES = [
 ]
 
 
-def mixed_sizes(low: int, high: int) -> list[int]:
+def mixed_sizes(low: int, high: int, count: int = SIZES) -> list[int]:
     """Sizes spread evenly over the powers of two between `low` and `high` bytes; the same in every process."""
     chance = random.Random(1)
-    return [int(low * (high / low) ** chance.random()) for _ in range(SIZES)]
+    return [int(low * (high / low) ** chance.random()) for _ in range(count)]
+
+
+FEW_SIZES = mixed_sizes(MIB, 64 * MIB, 37)
 
 
 def compile_loops(folder: Path) -> Path:
@@ -160,6 +165,12 @@ class Loops:
         """Nanoseconds a pair with `live` blocks alive."""
         sizes = (ctypes.c_int64 * SIZES)(*mixed_sizes(low, high))
         numbers = map(ctypes.c_int64, (SIZES, live, self._pairs, oldest_first))
+        return float(self._library.mixed(sizes, *numbers))
+
+    def repeated(self) -> float:
+        """Nanoseconds a pair of few sizes, of which 512 blocks live."""
+        sizes = (ctypes.c_int64 * len(FEW_SIZES))(*FEW_SIZES)
+        numbers = map(ctypes.c_int64, (len(FEW_SIZES), 512, self._pairs, False))
         return float(self._library.mixed(sizes, *numbers))
 
     def statistics(self) -> float:
@@ -205,7 +216,7 @@ def child(allocator: str, library: str, pairs: int, kind: str) -> dict[str, floa
     if allocator == OWN:
         import poolalloc
 
-        exact = [poolalloc.ExactBin("8 MiB", keep=1)] if kind == EXACT else []
+        exact = [poolalloc.ExactBin(size, 8, keep=8) for size in FEW_SIZES] if kind == EXACT else []
         assert poolalloc.install(poolalloc.Config(exact_bins=exact), bridge=True).backend == "bridge"
     else:
         assert torch.cuda.get_allocator_backend() == "native"
@@ -214,7 +225,7 @@ def child(allocator: str, library: str, pairs: int, kind: str) -> dict[str, floa
     if kind == DEVICES:
         return {ONE_OF_MANY: loops.same(KIB)}
     if kind == EXACT:
-        return {ONE_EXACT: loops.same(8 * MIB)}
+        return {EXACT_SIZES: loops.repeated()}
     result = {}
     if allocator == OWN:  # first: tables keep the size that they once had
         result[METADATA] = metadata(25 * mixed_sizes(512, 4 * KIB))[0]
@@ -227,6 +238,7 @@ def child(allocator: str, library: str, pairs: int, kind: str) -> dict[str, floa
     if allocator == OWN:
         result[DRIVER_CALLS] = (driver_calls() - calls) / (pairs + 3 * 4096)
         result[METADATA_SHARE] = metadata(mixed_sizes(512, 64 * MIB))[1]
+    result[REPEATED] = loops.repeated()
     for order, oldest_first in ((OLDEST, True), (ANY, False)):
         for case, live in ((FEW, 1000), (MANY, 1_000_000)):
             result[case + order] = loops.mixed(512, 4 * KIB, live, oldest_first)

@@ -25,7 +25,8 @@ constexpr Bytes kKiB = Bytes{1} << 10, kMiB = Bytes{1} << 20, kGiB = Bytes{1} <<
 // The patterns; their names stand in the profile.
 struct one_size;
 struct one_large_size;
-struct one_exact_size;
+struct few_sizes;
+struct exact_sizes;
 struct small_sizes;
 struct many_live;
 struct large_sizes;
@@ -130,12 +131,14 @@ int main(int count, char** arguments) {
 #define RUN(pattern, ...) program.run<pattern>(#pattern, __VA_ARGS__)
   RUN(one_size, {kKiB}, 1, 20000);
   RUN(one_large_size, {8 * kMiB}, 1, 20000);
-  Options exact;
-  exact.exact_bins = {{8 * kMiB, 0, 1}};
-  RUN(one_exact_size, {8 * kMiB}, 1, 20000, 1, exact);
   RUN(small_sizes, sizes_between(512, kMiB / 4, 4093), 4096, 20000);
   RUN(many_live, sizes_between(512, 4 * kKiB, 4093), 100000, 20000);
   RUN(large_sizes, sizes_between(kMiB, 64 * kMiB, 509), 512, 20000);
+  const std::vector<Bytes> few = sizes_between(kMiB, 64 * kMiB, 37);
+  Options exact;
+  for (const Bytes size : few) exact.exact_bins.push_back({size, 8, 8});
+  RUN(few_sizes, few, 512, 20000);
+  RUN(exact_sizes, few, 512, 20000, 1, exact);
   RUN(all_sizes, sizes_between(512, 64 * kMiB, 4093), 4096, 20000);
   RUN(two_streams, sizes_between(512, kMiB / 4, 4093), 4096, 20000, 2);
 #undef RUN

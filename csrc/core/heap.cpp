@@ -103,6 +103,9 @@ Status Heap::allocate_elsewhere_as(Bytes bytes, Address* address, Source source)
 Status Heap::allocate_elsewhere(Bytes bytes, Address* address, Source source) {
   if (attention_ != 0) [[unlikely]] {
     if (put_off_ != nullptr && take_put_off(bytes, address)) return Status::ok;
+    if ((attention_ & (kKeeps | kPlans)) == kKeeps)
+      if (ExactBins::Bin* bin = bin_for(bytes); bin != nullptr && !bin->blocks.empty())
+        return allocate_kept(*bin, bytes, address);
     tidy();
     if (attention_ != 0) return allocate_attentively(bytes, address, source);
   }
@@ -115,13 +118,15 @@ Status Heap::allocate_attentively(Bytes bytes, Address* address, Source source) 
   return allocate_elsewhere_as<Way::attentive>(bytes, address, source);
 }
 
+// Of a size with an exact bin, which keeps no block now.
 Status Heap::allocate_exact(ExactBins::Bin& bin, Bytes bytes, Address* address, Source source) {
-  if (bin.blocks.empty()) make_ahead(bin);
-  if (bin.blocks.empty()) {
-    const Status status = allocate_elsewhere_as<Way::attentive>(bytes, address, source);
-    exact_->misses += status == Status::ok;
-    return status;
-  }
+  if (make_ahead(bin)) return allocate_kept(bin, bytes, address);
+  const Status status = allocate_elsewhere_as<Way::attentive>(bytes, address, source);
+  exact_->misses += status == Status::ok;
+  return status;
+}
+
+Status Heap::allocate_kept(ExactBins::Bin& bin, Bytes bytes, Address* address) {
   const Arena::Block* block = take_kept(bin, bytes);
   counts_.add(kind_of(block->size), bytes, block->size);
   attend();
@@ -206,9 +211,9 @@ Status Heap::place_whole(Bytes bytes, Bytes* offset, Bytes* rounded) {
 // From the arena, or with more to look to.
 bool Heap::free_elsewhere(Bytes offset) {
   tidy();
-  if ((attention_ & (kTracks | kTranslates | kPlans | kKeeps)) != 0) return free_attentively(base_ + offset);
+  if ((attention_ & (kTracks | kTranslates | kPlans)) != 0) return free_attentively(base_ + offset);
   const Found found = find_unplanned(offset);
-  if (found.size == 0) return false;
+  if (found.size == 0 || (attention_ != 0 && found.requested == Arena::kKept)) return false;
   counts_.subtract(kind_of(found.size), found.requested, found.size);
   if (found.block == nullptr) {
     free_slot(found.slot);
@@ -216,7 +221,7 @@ bool Heap::free_elsewhere(Bytes offset) {
     arena_bytes_.subtract(found.size);
     put_off(found.block);
   } else {
-    give_back(found);
+    done_with(found);
   }
   publish_if_due();
   return true;

@@ -307,12 +307,19 @@ class Heap final : private PageSupply::Lender {
   [[gnu::noinline]] Status allocate_attentively(Bytes bytes, Address* address, Source source);
   [[gnu::noinline]] bool free_elsewhere(Bytes offset);
   Status allocate_exact(ExactBins::Bin& bin, Bytes bytes, Address* address, Source source);
+  [[gnu::noinline]] Status allocate_kept(ExactBins::Bin& bin, Bytes bytes, Address* address);
   ExactBins::Bin* bin_for(Bytes bytes) const {
     return (attention_ & kKeeps) != 0 ? exact_->bins.find(round_up(bytes, kGranularity)) : nullptr;
   }
-  Arena::Block* take_kept(ExactBins::Bin& bin, Bytes bytes);
-  bool keep(const Found& found);
-  void make_ahead(ExactBins::Bin& bin);
+  // A kept block becomes live; the bin is not empty.
+  Arena::Block* take_kept(ExactBins::Bin& bin, Bytes bytes) {
+    ++exact_->hits;
+    kept_bytes_.subtract(bin.size);
+    aside_bytes_ -= static_cast<std::int64_t>(bin.size);
+    return exact_->bins.take(bin, bytes);
+  }
+  void keep(ExactBins::Bin& bin, Arena::Block* block);
+  bool make_ahead(ExactBins::Bin& bin);
   Bytes release_kept_locked(Bytes bytes, ExactBins::Which which, std::uint64_t up_to = ~std::uint64_t{0});
   // Whether kept blocks go before the heap grows. What was a block serves any other where pages are mapped; in a
   // segment only what fits its place.
@@ -320,14 +327,16 @@ class Heap final : private PageSupply::Lender {
   void give_back(const Found& found);
   // The same, but for blocks that exact bins keep.
   void done_with(const Found& found) {
-    if ((attention_ & kKeeps) != 0) {
-      if (keep(found)) return;
-      if (attention_ == kKeeps && found.block != nullptr) {
-        arena_bytes_.subtract(found.size);
-        return put_off(found.block);
-      }
+    if ((attention_ & kKeeps) == 0 || found.block == nullptr) return give_back(found);
+    if (ExactBins::Bin* bin = exact_->bins.find(found.size)) {
+      if (!exact_->bins.has_room(*bin)) return give_back(found);
+      keep(*bin, found.block);
+    } else if (attention_ == kKeeps) {
+      arena_bytes_.subtract(found.size);
+      put_off(found.block);
+    } else {
+      give_back(found);
     }
-    give_back(found);
   }
   // A free whose block leaves pages behind is *put off*: its block or slab stays as it is, since many programs free and
   // then ask for the same size again, at once. The next call that cannot use it finishes the free first. In the figures

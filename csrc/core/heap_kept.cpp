@@ -3,48 +3,36 @@
 
 namespace poolalloc {
 
-// With the lock held, as what follows. A kept block becomes live; the bin is not empty.
-Arena::Block* Heap::take_kept(ExactBins::Bin& bin, Bytes bytes) {
-  ++exact_->hits;
-  kept_bytes_.subtract(bin.size);
-  aside_bytes_ -= static_cast<std::int64_t>(bin.size);
-  return exact_->bins.take(bin, bytes);
+// With the lock held, as what follows.
+
+// A block that nobody uses any more; the bin has room.
+void Heap::keep(ExactBins::Bin& bin, Arena::Block* block) {
+  exact_->bins.keep(bin, block);
+  kept_bytes_.add(bin.size);
+  aside_bytes_ += static_cast<std::int64_t>(bin.size);
 }
 
-// A block that nobody uses any more, if it is of a bin with room.
-bool Heap::keep(const Found& found) {
-  if (found.block == nullptr) return false;
-  ExactBins::Bin* bin = exact_->bins.find(found.size);
-  if (bin == nullptr || !exact_->bins.has_room(*bin)) return false;
-  exact_->bins.keep(*bin, found.block);
-  kept_bytes_.add(found.size);
-  aside_bytes_ += static_cast<std::int64_t>(found.size);
-  return true;
-}
-
-// The first request of this size on the device, and not while a graph is being captured: so many blocks, or as many as
-// there is memory for without taking any from elsewhere.
-void Heap::make_ahead(ExactBins::Bin& bin) {
+// At the first request of this size on the device, and not while a graph is being captured: so many blocks, or as many
+// as there is memory for without taking any from elsewhere. Whether there is one now.
+bool Heap::make_ahead(ExactBins::Bin& bin) {
   const std::uint64_t own = std::uint64_t{1} << bin.index;
   if (bin.preallocate == 0 || shared_.captures.load(std::memory_order_relaxed) != 0 ||
       (shared_.made_ahead.load(std::memory_order_relaxed) & own) != 0 ||
       (shared_.made_ahead.fetch_or(own, std::memory_order_relaxed) & own) != 0)
-    return;
+    return false;
   pages_.permit(Source::any, may_unmap());
   Status status = Status::ok;
   for (Bytes offset = 0, rounded = 0; status == Status::ok && bin.blocks.size() < bin.preallocate;) {
     status = place(bin.size, &offset, &rounded);
     if (status != Status::ok) break;
     exact_->made_ahead += rounded;
-    Found placed;
-    placed.block = arena_.at(offset);
-    placed.size = rounded;
-    keep(placed);
+    keep(bin, arena_.at(offset));
   }
   if (status != Status::ok) pages_.return_left_behind();
   note_progress();
   note_pages_if_changed();
   note_unused(kLarge);
+  return !bin.blocks.empty();
 }
 
 Bytes Heap::release_kept(Bytes bytes) {
