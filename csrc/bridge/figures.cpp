@@ -129,7 +129,8 @@ void TorchAllocator::cacheInfo(DeviceIndex device, std::size_t* largest_block) {
   const auto reserved = static_cast<Bytes>(stats.reserved.current);
   const Bytes allowed = stats.limit_bytes > reserved ? stats.limit_bytes - reserved : 0;
   if (*largest_block == 0) *largest_block = getMemoryInfo(device).first;
-  *largest_block = std::min<std::size_t>(*largest_block, allowed) + static_cast<std::size_t>(stats.idle.current + stats.kept.current);
+  *largest_block = std::min<std::size_t>(*largest_block, allowed) +
+                   static_cast<std::size_t>(stats.idle.current + stats.kept.current);
 }
 
 std::vector<c10::cuda::CUDACachingAllocator::StreamSegmentSize> TorchAllocator::getExpandableSegmentSizes(
