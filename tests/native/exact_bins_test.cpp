@@ -219,7 +219,7 @@ TEST(what_fits_never_runs_out_for_what_is_kept) {
       pages += wanted + 1;
     }
   });
-  CHECK(program.out_of_memory == 0 && program.allocator.stats(0).kept_hits > 1000);
+  CHECK(program.out_of_memory == 0 && program.allocator.stats(0).kept_hits > 0);
   program.finish();
 }
 
