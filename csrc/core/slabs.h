@@ -98,7 +98,6 @@ class Slabs {
   Slabs(const Slabs&) = delete;
   Slabs& operator=(const Slabs&) = delete;
 
-  struct Bin;
   Bin& bin_for(Bytes bytes) {
     const int index = bin_of(bytes);
     if (index > kMaxBin) __builtin_unreachable();  // else the compiler warns of requests that bin_limit excludes
