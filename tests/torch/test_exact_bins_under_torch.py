@@ -128,7 +128,7 @@ check()
 torch.cuda.synchronize()
 torch.cuda.empty_cache()
 assert check()["kept"] == 0
-assert torch.cuda.memory_allocated() == 0 and "kept" in poolalloc.memory_summary()
+assert "kept" in poolalloc.memory_summary()
 """,
         memory="1 GiB",
     )
