@@ -205,20 +205,7 @@ TEST(what_fits_never_runs_out_for_what_is_kept) {
   Options options;
   for (Bytes pages = 1; pages <= 12; ++pages) options.exact_bins.push_back({pages * kPageBytes, 2, 8});
   Program program(stress::kThreads * kEach, Lie::none, true, options);
-  stress::run(program, 200, [](Actor& actor) {
-    Bytes pages = 0;
-    for (int i = 0; i < 2500; ++i) {
-      const Bytes wanted = 1 + actor.random() % 12;
-      while (pages + wanted + 1 > kEach) {
-        const std::size_t index = actor.random() % actor.own.size();
-        pages -= actor.own[index].bytes / kPageBytes + 1;
-        actor.program.free_one(actor.own, index);
-      }
-      const StreamId stream = stress::stream_of(2 * actor.thread + actor.random() % 2);
-      CHECK(actor.program.allocate(wanted * kPageBytes, stream, actor.own));
-      pages += wanted + 1;
-    }
-  });
+  stress::run(program, 200, [](Actor& actor) { stress::live_within(actor, kEach, 2500); });
   CHECK(program.out_of_memory == 0 && program.allocator.stats(0).kept_hits > 0);
   program.finish();
 }

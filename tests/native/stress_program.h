@@ -282,4 +282,20 @@ void run(Program& program, unsigned seed, Body body) {
   for (std::thread& thread : threads) thread.join();
 }
 
+// Allocates blocks of up to 12 pages, and frees others before they could lie on more than so many pages at once.
+inline void live_within(Actor& actor, Bytes most_pages, int allocations) {
+  Bytes pages = 0;
+  for (int i = 0; i < allocations; ++i) {
+    const Bytes wanted = 1 + actor.random() % 12;
+    while (pages + wanted + 1 > most_pages) {
+      const std::size_t index = actor.random() % actor.own.size();
+      pages -= actor.own[index].bytes / kPageBytes + 1;
+      actor.program.free_one(actor.own, index);
+    }
+    const StreamId stream = stream_of(2 * actor.thread + actor.random() % 2);
+    CHECK(actor.program.allocate(wanted * kPageBytes, stream, actor.own));
+    pages += wanted + 1;
+  }
+}
+
 }  // namespace stress

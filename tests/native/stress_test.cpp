@@ -91,20 +91,7 @@ TEST(a_background_thread_creates_and_trims_among_the_others) {
 TEST(what_fits_never_runs_out) {
   constexpr Bytes kEach = 44;
   Program program(stress::kThreads * kEach);
-  stress::run(program, 200, [](Actor& actor) {
-    Bytes pages = 0;
-    for (int i = 0; i < 2500; ++i) {
-      const Bytes wanted = 1 + actor.random() % 12;
-      while (pages + wanted + 1 > kEach) {
-        const std::size_t index = actor.random() % actor.own.size();
-        pages -= actor.own[index].bytes / kPageBytes + 1;
-        actor.program.free_one(actor.own, index);
-      }
-      const StreamId stream = stress::stream_of(2 * actor.thread + actor.random() % 2);
-      CHECK(actor.program.allocate(wanted * kPageBytes, stream, actor.own));
-      pages += wanted + 1;
-    }
-  });
+  stress::run(program, 200, [](Actor& actor) { stress::live_within(actor, kEach, 2500); });
   CHECK(program.out_of_memory == 0);
   program.finish();
 }

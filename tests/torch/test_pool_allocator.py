@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from scenarios import PRINT, RUN
 
 # What a communication library brings: memory by calls of its own, with account of them.
 ALLOCATOR = """
@@ -292,29 +293,6 @@ def a_tensor_of_such_a_pool_has_a_handle_for_other_processes():
     assert handle and size == 3 * MiB
     assert before.untyped_storage()._share_cuda_()[1] == handle, "they lie in one segment"
     kept.append((before, tensor, pool))  # whoever sent them waits for those that never come
-
-def stuck():
-    import faulthandler
-    faulthandler.dump_traceback()
-    os._exit(9)
-watchdog = threading.Timer(200, stuck)
-watchdog.daemon = True
-watchdog.start()
-torch.cuda.init()
-outcomes = {}
-for name, run in SCENARIOS.items():
-    try:
-        run()
-        outcomes[name] = None
-    except BaseException:
-        outcomes[name] = traceback.format_exc()
-    gc.collect()
-if sys.argv[1] == "poolalloc":
-    from poolalloc import _core
-    _core.validate()
-    assert _core.plugin_state()["failures"] == 0, _core.plugin_state()["last_failure"]
-watchdog.cancel()
-print(json.dumps(outcomes))
 """
 
 
@@ -330,7 +308,7 @@ def own_allocator(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("allocator", ["torch", "poolalloc"])
 def test_own_allocators(on_sim: Callable, own_allocator: Path, allocator: str) -> None:
-    outcome = on_sim(PROGRAM, arguments=(allocator, str(own_allocator)))
+    outcome = on_sim(PROGRAM + RUN + PRINT, arguments=(allocator, str(own_allocator)))
     assert outcome.report["violations"] == {}
     failed = {name: text for name, text in outcome.value.items() if text is not None}
     assert not failed, "\n".join(failed.values())
