@@ -29,6 +29,12 @@ LEAST_SERVED = 16
 Counts = npt.NDArray[np.int64]
 
 
+def _sum(one: Counts, other: Counts) -> Counts:
+    """Of counts of which either may go further."""
+    longer = max(len(one), len(other))
+    return np.pad(one, (0, longer - len(one))) + np.pad(other, (0, longer - len(other)))
+
+
 @dataclass
 class _Size:
     """Blocks of one size."""
@@ -39,8 +45,7 @@ class _Size:
     """That use the size in one trace: each keeps its own."""
 
     def add(self, served: Counts, streams: int) -> None:
-        longer = max(len(served), len(self.served))
-        self.served = np.pad(self.served, (0, longer - len(self.served))) + np.pad(served, (0, longer - len(served)))
+        self.served = _sum(self.served, served)
         self.streams = max(self.streams, streams)
 
 
@@ -114,9 +119,7 @@ def _reuse(trace: Trace, above: int) -> dict[int, tuple[Counts, int]]:
             continue
         served = _needed(born[first:end].tolist())
         before, streams = found.get(int(size[first]), (np.zeros(1, np.int64), 0))
-        longer = max(len(before), len(served))
-        both = np.pad(before, (0, longer - len(before))) + np.pad(served, (0, longer - len(served)))
-        found[int(size[first])] = (both, streams + 1)
+        found[int(size[first])] = (_sum(before, served), streams + 1)
     return found
 
 

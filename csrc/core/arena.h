@@ -4,9 +4,8 @@
 // fresh. A hole owns no memory: page_table.h knows which of its pages have a frame. Placement is planned without side
 // effects (plan), then carried out: the choice is the cheapest place in the few smallest holes that fit and in the
 // fresh addresses above the top, counted in pages to create, to map and to make resident, in this order, or to create,
-// to make resident and to map while memory is scarce. A block
-// goes to either end of its hole, next to its neighbours; where that needs the driver, to wherever inside the hole
-// needs it least.
+// to make resident and to map while memory is scarce. A block goes to either end of its hole, next to its neighbours;
+// where that needs the driver, to wherever inside the hole needs it least.
 //
 // A block may be *kept* when it dies: it stays as it is, its pages too, and is in no index (exact_bins.h).
 //
@@ -17,7 +16,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "core/hole_index.h"

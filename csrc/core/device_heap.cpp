@@ -65,24 +65,23 @@ void DeviceHeap::apply_limit() {
   shared_.holdings.set_limit(limit);
 }
 
-void DeviceHeap::set_fraction(double fraction) {
+template <typename Change>
+void DeviceHeap::change_limit(Change change) {
   {
     const std::lock_guard<Lock> turn(gathering_);
-    fraction_ = fraction;
+    change();
     apply_limit();
     trim_to(shared_.holdings.limit(), Wait::no);
   }
   return_to_sources();
 }
 
+void DeviceHeap::set_fraction(double fraction) {
+  change_limit([&] { fraction_ = fraction; });
+}
+
 void DeviceHeap::set_limit(Bytes bytes) {
-  {
-    const std::lock_guard<Lock> turn(gathering_);
-    limit_ = bytes;
-    apply_limit();
-    trim_to(shared_.holdings.limit(), Wait::no);
-  }
-  return_to_sources();
+  change_limit([&] { limit_ = bytes; });
 }
 
 // --- heaps -------------------------------------------------------------------------------------------------------

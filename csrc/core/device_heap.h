@@ -166,6 +166,8 @@ class DeviceHeap {
   void destroy_heap(std::unique_ptr<Heap> heap);
   static void add_up(DeviceStats& stats, const HeapStats& heap);
   void apply_limit();
+  template <typename Change>
+  void change_limit(Change change);
 
   const StreamPlan* plan_for(StreamId stream) const;
 
