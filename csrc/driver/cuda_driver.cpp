@@ -1,9 +1,11 @@
 // CudaDriver: each method is one call of the CUDA driver, in the right context, with its refusal put into words.
 #include "driver/cuda_driver.h"
 
+#include <algorithm>
 #include <cinttypes>
 #include <cstdarg>
 #include <cstdio>
+#include <utility>
 
 #include "driver/cuda_api.h"
 #include "driver/last_error.h"
@@ -168,16 +170,23 @@ std::string CudaDriver::last_error() const { return last_error_text(); }
 
 // --- memory ---------------------------------------------------------------------------------------------------------
 
+// Drivers keep to an alignment of a page, and what they make of a larger one differs: a range that must be aligned
+// further is cut out of a wider one.
 Status CudaDriver::reserve(DeviceIndex device, Bytes bytes, Bytes alignment, Address* address) {
   Scope scope(*this, device, "cuMemAddressReserve");
   if (!scope) return Status::failed;
   Relaxed relaxed;
+  const Bytes room = alignment > kPageBytes ? alignment - kPageBytes : 0;
   cuda::DevicePointer start = 0;
-  cuda::Result result = api().MemAddressReserve(&start, bytes, alignment, 0, 0);
+  cuda::Result result = api().MemAddressReserve(&start, bytes + room, std::min(alignment, kPageBytes), 0, 0);
   if (result != cuda::kSuccess)
-    return refused(result, "cuMemAddressReserve(%" PRIu64 " bytes, alignment %" PRIu64 ") on device %d", bytes,
-                   alignment, device);
-  *address = start;
+    return refused(result, "cuMemAddressReserve(%" PRIu64 " bytes, alignment %" PRIu64 ") on device %d", bytes + room,
+                   std::min(alignment, kPageBytes), device);
+  *address = round_up(start, alignment);
+  if (room != 0) {
+    const std::lock_guard guard(mutex_);
+    wider_[*address] = {start, bytes + room};
+  }
   return Status::ok;
 }
 
@@ -185,9 +194,21 @@ Status CudaDriver::release(DeviceIndex device, Address address, Bytes bytes) {
   Scope scope(*this, device, "cuMemAddressFree");
   if (!scope) return Status::failed;
   Relaxed relaxed;
-  cuda::Result result = api().MemAddressFree(address, bytes);
+  // Forgotten before it is freed: it may be somebody else's as soon as it is.
+  std::unordered_map<Address, Range>::node_type wider;
+  {
+    const std::lock_guard guard(mutex_);
+    wider = wider_.extract(address);
+  }
+  const Range range = wider.empty() ? Range{address, bytes} : wider.mapped();
+  cuda::Result result = api().MemAddressFree(range.base, range.bytes);
   if (result == cuda::kSuccess) return Status::ok;
-  return refused(result, "cuMemAddressFree(%#" PRIx64 ", %" PRIu64 " bytes) on device %d", address, bytes, device);
+  if (!wider.empty()) {
+    const std::lock_guard guard(mutex_);
+    wider_.insert(std::move(wider));
+  }
+  return refused(result, "cuMemAddressFree(%#" PRIx64 ", %" PRIu64 " bytes) on device %d", range.base, range.bytes,
+                 device);
 }
 
 Status CudaDriver::create(DeviceIndex device, Bytes bytes, PhysicalHandle* handle) {

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <mutex>
 #include <string>
+#include <unordered_map>
 
 #include "driver/driver.h"
 
@@ -56,12 +57,17 @@ class POOLALLOC_API CudaDriver final : public Driver {
     bool rdma = false;       // memory can be reached by network cards, as torch's own allocations can
     bool shareable = false;  // memory can be exported as a file descriptor
   };
+  struct Range {
+    Address base = 0;
+    Bytes bytes = 0;
+  };
   class Scope;  // makes the context of a device current for one call
 
   Device* open(DeviceIndex device, const char* call);
 
   Device devices_[kMaxDevices];
-  std::mutex mutex_;  // of opening a device
+  std::mutex mutex_;                          // of opening a device, and of wider_
+  std::unordered_map<Address, Range> wider_;  // reserved with room to align them: what the driver knows them as
 };
 
 }  // namespace poolalloc

@@ -163,6 +163,18 @@ Error check_unsafe_call() {
   return result;
 }
 
+Error check_device_sync(const Device& device) {
+  Error result = kSuccess;
+  for (const auto& capture : sim().captures) {
+    const bool here = std::any_of(capture->participants.begin(), capture->participants.end(), [&](auto handle) {
+      const Stream* stream = sim().streams.find(handle);
+      return stream && stream->device == &device;
+    });
+    if (here) result = invalidate(*capture, kCaptureUnsupported);
+  }
+  return result != kSuccess ? result : check_unsafe_call();
+}
+
 Error check_legacy_sync() {
   if (sim().captures.empty()) return kSuccess;
   if (const Error error = check_legacy_implicit(current_device()); error != kSuccess) return error;

@@ -50,6 +50,8 @@ Error check_capture_for_work(Stream& stream);
 Error check_capture_for_sync(Stream& stream);
 // Before a call that is "potentially unsafe" during capture (cudaMalloc, cudaEventQuery, ...).
 Error check_unsafe_call();
+// Before waiting for all of a device, which is forbidden in every mode while one of its streams is captured.
+Error check_device_sync(const Device& device);
 // Before a call that synchronizes with the legacy stream (cudaMemcpy, ...).
 Error check_legacy_sync();
 

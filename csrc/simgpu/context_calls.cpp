@@ -210,7 +210,7 @@ SIMGPU_API int cuCtxSynchronize() {
   SIM_COUNT_CALL();
   return context_call([&] {
     const Lock lock = lock_sim();
-    if (const Error error = check_unsafe_call(); error != kSuccess) return error;
+    if (const Error error = check_device_sync(current_device()); error != kSuccess) return error;
     complete_device(current_device());
     return kSuccess;
   });

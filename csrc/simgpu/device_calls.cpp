@@ -136,7 +136,7 @@ SIMGPU_API int cudaDeviceSynchronize() {
   return runtime_call([&] {
     const Lock lock = lock_sim();
     use_context();
-    if (const Error error = check_unsafe_call(); error != kSuccess) return error;
+    if (const Error error = check_device_sync(current_device()); error != kSuccess) return error;
     complete_device(current_device());
     return kSuccess;
   });

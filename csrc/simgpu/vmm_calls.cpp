@@ -85,6 +85,8 @@ SIMGPU_API int cuMemAddressReserve(DevicePointer* address, std::size_t size, std
   return vmm_call([&] {
     const bool power = (alignment & (alignment - 1)) == 0;
     if (!address || size == 0 || size % kGranularity != 0 || !power || flags != 0) return kInvalidValue;
+    // No driver promises more: some ignore a larger alignment, some refuse it.
+    if (alignment > kGranularity) return kNotSupported;
     const Lock lock = lock_sim();
     const Region* region =
         sim().addresses.create(RegionKind::kReservation, size, alignment, thread_state().device, hint);

@@ -86,6 +86,30 @@ TEST(physical_memory_appears_at_two_addresses_and_is_freed_after_the_last) {
   CHECK(driver.release(0, base, 16 * page) == Status::ok);
 }
 
+TEST(ranges_are_aligned_as_asked_and_go_back_whole) {
+  if (without_device()) SKIP("there is no driver with a device");
+  CudaDriver driver;
+  DeviceInfo info;
+  CHECK(driver.device_info(0, &info) == Status::ok);
+  if (!info.virtual_memory) SKIP("the device has no virtual memory management");
+  const Bytes page = info.granularity;
+  constexpr Bytes kFar = Bytes{4} << 30;
+  Address ranges[3] = {};
+  Address between = 0;
+  for (Address& range : ranges) {
+    CHECK(driver.reserve(0, 16 * page, kFar, &range) == Status::ok && range % kFar == 0);
+    CHECK(driver.reserve(0, page, page, &between) == Status::ok);  // so that the next cannot lie well by chance
+    PhysicalHandle handle = 0;
+    CHECK(driver.create(0, page, &handle) == Status::ok);
+    CHECK(driver.map(0, range + 15 * page, page, handle) == Status::ok);
+    CHECK(driver.allow_access(0, range + 15 * page, page) == Status::ok);
+    CHECK(driver.unmap(0, range + 15 * page, page) == Status::ok && driver.destroy(0, handle) == Status::ok);
+    CHECK(driver.release(0, between, page) == Status::ok);
+  }
+  CHECK(ranges[0] != ranges[1] && ranges[1] != ranges[2] && ranges[0] != ranges[2]);
+  for (const Address range : ranges) CHECK(driver.release(0, range, 16 * page) == Status::ok);
+}
+
 TEST(a_refusal_names_the_call_its_arguments_and_the_code) {
   if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;

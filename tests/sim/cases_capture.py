@@ -57,6 +57,21 @@ def a_malloc_breaks_a_global_capture(cuda: Cuda) -> None:
     cuda.malloc(cu.PAGE)
 
 
+@case(memory=str(64 * cu.MIB), devices="2")
+def no_mode_lets_a_device_be_waited_for_during_a_capture(cuda: Cuda) -> None:
+    ok(cuda.cuInit(0))
+    stream = cuda.stream()
+    for synchronize in (cuda.rt.cudaDeviceSynchronize, cuda.cuCtxSynchronize):
+        ok(cuda.begin(stream, cu.RELAXED))
+        ok(cuda.rt.cudaSetDevice(1))
+        ok(synchronize())
+        ok(cuda.rt.cudaSetDevice(0))
+        assert synchronize() == cu.CAPTURE_UNSUPPORTED
+        assert cuda.status(stream) == cu.INVALIDATED
+        assert cuda.end(stream) == (cu.CAPTURE_INVALIDATED, 0)
+        ok(synchronize())
+
+
 @case(memory=str(64 * cu.MIB))
 def modes_decide_what_a_capture_forbids(cuda: Cuda) -> None:
     stream = cuda.stream()

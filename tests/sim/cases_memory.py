@@ -82,6 +82,16 @@ def a_handle_counts_until_released_and_unmapped(cuda: Cuda) -> None:
 
 
 @case(memory=str(64 * cu.MIB))
+def addresses_are_aligned_to_pages_and_no_further(cuda: Cuda) -> None:
+    ok(cuda.cuInit(0))
+    base = cuda.reserve(3 * cu.PAGE, alignment=cu.PAGE)
+    assert base % cu.PAGE == 0
+    ok(cuda.address_free(base, 3 * cu.PAGE))
+    wide = (byref(c_uint64()), c_size_t(cu.PAGE), c_size_t(4096 * cu.MIB), c_uint64(0), c_ulonglong(0))
+    assert cuda.cuMemAddressReserve(*wide) == cu.NOT_SUPPORTED
+
+
+@case(memory=str(64 * cu.MIB))
 def several_mappings_unmap_together(cuda: Cuda) -> None:
     ok(cuda.cuInit(0))
     base = cuda.reserve(8 * cu.MIB)
