@@ -2,7 +2,7 @@
 # make test    build, then every test
 # make bench   every workload under every allocator
 # make lint    formatting, rules, types, include arrows
-# make gpu-check   the tests that need a real GPU, and what its driver calls take
+# make gpu-check   what only a real GPU can tell: tests, driver calls, speed; OUT=... for the results, GPU_CHECK="--only tests"
 # make test-segments   the tests with torch once more, with memory in whole segments
 # make soak    100 million operations of the allocator on a modelled device; OPERATIONS=... for another number
 #
@@ -90,9 +90,9 @@ soak: $(BUILT)
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/soak --target native_soak --parallel 2
 	build/soak/native_soak $(OPERATIONS)
 
+OUT ?= build/gpu-check
 gpu-check: $(BUILT)
-	$(PY) -m pytest tests/gpu
-	@if [ -e /dev/nvidiactl ]; then $(PY) benchmarks/driver_costs.py; else echo "driver costs: no real GPU to measure"; fi
+	$(PY) tools/gpu_check.py --out "$(OUT)" $(GPU_CHECK)
 
 lint: $(BUILT)
 	$(PY) -m ruff format --check .

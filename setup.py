@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -15,6 +17,14 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 
 
+def tool(name: str, folder: str) -> str | None:
+    """Return the path of a build tool: on PATH, else in the package of its name, whose scripts need not be there."""
+    found = shutil.which(name)
+    if found is None and importlib.util.find_spec(name) is not None:
+        found = shutil.which(name, path=getattr(importlib.import_module(name), folder, None))
+    return found
+
+
 class CMakeBuild(build_ext):
     """Runs cmake once for the whole package.
 
@@ -23,7 +33,8 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Configure, build and install into the package folder of the build."""
-        if shutil.which("cmake") is None:
+        cmake = tool("cmake", "CMAKE_BIN_DIR")
+        if cmake is None:
             raise SystemExit("poolalloc: cmake was not found; install it with: pip install cmake ninja")
         compiler = os.environ.get("CXX", "c++")
         if shutil.which(compiler.split()[0]) is None:
@@ -31,17 +42,19 @@ class CMakeBuild(build_ext):
         destination = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = self.cmake_folder()
         build.mkdir(parents=True, exist_ok=True)
-        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-        configure = ["cmake", "-S", str(ROOT), "-B", str(build), *generator, f"-DPython_EXECUTABLE={sys.executable}",
+        ninja = tool("ninja", "BIN_DIR")
+        generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
+        configure = [cmake, "-S", str(ROOT), "-B", str(build), *generator, f"-DPython_EXECUTABLE={sys.executable}",
                      f"-DCMAKE_INSTALL_PREFIX={destination}", "-DCMAKE_BUILD_TYPE=Release",
                      *os.environ.get("POOLALLOC_CMAKE_ARGS", "").split()]  # fmt: skip
-        for command in (configure, ["cmake", "--build", str(build), "--parallel"], ["cmake", "--install", str(build)]):
+        for command in (configure, [cmake, "--build", str(build), "--parallel"], [cmake, "--install", str(build)]):
             subprocess.run(command, check=True)
 
     def copy_extensions_to_source(self) -> None:
         """Install into the source tree as well, for an editable install: the libraries beside the module too."""
+        cmake = tool("cmake", "CMAKE_BIN_DIR") or "cmake"
         source = str(ROOT / "poolalloc")
-        subprocess.run(["cmake", "--install", str(self.cmake_folder()), "--prefix", source], check=True)
+        subprocess.run([cmake, "--install", str(self.cmake_folder()), "--prefix", source], check=True)
 
     def cmake_folder(self) -> Path:
         """Return where cmake builds."""

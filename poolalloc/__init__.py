@@ -117,11 +117,26 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name in ("config", "errors"):
         return import_module(f"poolalloc.{name}")
+    if name == "_core":
+        return _native_module()
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'poolalloc' has no attribute {name!r}")
     value = getattr(import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value
+
+
+def _native_module() -> Any:
+    """Import poolalloc._core. A checkout in the current folder hides an installed package, and may not be built."""
+    try:
+        return import_module("poolalloc._core")
+    except ModuleNotFoundError as error:
+        if error.name != "poolalloc._core":
+            raise
+        raise ImportError(
+            f"{__path__[0]} has no native module for this Python; in a checkout build it with make build or "
+            "pip install -e ., or start Python in another folder to use a poolalloc that is installed"
+        ) from None
 
 
 def __dir__() -> list[str]:

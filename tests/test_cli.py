@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,23 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str, 
 def test_a_simulator_that_was_not_built_is_one_line(tmp_path: Path) -> None:
     line = refused(poolalloc("sim", "--", "true", env={"POOLALLOC_SIMGPU_DIR": str(tmp_path)}))
     assert "not built" in line
+
+
+def test_a_checkout_that_was_not_built_says_so(tmp_path: Path) -> None:
+    import poolalloc as package
+
+    shutil.copytree(Path(package.__file__).parent, tmp_path / "poolalloc", ignore=shutil.ignore_patterns("*.so*"))
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", "from poolalloc import _core"],  # no site: it may know of another build
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = result.stderr.splitlines()[-1]
+    assert f"{tmp_path / 'poolalloc'} has no native module" in last
+    assert "another folder" in last
 
 
 def script_in(folder: Path) -> str:

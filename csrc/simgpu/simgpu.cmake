@@ -40,11 +40,11 @@ simgpu_front(simgpu_libcuda cuda driver.def simgpu_driver_table)
 simgpu_front(simgpu_libnvml nvidia-ml nvml.def simgpu_nvml_table)
 install(TARGETS simgpu LIBRARY DESTINATION simgpu)
 
-# --- our declarations of CUDA's types against NVIDIA's, where those are at hand ----------------------------------------
+# --- our declarations of CUDA's types against NVIDIA's, where those are at hand; a newer toolkit stops no installation ---
 find_path(POOLALLOC_CUDA_INCLUDE cuda_runtime_api.h
           PATHS /usr/local/cuda/include $ENV{CUDA_HOME}/include $ENV{CUDA_PATH}/include /usr/local/cuda-13.0/include
           NO_DEFAULT_PATH)
-if(POOLALLOC_CUDA_INCLUDE)
+if(POOLALLOC_TESTS AND POOLALLOC_CUDA_INCLUDE)
   add_library(simgpu_abi_check OBJECT "${simgpu_dir}/abi_check.cpp")
   target_include_directories(simgpu_abi_check PRIVATE csrc)
   target_include_directories(simgpu_abi_check SYSTEM PRIVATE "${POOLALLOC_CUDA_INCLUDE}")
