@@ -66,6 +66,7 @@ def steps(out: Path) -> list[Step]:
     return [
         Step("doctor", [python, "-m", "poolalloc", "doctor"], 240),
         Step("costs", [python, "benchmarks/driver_costs.py", "-o", str(out / "driver-costs.json")], 120),
+        Step("busy", [python, "benchmarks/driver_costs.py", "--busy", "--rounds", "10"], 180),
         Step("driver", ["sh", "-c", f"{configure} && {build} && {run}"], 300),
         Step("tests", [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/gpu"], 540),
         Step("hot-path", [python, "benchmarks/hot_path.py", "--real", "--rounds", "3", "--json",
@@ -117,7 +118,11 @@ def run_step(step: Step, seconds: float, log: Path) -> Done:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={
+                    **os.environ,
+                    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+                    "PYTHONUNBUFFERED": "1",
+                },
                 start_new_session=True,
             )
         except OSError as error:

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "simgpu/capture.h"
@@ -64,6 +65,8 @@ Simulator& sim() {
       device->current_pool = device->default_pool;
     }
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+    // As the driver does: what is destroyed after this, being older, finds it shut down.
+    std::atexit([] { sim().shut_down = true; });
     return state;
   }();
   return *created;
@@ -96,6 +99,7 @@ void use_context() {
 Error availability() {
   if (sim().devices.empty()) return kNoDevice;
   if (sim().lost_by_fork.load(std::memory_order_relaxed)) return kNotInitialized;
+  if (sim().shut_down.load(std::memory_order_relaxed)) return kDeinitialized;
   return kSuccess;
 }
 

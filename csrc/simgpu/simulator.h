@@ -67,6 +67,7 @@ struct Simulator {
   bool said_waiting = false;
   std::atomic<bool> driver_initialized{false};
   std::atomic<bool> lost_by_fork{false};  // a child of a process that had used a device cannot use it
+  std::atomic<bool> shut_down{false};     // the process is ending, and the driver has gone before it
 };
 
 // The state, made at the first call.

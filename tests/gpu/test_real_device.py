@@ -361,7 +361,8 @@ print(json.dumps(len(kept)))
 def test_driver_calls_take_a_time_that_can_be_measured() -> None:
     from poolalloc import costs
 
-    table = costs.measure(rounds=10)
-    assert table.source == "measured"
-    assert {"create", "map", "allow_access", "unmap", "destroy"} <= set(table.microseconds)
-    assert all(0 < low <= high for low, high in table.microseconds.values())
+    measured = costs.measure(rounds=10)
+    assert measured.table.source == "measured"
+    assert {"create", "map", "allow_access", "unmap", "destroy"} <= set(measured.table.microseconds)
+    assert all(0 < low <= high for low, high in measured.table.microseconds.values())
+    assert all(low <= middle <= high for of in measured.cases.values() for low, middle, high in of.values())

@@ -1,6 +1,8 @@
 // CudaDriver against whatever libcuda.so.1 the machine shows: a real one, the simulated one, or none.
 #include <dlfcn.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -228,6 +230,27 @@ TEST(a_capture_is_seen_and_survives_what_the_allocator_does) {
   CHECK(driver_function<int (*)(cuda::Stream)>("cuStreamDestroy_v2")(stream) == cuda::kSuccess);
   CHECK(cuda::api().CtxPopCurrent(&context) == cuda::kSuccess);
   CHECK(cuda::api().DevicePrimaryCtxRelease(device) == cuda::kSuccess);
+}
+
+// Objects of a program may free memory when the driver has shut down: it must refuse then, and nothing else.
+struct Late {
+  CudaDriver* driver = nullptr;
+  EventHandle event = 0;
+  ~Late() {
+    if (driver == nullptr) return;
+    const Status status = driver->record_event(0, event, 0);
+    const bool simulated = dlsym(RTLD_DEFAULT, "simgpu_used_bytes") != nullptr;
+    if (simulated && (status != Status::failed || !has(driver->last_error(), "CUDA_ERROR_DEINITIALIZED"))) {
+      std::fprintf(stderr, "after its end the driver said: %s\n", driver->last_error().c_str());
+      std::_Exit(1);
+    }
+  }
+} late;  // made before the driver is loaded, so it goes after it
+
+TEST(a_driver_that_has_shut_down_refuses) {
+  if (without_device()) SKIP("there is no driver with a device");
+  late.driver = new CudaDriver;
+  CHECK(late.driver->create_event(0, &late.event) == Status::ok);
 }
 
 TEST(threads_open_a_device_together) {
