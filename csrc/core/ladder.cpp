@@ -157,19 +157,21 @@ bool Ladder::borrow() {
                      [this](Heap* lender) { return lender != &heap_ && take(*lender, Wait::yes); });
 }
 
+// A device that is lost, as after an illegal memory access, completes nothing, and so never frees anything: that is not
+// for want of memory.
 void Ladder::raise() {
   const std::string on_device = " on device " + std::to_string(device_.shared_.device);
-  if (status_ == Status::failed)
+  OutOfMemoryFigures figures;
+  if (status_ == Status::failed || device_.shared_.driver.memory_info(device_.shared_.device, &figures.free_bytes,
+                                                                      &figures.total_bytes) != Status::ok)
     throw DriverError("the driver refused memory for " + format_bytes(bytes_) + on_device + ": " +
                       device_.shared_.driver.last_error());
   device_.out_of_memory_.fetch_add(1, std::memory_order_relaxed);
-  OutOfMemoryFigures figures;
   figures.asked = bytes_;
   figures.addresses_missing = status_ == Status::not_supported;
   figures.address_space = device_.options_.address_space;
   figures.device_name = device_.info_.name;
   figures.stats = device_.stats();
-  device_.shared_.driver.memory_info(device_.shared_.device, &figures.free_bytes, &figures.total_bytes);
   throw OutOfMemory(describe(figures));
 }
 

@@ -14,6 +14,7 @@
 #include "check.h"
 #include "core/allocator.h"
 #include "driver/model_driver.h"
+#include "faulty_driver.h"
 #include "forwarding_driver.h"
 #include "lying_driver.h"
 #include "page_checker.h"
@@ -34,10 +35,15 @@ inline StreamId stream_of(unsigned index) { return 16 * (StreamId{index % kStrea
 class SlowDriver final : public ForwardingDriver {
  public:
   using ForwardingDriver::ForwardingDriver;
+  // For one thread alone.
+  void hurry() { pause_ = {}; }
   Status synchronize_event(Device device, Event event) override {
-    std::this_thread::sleep_for(std::chrono::microseconds(300));
+    if (pause_.count() != 0) std::this_thread::sleep_for(pause_);
     return ForwardingDriver::synchronize_event(device, event);
   }
+
+ private:
+  std::chrono::microseconds pause_{300};
 };
 
 struct Block {
@@ -82,7 +88,8 @@ struct Program {
         checker(model),
         liar(checker, lie),
         slow(liar),
-        allocator(slow, options, plan) {}
+        faulty(slow),
+        allocator(faulty, options, plan) {}
 
   static ModelOptions device_of(std::uint64_t pages, bool virtual_memory) {
     ModelOptions options;
@@ -119,7 +126,11 @@ struct Program {
     try {
       block.address = allocator.allocate(bytes, 0, stream);
     } catch (const OutOfMemory&) {
+      CHECK(!faulty.lost());
       ++out_of_memory;
+      return false;
+    } catch (const DriverError&) {
+      CHECK(faulty.failed());
       return false;
     }
     block.stream = stream;
@@ -151,6 +162,7 @@ struct Program {
   PageChecker checker;
   LyingDriver liar;
   SlowDriver slow;
+  FaultyDriver faulty;
   Allocator allocator;
   Exchange exchange;
   std::atomic<std::uint64_t> out_of_memory{0};

@@ -1,0 +1,69 @@
+// A driver that refuses calls when it is told to: one call, or all from one on, as a device does after an illegal memory
+// access. What it refuses it does not do. For programs of one thread; others may use it while it refuses nothing.
+#pragma once
+
+#include <cstdint>
+
+#include "forwarding_driver.h"
+
+class FaultyDriver final : public ForwardingDriver {
+ public:
+  using ForwardingDriver::ForwardingDriver;
+
+  // The `nth` next call (1: the next one) is refused as `failed`; with `ever` every later one, too.
+  void fail(std::uint64_t nth, bool ever = false) {
+    left_ = nth;
+    ever_ = ever;
+  }
+  void mend() { left_ = 0; }
+  // Whether a call was refused, ever; and whether all are from now on.
+  bool failed() const { return failed_; }
+  bool lost() const { return failed_ && ever_; }
+
+  Status memory_info(Device d, Bytes* free, Bytes* total) override {
+    return refuses() ? Status::failed : to.memory_info(d, free, total);
+  }
+  Status reserve(Device d, Bytes n, Bytes alignment, Address* a) override {
+    return refuses() ? Status::failed : to.reserve(d, n, alignment, a);
+  }
+  Status release(Device d, Address a, Bytes n) override { return refuses() ? Status::failed : to.release(d, a, n); }
+  Status create(Device d, Bytes n, Handle* handle) override {
+    return refuses() ? Status::failed : to.create(d, n, handle);
+  }
+  Status destroy(Device d, Handle handle) override { return refuses() ? Status::failed : to.destroy(d, handle); }
+  Status map(Device d, Address a, Bytes n, Handle handle) override {
+    return refuses() ? Status::failed : to.map(d, a, n, handle);
+  }
+  Status allow_access(Device d, Address a, Bytes n) override {
+    return refuses() ? Status::failed : to.allow_access(d, a, n);
+  }
+  Status unmap(Device d, Address a, Bytes n) override { return refuses() ? Status::failed : to.unmap(d, a, n); }
+  Status allocate_segment(Device d, Bytes n, Address* a) override {
+    return refuses() ? Status::failed : to.allocate_segment(d, n, a);
+  }
+  Status free_segment(Device d, Address a) override { return refuses() ? Status::failed : to.free_segment(d, a); }
+  Status create_event(Device d, Event* event) override { return refuses() ? Status::failed : to.create_event(d, event); }
+  Status destroy_event(Device d, Event event) override {
+    return refuses() ? Status::failed : to.destroy_event(d, event);
+  }
+  Status record_event(Device d, Event event, Stream s) override {
+    return refuses() ? Status::failed : to.record_event(d, event, s);
+  }
+  Status query_event(Device d, Event event) override { return refuses() ? Status::failed : to.query_event(d, event); }
+  Status synchronize_event(Device d, Event event) override {
+    return refuses() ? Status::failed : to.synchronize_event(d, event);
+  }
+  Status synchronize_device(Device d) override { return refuses() ? Status::failed : to.synchronize_device(d); }
+
+ private:
+  bool refuses() {
+    if (left_ == 0 || (left_ > 1 && left_-- > 1)) return false;
+    if (!ever_) left_ = 0;
+    failed_ = true;
+    return true;
+  }
+
+  std::uint64_t left_ = 0;  // calls until one is refused, that one included; 0: none
+  bool ever_ = false;
+  bool failed_ = false;
+};
