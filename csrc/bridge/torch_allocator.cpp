@@ -80,6 +80,9 @@ inline void* TorchAllocator::get_unrecorded(std::size_t bytes, DeviceIndex devic
     memory = poolalloc_malloc(bytes, device, stream);
   } catch (const OutOfMemory& error) {
     raise_out_of_memory(bytes, device, stream, error.what());
+  } catch (const DriverError&) {
+    static_cast<void>(getMemoryInfo(device));  // throws torch's own error if the device is lost
+    throw;
   }
   if (const c10::impl::PyInterpreter* tracer = c10::impl::GPUTrace::get_trace()) [[unlikely]]
     (*tracer)->trace_gpu_memory_allocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(memory));

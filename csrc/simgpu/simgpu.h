@@ -19,5 +19,7 @@ SIMGPU_API std::uint64_t simgpu_capacity_bytes(int device);
 SIMGPU_API std::uint64_t simgpu_calls(const char* api_name);
 // Calls that broke a rule of CUDA (double free, unmap of what is not mapped, ...), all kinds together.
 SIMGPU_API std::uint64_t simgpu_violations(void);
+// From now on every call fails, as after a kernel that touched memory that is not its own.
+SIMGPU_API void simgpu_lose_devices(void);
 // Writes the report, terminated, into the buffer as far as it fits; returns the length it needs without terminator.
 SIMGPU_API int simgpu_report_json(char* buffer, int size);

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "simgpu/capture.h"
+#include "simgpu/simgpu.h"
 
 namespace poolalloc::simgpu {
 namespace {
@@ -100,6 +101,7 @@ Error availability() {
   if (sim().devices.empty()) return kNoDevice;
   if (sim().lost_by_fork.load(std::memory_order_relaxed)) return kNotInitialized;
   if (sim().shut_down.load(std::memory_order_relaxed)) return kDeinitialized;
+  if (sim().lost.load(std::memory_order_relaxed)) return kIllegalAddress;
   return kSuccess;
 }
 
@@ -125,3 +127,5 @@ int runtime_version() {
 int driver_version() { return std::max(kDriverVersion, runtime_version()); }
 
 }  // namespace poolalloc::simgpu
+
+void simgpu_lose_devices(void) { poolalloc::simgpu::sim().lost = true; }

@@ -68,6 +68,7 @@ struct Simulator {
   std::atomic<bool> driver_initialized{false};
   std::atomic<bool> lost_by_fork{false};  // a child of a process that had used a device cannot use it
   std::atomic<bool> shut_down{false};     // the process is ending, and the driver has gone before it
+  std::atomic<bool> lost{false};          // some work touched memory that is not its own: nothing works any more
 };
 
 // The state, made at the first call.
