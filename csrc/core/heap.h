@@ -106,6 +106,7 @@ class Heap final : private PageSupply::Lender {
   Heap& operator=(const Heap&) = delete;
 
   using Source = PageTable::Source;
+  using Tick = PageTable::Tick;
   // ok: *address. out_of_memory: pages are missing. not_supported: addresses are. failed: the driver refused.
   // not_ready, unless new memory may come at once (`source`): other streams may have what lacking() says. Or, where the
   // pool has an allocator of its own: ask() must ask it.
@@ -180,7 +181,7 @@ class Heap final : private PageSupply::Lender {
   // Those that the stream is done with, as far as it says so when it is asked: nothing waits. With `idle_since` only
   // the ones that were idle at that tick of the heap's clock. Where pages are mapped they go on loan.
   Bytes reclaim_completed(std::uint32_t at_most_frames, int questions = kQuestions,
-                          std::optional<std::uint32_t> idle_since = {});
+                          std::optional<Tick> idle_since = {});
   // The same of these, asked for by a heap that has them mapped; and that heap's part, to take what is spare of them.
   Bytes lend(const std::vector<PhysicalHandle>& wanted);
   void take_back(const std::vector<PhysicalHandle>& wanted);
@@ -241,7 +242,7 @@ class Heap final : private PageSupply::Lender {
   // An event behind all work that was enqueued before a tick of the heap's clock.
   struct Mark {
     EventHandle event = 0;
-    std::uint32_t tick = 0;
+    Tick tick = 0;
     friend bool operator==(const Mark&, const Mark&) = default;
   };
   static constexpr std::size_t kMarks = 16;  // under way: a device may be far behind
@@ -479,7 +480,7 @@ class Heap final : private PageSupply::Lender {
   const std::unique_ptr<Exact> exact_;  // null without exact bins
   struct Look {
     std::uint64_t time;
-    std::uint32_t tick;
+    Tick tick;
     std::uint64_t kept;  // blocks ever kept
   };
   std::vector<Look> looks_;  // of reclaim_aged, no older than it takes; oldest first

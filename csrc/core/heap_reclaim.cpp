@@ -51,14 +51,13 @@ void Heap::learn_progress(int questions) {
   const Guard guard(*this);
   if (done) pages_.set_completed(mark.tick);
   // One that the stream's own thread has left meanwhile is as good or better.
-  if (recorded && !done && marks_.size() < kMarks &&
-      (marks_.empty() || !PageTable::not_after(mark.tick, marks_.back().tick)))
+  if (recorded && !done && marks_.size() < kMarks && (marks_.empty() || mark.tick > marks_.back().tick))
     marks_.push_back(mark);
   else
     unused_events_.push_back(mark.event);
 }
 
-Bytes Heap::reclaim_completed(std::uint32_t at_most_frames, int questions, std::optional<std::uint32_t> idle_since) {
+Bytes Heap::reclaim_completed(std::uint32_t at_most_frames, int questions, std::optional<Tick> idle_since) {
   if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
   {
     const Guard guard(*this);
@@ -69,8 +68,7 @@ Bytes Heap::reclaim_completed(std::uint32_t at_most_frames, int questions, std::
   Bytes lent = 0;
   {
     const Guard guard(*this);
-    std::uint32_t tick = pages_.completed();
-    if (idle_since && PageTable::not_after(*idle_since, tick)) tick = *idle_since;
+    const Tick tick = std::min(pages_.completed(), idle_since.value_or(pages_.completed()));
     if (lends())
       lent = pages_.lend(tick, at_most_frames) * kPageBytes;
     else
@@ -128,7 +126,7 @@ void Heap::end_loans(std::vector<PhysicalHandle>* pages) {
 }
 
 Bytes Heap::reclaim_aged(std::uint32_t at_most_frames, std::uint64_t now, std::uint64_t age) {
-  std::uint32_t tick = 0;
+  Tick tick = 0;
   {
     const Guard guard(*this);
     looks_.push_back({now, pages_.tick(), exact_ != nullptr ? exact_->bins.last_number() : 0});
@@ -146,7 +144,7 @@ Bytes Heap::reclaim_waiting(std::uint32_t at_most_frames) {
   if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
   PageTable::Detached left_behind, leaving;
   EventHandle event = 0;
-  std::uint32_t tick = 0;
+  Tick tick = 0;
   {
     const Guard guard(*this);
     tick = pages_.tick();

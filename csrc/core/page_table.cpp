@@ -128,7 +128,7 @@ void PageTable::release_pages(PageIndex first, PageIndex last) {
 
 Bytes PageTable::metadata_bytes() const {
   constexpr Bytes kPerPage =
-      sizeof(std::uint8_t) + sizeof(std::uint16_t) + sizeof(std::uint32_t) + sizeof(PageIndex) + sizeof(void*);
+      sizeof(std::uint8_t) + sizeof(std::uint16_t) + sizeof(Tick) + sizeof(PageIndex) + sizeof(void*);
   return tabled_pages() * kPerPage + part_used_.size() / 8;
 }
 

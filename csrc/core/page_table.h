@@ -16,6 +16,7 @@
 // Not for blocks or holes: arena.h and slabs.h place those and call acquire / release here. Guarded by the heap's lock.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -149,16 +150,12 @@ class PageTable {
   const std::vector<PhysicalHandle>& wanted() const { return wanted_; }
 
   // The heap's clock: every release is a tick. Whoever sees that the stream has completed all work enqueued before a
-  // tick says so; what no block has used since can then be replaced.
-  std::uint32_t tick() const { return tick_; }
-  std::uint32_t completed() const { return completed_; }
-  void set_completed(std::uint32_t tick) {
-    if (not_after(completed_, tick)) completed_ = tick;
-  }
-  // Of two ticks: the clock may have come round.
-  static bool not_after(std::uint32_t tick, std::uint32_t other) {
-    return static_cast<std::int32_t>(other - tick) >= 0;
-  }
+  // tick says so; what no block has used since can then be replaced. Nobody may have looked for months, so the clock
+  // must never come round.
+  using Tick = std::uint64_t;
+  Tick tick() const { return tick_; }
+  Tick completed() const { return completed_; }
+  void set_completed(Tick tick) { completed_ = std::max(completed_, tick); }
   // Pages ever given memory; that it grew tells that a placement needed the driver.
   std::uint64_t maps_made() const { return maps_made_; }
 
@@ -182,7 +179,7 @@ class PageTable {
   // postponed.
   virtual void detach_idle(std::uint32_t at_most, Detached* detached) = 0;
   // The same of memory that nothing has used since `tick`. There is nothing to wait for if that is a completed one.
-  virtual void detach_idle_since(std::uint32_t tick, std::uint32_t at_most, Detached* detached) = 0;
+  virtual void detach_idle_since(Tick tick, std::uint32_t at_most, Detached* detached) = 0;
   // Appends what the driver refused to take before: that was waited for.
   virtual void detach_left_behind(Detached* detached) = 0;
   // Appends what only stands in the way of blocks, at blocked pages.
@@ -197,7 +194,7 @@ class PageTable {
   // Idle memory also leaves on loan, with no driver call: it is the supply's from then on, its mappings stay, and their
   // pages are blocked until it comes back or they are unmapped. Only memory that nothing has used since the completed
   // tick goes. Returns the pages of memory.
-  virtual std::uint32_t lend(std::uint32_t, std::uint32_t) { return 0; }  // idle since this tick; at most so many
+  virtual std::uint32_t lend(Tick, std::uint32_t) { return 0; }  // idle since this tick; at most so many
   // Of these, what is here; `running` tells whether some is idle that work may still use.
   virtual std::uint32_t lend_these(const std::vector<PhysicalHandle>&, bool*) { return 0; }
   // What of these is spare comes back to its pages.
@@ -274,7 +271,7 @@ class PageTable {
   // Whether a blocked or aliased page can be had at the price of driver calls: it is not on its way out, and nothing
   // uses its mapping any more, as all work enqueued before its last block died has completed.
   bool replaceable(PageIndex page) const {
-    return may_unmap_ && (state_[page] & (kAliased | kAway)) != 0 && not_after(idle_since_[page], completed_);
+    return may_unmap_ && (state_[page] & (kAliased | kAway)) != 0 && idle_since_[page] <= completed_;
   }
   // Memory for every page of the range that has none, or whose own is replaced. ok: all are live, by their states. On
   // any other status no page has less or more than before, except that blocked pages may be empty now.
@@ -305,12 +302,12 @@ class PageTable {
   const PageIndex page_count_;
   PageJournal* const journal_;
   LazyArray<std::uint8_t> state_;
-  AliasRings rings_;                     // of pages with memory
-  LazyArray<std::uint16_t> sharers_;     // blocks that overlap a resident page, but for one
-  LazyArray<std::uint32_t> idle_since_;  // when its last block died: a tick of the heap's clock
-  Span touched_[2];                      // of each part, the pages that may have been used
-  std::uint32_t tick_ = 0;               // counts releases
-  std::uint32_t completed_ = 0;          // the stream's work before this tick is done
+  AliasRings rings_;                  // of pages with memory
+  LazyArray<std::uint16_t> sharers_;  // blocks that overlap a resident page, but for one
+  LazyArray<Tick> idle_since_;        // when its last block died
+  Span touched_[2];                   // of each part, the pages that may have been used
+  Tick tick_ = 0;                     // counts releases
+  Tick completed_ = 0;                // the stream's work before this tick is done
   Counter resident_, held_;
   std::uint32_t leaving_ = 0;  // pages of memory that are detached; held, but of no use
   Source source_ = Source::any;

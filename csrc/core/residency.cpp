@@ -139,7 +139,7 @@ void Residency::limit_aliases(PageIndex page) {
   PageIndex oldest = kNoPage;
   rings_.visit_others(page, [&](PageIndex alias) {
     if (!replaceable(alias)) return;
-    if (oldest == kNoPage || tick_ - idle_since_[alias] > tick_ - idle_since_[oldest]) oldest = alias;
+    if (oldest == kNoPage || idle_since_[alias] < idle_since_[oldest]) oldest = alias;
   });
   if (oldest != kNoPage) drop_mapping(oldest);
 }
@@ -154,10 +154,10 @@ void Residency::limit_mappings(std::size_t wanted) {
   for (const Span& part : touched_)
     for (PageIndex page = part.first; page < part.end; ++page)
       if ((state_[page] & (kAliased | kAway)) != 0 && (state_[page] & kResident) == 0 && replaceable(page))
-        unused.push_back({tick_ - idle_since_[page], page});
+        unused.push_back({idle_since_[page], page});
   const std::size_t going = std::min<std::size_t>(unused.size(), made - max_mappings_ + kMore);
   std::nth_element(unused.begin(), unused.begin() + static_cast<std::ptrdiff_t>(going), unused.end(),
-                   [](const Victim& a, const Victim& b) { return a.age > b.age; });
+                   [](const Victim& a, const Victim& b) { return a.since < b.since; });
   for (std::size_t i = 0; i < going; ++i)
     if ((state_[unused[i].page] & (kAliased | kAway)) != 0) drop_mapping(unused[i].page);  // not the last of its frame
 }
@@ -197,18 +197,18 @@ void Residency::count_at(PageIndex first, PageIndex last) {
     });
 }
 
-// For how many ticks the frame of a ready page has been idle: since the last of its pages was in use.
-std::uint32_t Residency::idle_for(PageIndex page) const {
-  std::uint32_t age = tick_ - idle_since_[page];
-  rings_.visit_others(page, [&](PageIndex alias) { age = std::min(age, tick_ - idle_since_[alias]); });
-  return age;
+// Since when the frame of a ready page has been idle: the last of its pages was in use then.
+Residency::Tick Residency::last_use(PageIndex page) const {
+  Tick last = idle_since_[page];
+  rings_.visit_others(page, [&](PageIndex alias) { last = std::max(last, idle_since_[alias]); });
+  return last;
 }
 
 // A ready page whose frame has been idle about longest, or kNoPage. Looks through all pages only when the victims of
 // the last look are used up, so that a placement of many pages costs one look.
 PageIndex Residency::oldest_idle() {
   const auto still_idle = [this](const Victim& victim) {
-    return ready(victim.page) && idle_for(victim.page) == victim.age + (tick_ - victims_tick_);
+    return ready(victim.page) && last_use(victim.page) == victim.since;
   };
   for (int look = 0; look < 2; ++look) {
     while (!victims_.empty()) {
@@ -227,12 +227,11 @@ PageIndex Residency::oldest_idle() {
             continue;
           }
         }
-        if (ready(page) && counts(page)) victims_.push_back({idle_for(page), page});
+        if (ready(page) && counts(page)) victims_.push_back({last_use(page), page});
       }
     }
-    victims_tick_ = tick_;
     const auto newer = [](const Victim& a, const Victim& b) {
-      return a.age != b.age ? a.age < b.age : a.page > b.page;
+      return a.since != b.since ? a.since > b.since : a.page > b.page;
     };
     constexpr std::size_t kKeep = 1024;
     if (victims_.size() > kKeep) {
@@ -340,7 +339,7 @@ void Residency::come_back(FrameIndex index) {
   count_moves(kNoPage, frame.page);
 }
 
-std::uint32_t Residency::lend(std::uint32_t tick, std::uint32_t at_most) {
+std::uint32_t Residency::lend(Tick tick, std::uint32_t at_most) {
   std::uint32_t frames = 0;
   for (PageIndex page; frames < at_most && (page = idle_since(tick)) != kNoPage; ++frames) lend_frame(frame_[page]);
   return frames;
@@ -353,7 +352,7 @@ std::uint32_t Residency::lend_these(const std::vector<PhysicalHandle>& handles, 
     if (known == frames_by_handle_.end()) continue;
     const PageIndex page = frames_[known->second].page;
     if (!ready(page)) continue;  // live, or away
-    if (not_after(tick_ - idle_for(page), completed_)) {
+    if (last_use(page) <= completed_) {
       lend_frame(known->second);
       ++frames;
     } else {
@@ -429,19 +428,19 @@ void Residency::detach_idle(std::uint32_t at_most, Detached* detached) {
   }
 }
 
-void Residency::detach_idle_since(std::uint32_t tick, std::uint32_t at_most, Detached* detached) {
+void Residency::detach_idle_since(Tick tick, std::uint32_t at_most, Detached* detached) {
   PageIndex victim;
   for (std::uint32_t frames = 0; frames < at_most && (victim = idle_since(tick)) != kNoPage; ++frames)
     detach_frame(victim, detached);
 }
 
 // The page that oldest_idle finds, if nothing has used it since the tick; else it is found again.
-PageIndex Residency::idle_since(std::uint32_t tick) {
+PageIndex Residency::idle_since(Tick tick) {
   const PageIndex page = oldest_idle();
   if (page == kNoPage) return kNoPage;
-  const std::uint32_t age = idle_for(page);
-  if (not_after(tick_ - age, tick)) return page;
-  victims_.push_back({age - (tick_ - victims_tick_), page});
+  const Tick since = last_use(page);
+  if (since <= tick) return page;
+  victims_.push_back({since, page});
   return kNoPage;
 }
 

@@ -49,13 +49,13 @@ class Residency final : public PageTable {
 
   std::uint32_t headroom() const override;
   void detach_idle(std::uint32_t at_most, Detached* detached) override;
-  void detach_idle_since(std::uint32_t tick, std::uint32_t at_most, Detached* detached) override;
+  void detach_idle_since(Tick tick, std::uint32_t at_most, Detached* detached) override;
   void detach_left_behind(Detached* detached) override;
   void detach_blocked(Detached* detached) override;
   void unmap_detached(Detached* detached) const override;
   std::uint32_t return_detached(const Detached& detached) override;
   void postpone(const Detached& detached) override;
-  std::uint32_t lend(std::uint32_t tick, std::uint32_t at_most) override;
+  std::uint32_t lend(Tick tick, std::uint32_t at_most) override;
   std::uint32_t lend_these(const std::vector<PhysicalHandle>& handles, bool* running) override;
   void take_back(const std::vector<PhysicalHandle>& handles) override;
   bool lent(PhysicalHandle handle) const override { return away(handle) || parting_.contains(handle); }
@@ -90,7 +90,7 @@ class Residency final : public PageTable {
     bool frame_goes = false;
   };
   struct Victim {
-    std::uint32_t age;  // ticks since its last block died, when last looked
+    Tick since;  // when its last block died, when last looked
     PageIndex page;
   };
 
@@ -114,9 +114,9 @@ class Residency final : public PageTable {
   void drop_mapping(PageIndex page);
   void limit_aliases(PageIndex page);
   void limit_mappings(std::size_t wanted);
-  std::uint32_t idle_for(PageIndex page) const;
+  Tick last_use(PageIndex page) const;
   PageIndex oldest_idle();
-  PageIndex idle_since(std::uint32_t tick);
+  PageIndex idle_since(Tick tick);
   void set_aliases(PageIndex first, PageIndex last, std::uint8_t own, std::uint8_t others);
   void count_at(PageIndex first, PageIndex last);
   bool want_back(PageIndex first, PageIndex last);
@@ -151,7 +151,6 @@ class Residency final : public PageTable {
   const Growth growth_;
   const std::uint64_t max_mappings_;
   std::vector<Victim> victims_;  // the longest idle pages when last looked, the oldest at the back
-  std::uint32_t victims_tick_ = 0;
   std::unordered_map<PhysicalHandle, Parting> parting_;
   Detached postponed_;    // not waited for
   Detached left_behind_;  // waited for, or never used

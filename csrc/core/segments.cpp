@@ -103,34 +103,32 @@ bool Segments::idle(const Map::value_type& place) const {
          std::none_of(&state_[first], &state_[placed.end - 1] + 1, [](auto state) { return (state & kResident) != 0; });
 }
 
-std::uint32_t Segments::last_use(const Map::value_type& place) const {
-  std::uint32_t age = ~0u;
-  for (PageIndex page = place.first; page < place.second.end; ++page) age = std::min(age, tick_ - idle_since_[page]);
-  return tick_ - age;
+Segments::Tick Segments::last_use(const Map::value_type& place) const {
+  return *std::max_element(&idle_since_[place.first], &idle_since_[place.second.end - 1] + 1);
 }
 
 void Segments::detach_idle(std::uint32_t at_most, Detached* detached) {
   detached->insert(detached->end(), postponed_.begin(), postponed_.end());
   postponed_.clear();
-  detach(at_most, [](std::uint32_t) { return true; }, detached);
+  detach(at_most, [](Tick) { return true; }, detached);
 }
 
-void Segments::detach_idle_since(std::uint32_t tick, std::uint32_t at_most, Detached* detached) {
-  detach(at_most, [tick](std::uint32_t last_use) { return not_after(last_use, tick); }, detached);
+void Segments::detach_idle_since(Tick tick, std::uint32_t at_most, Detached* detached) {
+  detach(at_most, [tick](Tick last_use) { return last_use <= tick; }, detached);
 }
 
 // Idle segments whose last use will do, those first that were used longest ago.
 template <typename Usable>
 void Segments::detach(std::uint32_t at_most, Usable usable, Detached* detached) {
-  std::vector<std::pair<std::uint32_t, Map::iterator>> found;  // by how long ago they were used
+  std::vector<std::pair<Tick, Map::iterator>> found;  // by their last use
   if (at_most == 0) return;
   for (auto place = segments_.begin(); place != segments_.end(); ++place)
-    if (idle(*place) && usable(last_use(*place))) found.emplace_back(tick_ - last_use(*place), place);
+    if (idle(*place) && usable(last_use(*place))) found.emplace_back(last_use(*place), place);
   std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) {
-    return a.first != b.first ? a.first > b.first : a.second->first < b.second->first;
+    return a.first != b.first ? a.first < b.first : a.second->first < b.second->first;
   });
   std::uint32_t pages = 0;
-  for (const auto& [age, place] : found) {
+  for (const auto& [used, place] : found) {
     if (pages >= at_most) break;
     for (PageIndex page = place->first; page < place->second.end; ++page) state_[page] = kBlocked | kCounted;
     place->second.leaving = true;

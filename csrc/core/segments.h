@@ -49,7 +49,7 @@ class Segments final : public PageTable {
   Bytes removable_bytes() const;  // in segments without a block
 
   void detach_idle(std::uint32_t at_most, Detached* detached) override;
-  void detach_idle_since(std::uint32_t tick, std::uint32_t at_most, Detached* detached) override;
+  void detach_idle_since(Tick tick, std::uint32_t at_most, Detached* detached) override;
   void detach_left_behind(Detached*) override {}
   void detach_blocked(Detached*) override {}
   void unmap_detached(Detached*) const override {}
@@ -81,7 +81,7 @@ class Segments final : public PageTable {
   template <typename Usable>
   void detach(std::uint32_t at_most, Usable usable, Detached* detached);
   bool idle(const Map::value_type& place) const;
-  std::uint32_t last_use(const Map::value_type& place) const;
+  Tick last_use(const Map::value_type& place) const;
 
   SegmentSupply& supply_;
   AddressTable& addresses_;
