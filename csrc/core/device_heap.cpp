@@ -16,6 +16,51 @@ DeviceInfo info_of(Driver& driver, DeviceIndex device) {
   return info;
 }
 
+// join(into, from) for every counter that heaps and devices have; `from` is a heap's statistics or a device's.
+template <typename From, typename Join>
+void join_counters(DeviceStats& stats, const From& from, Join join) {
+  join(stats.requested, from.requested);
+  join(stats.live, from.live);
+  join(stats.pending, from.pending);
+  join(stats.kept, from.kept);
+  join(stats.resident, from.resident);
+  for (auto [into, part] : {std::pair{&stats.all, &from.all}, {&stats.small, &from.small}, {&stats.large, &from.large}})
+    for (auto counter : {&BlockStats::blocks, &BlockStats::requested, &BlockStats::live, &BlockStats::held_blocks,
+                         &BlockStats::held, &BlockStats::reserved, &BlockStats::unused})
+      join(into->*counter, part->*counter);
+}
+
+// Of heaps that are there together, peaks add up; of those that were there before, the highest counts.
+void add(Counter& into, const Counter& from) {
+  into.current += from.current;
+  into.peak += from.peak;
+  into.total += from.total;
+}
+void add_without_peak(Counter& into, const Counter& from) {
+  into.current += from.current;
+  into.total += from.total;
+}
+void raise_peak(Counter& into, const Counter& from) { into.peak = std::max(into.peak, from.peak); }
+
+template <typename From>
+void add_events(DeviceStats& stats, const From& one) {
+  stats.allocations += one.allocations;
+  stats.frees += one.frees;
+  stats.pages_aliased += one.pages_aliased;
+  stats.pending_completed += one.pending_completed;
+  stats.plan_hits += one.plan_hits;
+  stats.plan_misses += one.plan_misses;
+  stats.plan_resyncs += one.plan_resyncs;
+  stats.kept_hits += one.kept_hits;
+  stats.kept_misses += one.kept_misses;
+  stats.kept_released += one.kept_released;
+  stats.waits += one.waits;
+  stats.all.gaps += one.all.gaps;
+  stats.small.gaps += one.small.gaps;
+  stats.large.gaps += one.large.gaps;
+  stats.live_blocks += one.live_blocks;
+}
+
 }  // namespace
 
 DeviceHeap::DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& addresses, const OomCallbacks& callbacks,
@@ -381,25 +426,31 @@ Bytes DeviceHeap::spare_of_pools() const {
   return bytes;
 }
 
-// Of the pools nobody uses, those without live blocks go altogether.
+// Of the pools nobody uses, those without live blocks go altogether. What they counted stays: peaks as sums with the
+// heaps beside them.
 void DeviceHeap::drop_empty_pools() {
   std::vector<std::shared_ptr<SegmentSource>> sources;  // that end with their pools, under no lock
   std::lock_guard guard(mutex_);
-  std::erase_if(pools_, [&](auto& pool) {
-    if (!pool->quiet || pool->routing || pool->visitors != 0) return false;
-    if (pool->own_supply != nullptr && pool->own_supply->spare_bytes() != 0) return false;
-    for (auto& heap : pool->heaps)
-      if (heap->live_blocks() != 0 || heap->mapped()) return false;
-    for (auto& heap : pool->heaps) {
+  const auto needed = [](const std::unique_ptr<PrivatePool>& pool) {
+    return !pool->quiet || pool->routing || pool->visitors != 0 ||
+           (pool->own_supply != nullptr && pool->own_supply->spare_bytes() != 0) ||
+           std::any_of(pool->heaps.begin(), pool->heaps.end(),
+                       [](const auto& heap) { return heap->live_blocks() != 0 || heap->mapped(); });
+  };
+  const auto empty = std::stable_partition(pools_.begin(), pools_.end(), needed);
+  if (empty == pools_.end()) return;
+  join_counters(gone_, sum_of_heaps(), raise_peak);
+  for (auto pool = empty; pool != pools_.end(); ++pool) {
+    for (auto& heap : (*pool)->heaps) {
       heap->publish();
-      HeapStats last = heap->stats();
-      last.metadata_bytes = 0;
-      add_up(gone_, last);
+      const HeapStats last = heap->stats();
+      join_counters(gone_, last, add_without_peak);
+      add_events(gone_, last);
       destroy_heap(std::move(heap));
     }
-    sources.push_back(std::move(pool->source));
-    return true;
-  });
+    sources.push_back(std::move((*pool)->source));
+  }
+  pools_.erase(empty, pools_.end());
 }
 
 void DeviceHeap::allow_access_to_mapped(DeviceIndex peer) {
@@ -570,43 +621,24 @@ Bytes DeviceHeap::empty_cache(PoolId id) {
 
 // --- statistics --------------------------------------------------------------------------------------------------
 
-void DeviceHeap::add_up(DeviceStats& stats, const HeapStats& one) {
-  const auto sum = [](Counter& into, const Counter& from) {
-    into.current += from.current;
-    into.peak += from.peak;
-    into.total += from.total;
-  };
-  sum(stats.requested, one.requested);
-  sum(stats.live, one.live);
-  sum(stats.pending, one.pending);
-  sum(stats.kept, one.kept);
-  sum(stats.resident, one.resident);
-  stats.allocations += one.allocations;
-  stats.frees += one.frees;
-  stats.pages_aliased += one.pages_aliased;
-  stats.pending_completed += one.pending_completed;
-  stats.plan_hits += one.plan_hits;
-  stats.plan_misses += one.plan_misses;
-  stats.plan_resyncs += one.plan_resyncs;
-  stats.kept_hits += one.kept_hits;
-  stats.kept_misses += one.kept_misses;
-  stats.kept_released += one.kept_released;
-  stats.waits += one.waits;
-  for (auto part : {&HeapStats::all, &HeapStats::small, &HeapStats::large}) {
-    BlockStats& into = part == &HeapStats::all ? stats.all : part == &HeapStats::small ? stats.small : stats.large;
-    const BlockStats& from = one.*part;
-    for (auto counter : {&BlockStats::blocks, &BlockStats::requested, &BlockStats::live, &BlockStats::held_blocks,
-                         &BlockStats::held, &BlockStats::reserved, &BlockStats::unused})
-      sum(into.*counter, from.*counter);
-    into.gaps += from.gaps;
-  }
-  stats.live_blocks += one.live_blocks;
-  stats.metadata_bytes += one.metadata_bytes;
+// Under mutex_.
+DeviceStats DeviceHeap::sum_of_heaps() const {
+  DeviceStats stats;
+  each_heap([&](const Heap& heap) {
+    stats.heaps.push_back(heap.stats());
+    join_counters(stats, stats.heaps.back(), add);
+    add_events(stats, stats.heaps.back());
+    stats.metadata_bytes += stats.heaps.back().metadata_bytes;
+  });
+  return stats;
 }
 
 DeviceStats DeviceHeap::stats() const {
   std::lock_guard guard(mutex_);
-  DeviceStats stats = gone_;
+  DeviceStats stats = sum_of_heaps();
+  join_counters(stats, gone_, add_without_peak);
+  join_counters(stats, gone_, raise_peak);
+  add_events(stats, gone_);
   stats.device = shared_.device;
   stats.total_bytes = info_.total_bytes;
   stats.limit_bytes = shared_.holdings.limit();
@@ -622,10 +654,6 @@ DeviceStats DeviceHeap::stats() const {
   POOLALLOC_RUNGS(X)
 #undef X
   stats.out_of_memory = out_of_memory_.load(std::memory_order_relaxed);
-  each_heap([&](const Heap& heap) {
-    stats.heaps.push_back(heap.stats());
-    add_up(stats, stats.heaps.back());
-  });
   if (shared_.several_heaps.load()) {
     const auto device_peak = [](Counter& counter, const DeviceTotals& total) {
       counter.peak = std::max(counter.current, total.peak.load(std::memory_order_relaxed));
@@ -656,6 +684,7 @@ void DeviceHeap::reset_peaks() {
     heap.publish();
     heap.reset_peaks();
   });
+  join_counters(gone_, gone_, [](Counter& counter, const Counter&) { counter.reset_peak(); });
   for (DeviceTotals* total : {&shared_.requested, &shared_.live, &shared_.pending, &shared_.kept, &shared_.resident})
     total->peak.store(total->current.load());
 }

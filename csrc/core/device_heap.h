@@ -164,7 +164,7 @@ class DeviceHeap {
   void await_released();
   void drop_empty_pools();
   void destroy_heap(std::unique_ptr<Heap> heap);
-  static void add_up(DeviceStats& stats, const HeapStats& heap);
+  DeviceStats sum_of_heaps() const;
   void apply_limit();
   template <typename Change>
   void change_limit(Change change);
@@ -193,7 +193,7 @@ class DeviceHeap {
   std::vector<std::unique_ptr<Heap>> stream_heaps_;
   std::vector<std::unique_ptr<StreamEntry>> entries_;
   std::vector<std::unique_ptr<PrivatePool>> pools_;
-  DeviceStats gone_;  // what heaps counted that are no more
+  DeviceStats gone_;  // what heaps counted that are no more, and the highest sums of peaks while they were there
 };
 
 }  // namespace poolalloc

@@ -3,6 +3,7 @@
 #include <map>
 #include <random>
 
+#include "core/allocator.h"
 #include "core/heap.h"
 #include "core_rig.h"
 
@@ -167,6 +168,38 @@ TEST(gaps_are_slabs_with_room_and_holes) {
   heap.validate();
   heap.retire();
   shared.supply.destroy_spare();
+}
+
+// A service makes a graph, drops it and makes the next, for months.
+TEST(heaps_that_are_gone_add_to_totals_and_not_to_peaks) {
+  ModelDriver model(device_of(256));
+  Allocator allocator(model, Options{});
+  const Address kept = allocator.allocate(3 << 20, 0, 0);
+  const auto use_pool = [&](std::uint64_t number, Bytes large) {
+    const PoolId pool{number, 0};
+    allocator.begin_allocate_to_pool(0, pool, [](StreamId) { return true; });
+    std::vector<Address> blocks;
+    for (int i = 0; i < 5; ++i) blocks.push_back(allocator.allocate(i == 0 ? large : 1000, 0, 0));
+    allocator.end_allocate_to_pool(0, pool);
+    for (const Address block : blocks) allocator.free(block);
+    allocator.release_pool(0, pool);
+  };
+  for (std::uint64_t round = 1; round <= 50; ++round) use_pool(round, round == 7 ? 9 << 20 : 4 << 20);
+  const auto check_peaks = [&](std::int64_t pool_mib) {
+    const DeviceStats stats = allocator.stats(0);
+    CHECK(stats.all.blocks.current == 1 && stats.small.blocks.peak == 4 && stats.large.blocks.peak == 2);
+    CHECK(stats.all.blocks.peak == 6 && stats.all.held_blocks.peak == 6);
+    CHECK(stats.large.live.peak == (3 << 20) + (pool_mib << 20));
+    CHECK(stats.small.reserved.peak == static_cast<std::int64_t>(kPage));
+    CHECK(stats.all.unused.peak < 4 * static_cast<std::int64_t>(kPage));
+  };
+  check_peaks(9);
+  CHECK(allocator.stats(0).all.blocks.total == 251 && allocator.stats(0).frees == 250);
+  allocator.reset_peak_stats(0);
+  CHECK(allocator.stats(0).all.blocks.peak == 1 && allocator.stats(0).small.live.peak == 0);
+  use_pool(1000, 4 << 20);
+  check_peaks(4);
+  allocator.free(kept);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// A driver that refuses calls when it is told to: one call, or all from one on, as a device does after an illegal memory
-// access. What it refuses it does not do. For programs of one thread; others may use it while it refuses nothing.
+// A driver that refuses calls when it is told to: one call, or all from one on, as a device does after an illegal
+// memory access. What it refuses it does not do. For programs of one thread; others may use it while it refuses
+// nothing.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +43,9 @@ class FaultyDriver final : public ForwardingDriver {
     return refuses() ? Status::failed : to.allocate_segment(d, n, a);
   }
   Status free_segment(Device d, Address a) override { return refuses() ? Status::failed : to.free_segment(d, a); }
-  Status create_event(Device d, Event* event) override { return refuses() ? Status::failed : to.create_event(d, event); }
+  Status create_event(Device d, Event* event) override {
+    return refuses() ? Status::failed : to.create_event(d, event);
+  }
   Status destroy_event(Device d, Event event) override {
     return refuses() ? Status::failed : to.destroy_event(d, event);
   }

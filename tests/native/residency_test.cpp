@@ -39,8 +39,8 @@ struct Pages : Range {
   std::vector<std::uint32_t> blocks;  // that overlap a page
 };
 
-// A service frees some thousand blocks a second, and where it needs the driver no more nobody looks how far a stream has
-// come: a clock of 32 bits comes round within days, and then what is in use would seem to have been idle for long.
+// A service frees some thousand blocks a second, and where it needs the driver no more nobody looks how far a stream
+// has come: a clock of 32 bits comes round within days, and then what is in use would seem to have been idle for long.
 static_assert(Residency::Tick(1) << 48 != 0, "the clock outlives the process");
 
 TEST(a_page_stays_mapped_when_its_last_block_goes_and_costs_nothing_to_use_again) {
