@@ -172,9 +172,11 @@ void Allocator::set_memory_fraction(double fraction, DeviceIndex device) {
 
 void Allocator::set_memory_fraction(double fraction) {
   check_fraction(fraction);
-  std::lock_guard guard(mutex_);
-  fraction_ = fraction;
-  for (DeviceIndex device : devices()) existing(device)->set_fraction(fraction);
+  {
+    std::lock_guard guard(mutex_);
+    fraction_ = fraction;
+  }
+  for (DeviceIndex device : devices()) existing(device)->set_fraction(fraction);  // may call a pool's own allocator
 }
 
 double Allocator::memory_fraction(DeviceIndex device) const {

@@ -167,7 +167,7 @@ class POOLALLOC_API Allocator {
   static constexpr int kMaxDevices = 64;
   std::atomic<DeviceHeap*> heaps_[kMaxDevices] = {};
   std::atomic<EventLog*> log_{nullptr};
-  std::vector<std::unique_ptr<EventLog>> logs_;  // ended ones stay: a thread may be about to add to one
+  std::vector<std::unique_ptr<EventLog>> logs_;  // closed ones stay: a thread may be about to add to one
   std::unique_ptr<Caretaker> caretaker_;         // where an option asks for it, from the first device on
 };
 

@@ -1,7 +1,6 @@
 #include "core/caretaker.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,15 +11,13 @@
 #include <utility>
 #include <vector>
 
+#include "core/quiet_thread.h"
+
 namespace poolalloc {
 
 struct Caretaker::Thread {
   Thread(std::chrono::nanoseconds period, std::function<void()> work) : period(period), work(std::move(work)) {
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    thread = std::thread([this] { run(); });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    thread = quiet_thread([this] { run(); });
   }
   void run() {
     pthread_setname_np(pthread_self(), "poolalloc");

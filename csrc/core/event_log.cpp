@@ -9,6 +9,7 @@
 #include <system_error>
 
 #include "core/errors.h"
+#include "core/quiet_thread.h"
 
 namespace poolalloc {
 
@@ -49,13 +50,13 @@ std::string bytes_of(const T& figures) {
 }  // namespace
 
 EventLog::EventLog(const std::string& path, const std::string& header, StackSource stacks)
-    : filling_(kChunkEvents + kAhead), stacks_(stacks), file_(std::fopen(path.c_str(), "wbe")) {
+    : filling_(kChunkEvents + kAhead), stacks_(stacks), file_(std::fopen(path.c_str(), "wbe"), &std::fclose) {
   if (file_ == nullptr) throw UsageError("cannot write " + path + ": " + last_problem());
-  std::setvbuf(file_, nullptr, _IONBF, 0);  // chunks are large
+  std::setvbuf(file_.get(), nullptr, _IONBF, 0);  // chunks are large
   send({Frame::header, header, {}, 0});
   send_clock();
-  if (std::fwrite(kMagic, 1, sizeof(kMagic) - 1, file_) != sizeof(kMagic) - 1) problem_ = last_problem();
-  writer_ = std::thread([this] { write_for_ever(); });
+  if (std::fwrite(kMagic, 1, sizeof(kMagic) - 1, file_.get()) != sizeof(kMagic) - 1) problem_ = last_problem();
+  writer_ = quiet_thread([this] { write_for_ever(); });
 }
 
 void EventLog::close() {
@@ -71,7 +72,13 @@ void EventLog::close() {
   }
   work_.notify_one();
   writer_.join();
-  std::fclose(file_);
+  file_.reset();
+  const BiasedLock::Guard guard(lock_);
+  Events().swap(filling_);
+  std::vector<PoolId>().swap(pools_);
+  const std::lock_guard waiting(mutex_);
+  std::vector<Chunk>().swap(waiting_);
+  std::vector<Events>().swap(spare_);
 }
 
 // Under lock_. Adds `event` with the time and the thread.
@@ -219,7 +226,8 @@ bool EventLog::write(const Chunk& chunk) {
   const void* payload = events ? static_cast<const void*>(chunk.events.data()) : chunk.payload.data();
   const std::size_t bytes = events ? chunk.count * sizeof(LogEvent) : chunk.payload.size();
   const std::uint32_t head[] = {static_cast<std::uint32_t>(chunk.kind), static_cast<std::uint32_t>(bytes)};
-  return std::fwrite(head, sizeof(head), 1, file_) == 1 && std::fwrite(payload, 1, bytes, file_) == bytes;
+  std::FILE* const file = file_.get();
+  return std::fwrite(head, sizeof(head), 1, file) == 1 && std::fwrite(payload, 1, bytes, file) == bytes;
 }
 
 }  // namespace poolalloc

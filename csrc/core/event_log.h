@@ -70,7 +70,8 @@ class POOLALLOC_API EventLog final : public Observer {
     if (backlog_.load(std::memory_order_relaxed) >= kMostChunks) [[unlikely]]
       wait_for_writer();
   }
-  // Writes what is there and ends the file. What is added later is dropped, so that nobody has to be waited for.
+  // Writes what is there and ends the file. What is added later is dropped, so that nobody has to be waited for; so a
+  // log that is closed must stay, but it has next to no memory.
   void close();
 
   void pages_came(const HeapId& heap, Address address, Bytes bytes) override;
@@ -122,7 +123,7 @@ class POOLALLOC_API EventLog final : public Observer {
   std::atomic<std::size_t> backlog_{0};  // chunks not written yet
   bool closing_ = false;
   std::string problem_;
-  std::FILE* file_;
+  std::unique_ptr<std::FILE, int (*)(std::FILE*)> file_;
   std::thread writer_;
 };
 

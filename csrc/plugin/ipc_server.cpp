@@ -5,11 +5,14 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <csignal>
+#include <cerrno>
+#include <chrono>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "core/quiet_thread.h"
 #include "plugin/ipc.h"
 #include "plugin/ipc_protocol.h"
 #include "plugin/plugin.h"
@@ -59,13 +62,10 @@ class Server {
       throw DriverError(std::string("memory cannot be shared: no socket: ") + std::strerror(errno));
     // A child of fork() has no such thread, and must not keep the address alive when this process ends.
     forked_listener_ = listener_;
-    pthread_atfork(nullptr, nullptr, [] { close(forked_listener_); });
-    // Signals are for the program's own threads.
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    std::thread([this] { serve(); }).detach();
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    pthread_atfork(nullptr, nullptr, [] {
+      if (const int listener = std::exchange(forked_listener_, -1); listener >= 0) close(listener);
+    });
+    quiet_thread([this] { serve(); }).detach();
   }
 
   [[noreturn]] void serve() {
@@ -74,7 +74,10 @@ class Server {
       if (poll(sockets.data(), sockets.size(), -1) < 0) continue;
       if ((sockets[0].revents & POLLIN) != 0) {
         const int client = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
-        if (client >= 0) sockets.push_back({client, POLLIN, 0});
+        if (client >= 0)
+          sockets.push_back({client, POLLIN, 0});
+        else if (errno == EMFILE || errno == ENFILE)  // it goes on waiting: others must close files first
+          std::this_thread::sleep_for(kPause);
       }
       for (std::size_t i = sockets.size(); i-- > 1;) {
         if (sockets[i].revents == 0 || answer(sockets[i].fd)) continue;
@@ -129,6 +132,7 @@ class Server {
     return sendmsg(client, &message, MSG_NOSIGNAL) == static_cast<ssize_t>(sizeof reply);
   }
 
+  static constexpr auto kPause = std::chrono::milliseconds(20);
   static inline int forked_listener_ = -1;
 
   Name identity_;

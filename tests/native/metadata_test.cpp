@@ -1,8 +1,13 @@
 // The allocator's own memory follows what it describes, whatever was there before.
+#include <malloc.h>
 #include <sys/mman.h>
 
+#include <csignal>
+#include <filesystem>
+#include <fstream>
 #include <random>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "check.h"
@@ -141,6 +146,48 @@ TEST(with_the_last_block_goes_what_was_needed_for_it) {
     allocator.validate();
     CHECK(allocator.stats(0).metadata_bytes < 2 * before);
   }
+}
+
+// Of this process, by the C library's count: also what is in no figure of ours. (Zero where a sanitizer counts itself.)
+std::size_t bytes_in_use() {
+  const struct mallinfo2 info = mallinfo2();
+  return info.uordblks + info.hblkhd;
+}
+
+TEST(a_recording_that_has_ended_leaves_next_to_nothing) {
+  ModelDriver model(device_of(64));
+  Allocator allocator(model, Options{});
+  const auto record = [&] {
+    allocator.start_log("/dev/null", "{}");
+    for (int i = 0; i < 20'000; ++i) allocator.free(allocator.allocate(600 + i % 1000, 0, 0));
+    allocator.stop_log();
+  };
+  record();
+  const std::size_t before = bytes_in_use();
+  constexpr std::size_t kRecordings = 50;
+  for (std::size_t i = 0; i < kRecordings; ++i) record();
+  CHECK(bytes_in_use() < before + kRecordings * 4096);
+}
+
+TEST(a_recordings_thread_takes_no_signals) {
+  const auto tasks = [] {
+    std::set<std::string> all;
+    for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) all.insert(entry.path());
+    return all;
+  };
+  const std::set<std::string> before = tasks();
+  ModelDriver model(device_of(64));
+  Allocator allocator(model, Options{});
+  allocator.start_log("/dev/null", "{}");
+  int found = 0;
+  for (const std::string& task : tasks()) {
+    if (before.count(task) != 0) continue;
+    std::ifstream status(task + "/status");
+    for (std::string line; std::getline(status, line);)
+      if (line.starts_with("SigBlk:")) found += (std::stoull(line.substr(7), nullptr, 16) >> (SIGTERM - 1) & 1) != 0;
+  }
+  CHECK(found == 1);
+  allocator.stop_log();
 }
 
 }  // namespace

@@ -36,6 +36,7 @@ class Source final : public SegmentSource {
   }
   bool free(Address address, DeviceIndex device) noexcept override {
     if (before_free) before_free();
+    if (refusals > 0 && refusals-- > 0) return false;
     CHECK(live.erase(address) == 1);
     ++freed;
     return driver_.free_segment(device, address - shift_) == Status::ok;
@@ -52,6 +53,7 @@ class Source final : public SegmentSource {
   std::vector<StreamId> streams;
   std::map<Address, Bytes> live;
   int freed = 0;
+  int refusals = 0;  // of memory that comes back
   Bytes most = ~Bytes{0};
   bool* gone = nullptr;
   std::function<void()> before_allocate, before_free;
@@ -209,6 +211,18 @@ TEST(the_allocator_is_called_under_no_lock) {
   CHECK(calls == 2 && rig.source->freed == 2);  // all but what `held` lies in
   rig.source->before_free = nullptr;
   rig.allocator.free(held);
+  rig.sound();
+}
+
+TEST(limits_give_its_memory_back_under_no_lock) {
+  Rig rig(64);
+  rig.allocator.free(rig.inside(24 * kMiB));
+  rig.source->refusals = 1;
+  rig.allocator.release_pool(0, kPool);
+  CHECK(rig.source->freed == 0);
+  rig.source->before_free = [&] { meanwhile([&] { CHECK(rig.allocator.memory_fraction(1) == 0.5); }); };
+  rig.allocator.set_memory_fraction(0.5);
+  CHECK(rig.source->freed == 1);
   rig.sound();
 }
 
