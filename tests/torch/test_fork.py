@@ -97,3 +97,21 @@ def test_a_background_thread_stays_with_the_parent_and_ends_before_the_process(o
     assert outcome.err == ""
     text = program("", "torch.empty(2**20, device='cuda')", "torch.empty(2**20, device='cuda')")
     on_sim(text, environment=environment)
+
+
+def test_a_childs_child_keeps_the_files_of_the_child(on_sim: Callable) -> None:
+    # What the child closes of its parent's, its own child must not close again: another file has that number by then.
+    on_sim(
+        program(
+            "tensor = torch.empty(2**20, device='cuda'); tensor.untyped_storage()._share_cuda_()",
+            """
+files = [os.open(os.devnull, os.O_RDONLY) for _ in range(64)]
+pid = os.fork()
+if pid == 0:
+    for file in files:
+        os.fstat(file)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+""",
+        )
+    )
