@@ -70,7 +70,10 @@ OPTIONS = (
         1.0,
         64.0,
         "times the device's memory",
-        "Addresses reserved for the arena of each stream. Costs no memory; more leaves more room to avoid unmapping.",
+        (
+            "Addresses reserved for the arena of each stream. Costs no memory; more leaves more room to avoid "
+            "unmapping. From some ten streams and private pools on, later ones get less."
+        ),
     ),
     Option(
         "placement_candidates",
@@ -213,8 +216,8 @@ class Options:
     """Most bytes poolalloc may hold on a device; 0 means no limit beyond memory_fraction. Allowed: 0 B to 1048576 TiB.
     """
     address_space: float = 8.0
-    """Addresses reserved for the arena of each stream. Costs no memory; more leaves more room to avoid unmapping.
-    Allowed: 1 to 64 (times the device's memory).
+    """Addresses reserved for the arena of each stream. Costs no memory; more leaves more room to avoid unmapping. From
+    some ten streams and private pools on, later ones get less. Allowed: 1 to 64 (times the device's memory).
     """
     placement_candidates: int = 8
     """How many holes a placement that needs new pages compares before it settles. Allowed: 1 to 1024 (holes)."""

@@ -37,7 +37,9 @@ class AddressTable {
     check(base, bytes);
     for (Address address = base; address < base + bytes; address += kSlotBytes)
       slots_[address >> kSlotBits].store(reinterpret_cast<char*>(owner), std::memory_order_release);
+    ranges_ += owner != nullptr ? 1 : -1;
   }
+  std::uint64_t ranges() const { return ranges_.load(std::memory_order_relaxed); }
 
   // --- segments -----------------------------------------------------------------------------------------------------
 
@@ -64,6 +66,7 @@ class AddressTable {
   }
 
   std::unique_ptr<std::atomic<char*>[]> slots_{new std::atomic<char*>[kSlots]()};
+  std::atomic<std::uint64_t> ranges_{0};
   std::mutex mutex_;  // of those who add tables; taken last
   std::vector<std::unique_ptr<Page[]>> tables_;
 };

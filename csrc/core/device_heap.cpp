@@ -16,6 +16,43 @@ DeviceInfo info_of(Driver& driver, DeviceIndex device) {
   return info;
 }
 
+// For one more, so that adding it cannot fail.
+template <typename T>
+void make_room(std::vector<T>& all) {
+  if (all.size() == all.capacity()) all.reserve(2 * all.size() + 4);
+}
+
+// Addresses for a heap, given back if nothing comes of it.
+struct Range {
+  // All heaps of a process share what it has, 2^47 on most machines. The first get all they can use, those that come
+  // later ever less, so that thousands find some: with so many, none holds much.
+  static constexpr Bytes kShared = Bytes{8} << 40;
+
+  Range(Driver& driver, DeviceIndex device) : driver(driver), device(device) {}
+  ~Range() {
+    if (base != 0) driver.release(device, base, bytes);
+  }
+  Range(const Range&) = delete;
+  Range& operator=(const Range&) = delete;
+
+  // As many as wanted if they can be had beside those of `others`. Throws DriverError.
+  void reserve(Bytes wanted, std::uint64_t others) {
+    bytes = round_up(std::min(wanted, kShared / (others + 1)), AddressTable::kSlotBytes);
+    while (driver.reserve(device, bytes, AddressTable::kSlotBytes, &base) != Status::ok) {
+      if (bytes == AddressTable::kSlotBytes)
+        throw DriverError("cannot reserve " + format_bytes(bytes) + " of addresses on device " +
+                          std::to_string(device) + ": " + driver.last_error());
+      bytes = round_up(bytes / 2, AddressTable::kSlotBytes);
+    }
+  }
+  void keep() { base = 0; }
+
+  Driver& driver;
+  const DeviceIndex device;
+  Address base = 0;
+  Bytes bytes = 0;
+};
+
 // join(into, from) for every counter that heaps and devices have; `from` is a heap's statistics or a device's.
 template <typename From, typename Join>
 void join_counters(DeviceStats& stats, const From& from, Join join) {
@@ -134,27 +171,20 @@ void DeviceHeap::set_limit(Bytes bytes) {
 std::unique_ptr<Heap> DeviceHeap::new_heap(StreamId stream, PoolId pool, const PoolTraits& traits,
                                            const StreamPlan* plan) {
   // Slabs never need more addresses than the device has memory, but for one sleeping slab of each class; the arena gets
-  // several times that, less where the driver has no such range left.
+  // several times that.
   const Bytes slab_bytes = round_up(info_.total_bytes, kPageBytes) + (Slabs::kMaxBin + 1) * kPageBytes;
-  Bytes arena_bytes =
+  const Bytes arena_bytes =
       round_up(static_cast<Bytes>(options_.address_space * static_cast<double>(info_.total_bytes)), kPageBytes);
   if (shared_.segmented || traits.own_supply != nullptr)
     return std::make_unique<Heap>(shared_, stream, pool, 0, slab_bytes, arena_bytes, options_, traits);
-  for (;;) {
-    const Bytes bytes = round_up(slab_bytes + arena_bytes, AddressTable::kSlotBytes);
-    Address base = 0;
-    const Status status = shared_.driver.reserve(shared_.device, bytes, AddressTable::kSlotBytes, &base);
-    if (status == Status::ok) {
-      auto heap = std::make_unique<Heap>(shared_, stream, pool, base, slab_bytes, bytes - slab_bytes, options_, traits,
-                                         plan, plan != nullptr ? plan_->above : 0);
-      addresses_.set(base, bytes, heap.get());
-      return heap;
-    }
-    if (arena_bytes <= slab_bytes)
-      throw DriverError("cannot reserve " + format_bytes(bytes) + " of addresses on device " +
-                        std::to_string(shared_.device) + ": " + shared_.driver.last_error());
-    arena_bytes = std::max(slab_bytes, arena_bytes / 2);
-  }
+  Range range(shared_.driver, shared_.device);
+  range.reserve(slab_bytes + arena_bytes, addresses_.ranges());
+  const Bytes for_slabs = range.bytes < slab_bytes + arena_bytes ? std::min(slab_bytes, range.bytes / 4) : slab_bytes;
+  auto heap = std::make_unique<Heap>(shared_, stream, pool, range.base, for_slabs, range.bytes - for_slabs, options_,
+                                     traits, plan, plan != nullptr ? plan_->above : 0);
+  addresses_.set(range.base, range.bytes, heap.get());
+  range.keep();
+  return heap;
 }
 
 Heap& DeviceHeap::make_heap(StreamId stream) {
@@ -163,11 +193,14 @@ Heap& DeviceHeap::make_heap(StreamId stream) {
   for (StreamEntry* entry = bucket.load(); entry != nullptr; entry = entry->next)
     if (entry->stream == stream) return *entry->heap;
   if (entries_.size() + pools_.size() > 0) several_heaps_from_now();
+  make_room(stream_heaps_);
+  make_room(entries_);
+  auto entry = std::make_unique<StreamEntry>(StreamEntry{stream, nullptr, bucket.load()});
   stream_heaps_.push_back(new_heap(stream, PoolId{}, {}, plan_for(stream)));
-  Heap& heap = *stream_heaps_.back();
-  entries_.push_back(std::make_unique<StreamEntry>(StreamEntry{stream, &heap, bucket.load()}));
+  entry->heap = stream_heaps_.back().get();
+  entries_.push_back(std::move(entry));
   bucket.store(entries_.back().get(), std::memory_order_release);
-  return heap;
+  return *stream_heaps_.back();
 }
 
 // Streams have other names in every run, but for the default one: a plan knows the others by the order in which they
@@ -208,6 +241,7 @@ Heap& DeviceHeap::heap_of_pool(PrivatePool& pool, StreamId stream) {
   for (auto& heap : pool.heaps)
     if (heap->stream() == stream) return *heap;
   several_heaps_from_now();
+  make_room(pool.heaps);
   pool.heaps.push_back(new_heap(stream, pool.id, {pool.own_supply.get(), pool.no_split}));
   return *pool.heaps.back();
 }

@@ -174,7 +174,9 @@ Status Heap::place(Bytes bytes, Bytes* offset, Bytes* rounded) {
   if (bytes <= slab_limit_) {
     Slabs::Bin& bin = slabs_.bin_for(bytes);
     *rounded = bin.block_bytes;
-    return slabs_.pop_from_another(bin, bytes, offset);
+    const Status status = slabs_.pop_from_another(bin, bytes, offset);
+    if (status != Status::not_supported) [[likely]]
+      return status;  // else slabs have no addresses left: the arena may
   }
   Arena::Block* block = nullptr;
   Status status = arena_.allocate(bytes, &block);

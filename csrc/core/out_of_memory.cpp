@@ -28,7 +28,7 @@ std::string describe(const OutOfMemoryFigures& figures) {
        << format_bytes((room + removable) / kPageBytes * kPageBytes) << ".";
   if (figures.addresses_missing)
     text << " No addresses are left on this stream: raise the option address_space (now " << figures.address_space
-         << ").";
+         << "), or use fewer streams and private pools (now " << now.heaps.size() << "), which share what there are.";
 
   std::vector<std::pair<Bytes, std::string>> holders;
   for (const HeapStats& heap : now.heaps) {

@@ -379,17 +379,32 @@ def test_a_refused_call_leaves_nothing_changed(call: str, size: int) -> None:
 
 
 def test_addresses_that_run_out_are_an_error_and_not_the_end() -> None:
-    engine = _core.Engine("address_space:64", {"memory_bytes": 1 << 40})
-    served = 0
-    for stream in range(100):
-        try:
-            engine.allocate(PAGE, stream=stream)
-        except errors.DriverError:
-            break
-        served += 1
+    engine = _core.Engine("", {"memory_bytes": 1 << 40})
+    for nth in range(1, 5):
+        engine.fail("reserve", nth, "failed")
+    engine.allocate(PAGE, stream=1)  # makes do with fewer addresses
+    assert engine.failures_waiting() == 0
+    for nth in range(1, 50):
+        engine.fail("reserve", nth, "failed")
     with pytest.raises(errors.DriverError, match="cannot reserve"):
-        engine.allocate(PAGE, stream=served)
-    assert served > 2, "streams make do with fewer addresses first"
-    for stream in range(served):
-        engine.allocate(PAGE, stream=stream)
+        engine.allocate(PAGE, stream=2)
+    engine.allocate(PAGE, stream=1)
+    sound(engine)
+
+
+def test_hundreds_of_streams_and_pools_have_addresses() -> None:
+    engine = _core.Engine("", {"memory_bytes": 288 << 30})
+    live = [engine.allocate(size, stream=stream) for stream in range(200) for size in (1000, 3 * PAGE)]
+    for number in range(1, 200):
+        engine.begin_allocate_to_pool(0, (number, 0))
+        live += [engine.allocate(size) for size in (1000, 3 * PAGE)]
+        engine.end_allocate_to_pool(0, (number, 0))
+    live.append(engine.allocate(200 << 30, stream=1))
+    sound(engine)
+    for block in live:
+        engine.free(block)
+    for number in range(1, 200):
+        engine.release_pool(0, (number, 0))
+    engine.empty_cache()
+    assert engine.used_bytes() == 0
     sound(engine)

@@ -436,4 +436,23 @@ TEST(peaks_are_as_if_no_free_was_put_off) {
           (a.*part).reserved.peak == (b.*part).reserved.peak);
 }
 
+// Of many heaps in one process, late ones have few addresses for slabs.
+TEST(small_blocks_go_to_the_arena_where_slabs_have_no_addresses_left) {
+  HeapRig rig;
+  const Address base = rig.reserve(64 * kPage);
+  {
+    Heap heap(rig.shared, 2, PoolId{}, base, 2 * kPage, 62 * kPage, Options{});
+    std::vector<Address> blocks(90);
+    for (Address& block : blocks) CHECK(heap.allocate(100 << 10, &block) == Status::ok);
+    CHECK(heap.stats().arena_rounded != 0 && heap.stats().small.blocks.current == 90);
+    heap.validate();
+    CHECK(rig.model.used_bytes(0) <= 6 * kPage);
+    CHECK(heap.block(blocks.back() + 5)->requested == 100 << 10);
+    for (const Address block : blocks) CHECK(heap.free(block) && !heap.free(block));
+    CHECK(heap.stats().requested.current == 0 && heap.stats().resident.current == 0);
+    heap.validate();
+    heap.retire();
+  }
+}
+
 }  // namespace
