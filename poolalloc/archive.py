@@ -12,13 +12,13 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from poolalloc.errors import PoolallocError
+from poolalloc.output import whole_file
 
 MAGIC = b"PK\x03\x04"
 """What every archive begins with."""
@@ -40,19 +40,17 @@ class Kind(NamedTuple):
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Write the arrays. The file appears whole or not at all. Raises OSError."""
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        # Level 1: events shrink to an eighth or less, at several times the speed of the default level.
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for name, array in arrays.items():
-                member = zipfile.ZipInfo(f"{name}.npy", _WHEN)
-                member.compress_type = zipfile.ZIP_DEFLATED
-                with archive.open(member, "w", force_zip64=array.nbytes > 1 << 30) as stream:
-                    np.lib.format.write_array(stream, np.ascontiguousarray(array), (1, 0), allow_pickle=False)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    # Level 1: events shrink to an eighth or less, at several times the speed of the default level.
+    with (
+        whole_file(path) as target,
+        open(target, "wb") as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+    ):
+        for name, array in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy", _WHEN)
+            member.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(member, "w", force_zip64=array.nbytes > 1 << 30) as stream:
+                np.lib.format.write_array(stream, np.ascontiguousarray(array), (1, 0), allow_pickle=False)
 
 
 @contextmanager

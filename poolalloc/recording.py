@@ -14,13 +14,14 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from poolalloc._version import __version__
-from poolalloc.errors import UsageError
+from poolalloc.errors import PoolallocError, UsageError
 
 if TYPE_CHECKING:
     from poolalloc.trace.format import DeviceInfo
@@ -82,6 +83,8 @@ def record(path: str | os.PathLike[str], *, stacks: bool = False) -> Recording:
 
     installed = require_installed()
     target = Path(os.fspath(path).replace("%p", str(os.getpid()))).absolute()
+    if target.exists() and not target.is_file():
+        raise UsageError(f"cannot record into {target}: it is no file")
     with _lock:
         if _current is not None:
             raise UsageError(f"a recording into {_current.path} is going on; stop it first")
@@ -122,7 +125,14 @@ def _stop(ended: Recording) -> None:
     if ended.events == 0:
         ended.path.unlink(missing_ok=True)
         return
-    files.write(steps.with_marks(log.trace_of(ended.path.read_bytes(), devices)), ended.path)
+    trace = steps.with_marks(log.trace_of(ended.path.read_bytes(), devices))
+    try:
+        files.write(trace, ended.path)
+    except OSError as error:
+        raise UsageError(
+            f"no trace could be made of the recording: {error.strerror or error}; {ended.path} stays as it was "
+            "streamed, which all commands read"
+        ) from None
 
 
 def _reserved() -> dict[int, int]:
@@ -147,4 +157,8 @@ def _devices(ended: Recording) -> list[DeviceInfo]:
 @atexit.register
 def _end_with_process() -> None:
     if _current is not None and _current._process == os.getpid():  # not in a child of fork()
-        _current.stop()
+        path = _current.path
+        try:
+            _current.stop()
+        except PoolallocError as error:  # nobody is left to catch it
+            print(f"poolalloc: {path}: {error}", file=sys.stderr, flush=True)

@@ -9,33 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import poolalloc, refused
 
 from poolalloc import __version__
 from poolalloc.cli import COMMANDS
-
-
-def poolalloc(
-    *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "poolalloc", *arguments],
-        env={**os.environ, **(env or {})},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-
-
-def refused(result: subprocess.CompletedProcess[str]) -> str:
-    """Return the one line with which bad input was refused."""
-    assert result.returncode == 2, result
-    assert result.stdout == ""
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("poolalloc: ")
-    return lines[0]
 
 
 def test_without_a_command_it_prints_help() -> None:
@@ -87,8 +64,8 @@ def test_only_the_file_of_the_command_asked_for_is_imported() -> None:
         (["sim", "--lag", "-1", "--", "true"], "lag is -1"),
         (["sim", "--timeout", "0", "--", "true"], "more than 0 seconds"),
         (["sim", "--timeout", "nan", "--", "true"], "more than 0 seconds"),
-        (["sim", "--json", "/no/such/folder/report.json", "--", "true"], "its folder must exist"),
-        (["sim", "--json", "/", "--", "true"], "not a file"),
+        (["sim", "--json", "/no/such/folder/report.json", "--", "true"], "there is no folder /no/such/folder"),
+        (["sim", "--json", "/", "--", "true"], "--json: / cannot be written"),
         (["sim", "--", "no-such-program"], "no-such-program: there is no such program"),
         (["sim", "--", "train.py"], "did you mean: python train.py?"),
         (["sim", "--", sys.executable, "missing.py"], "missing.py: there is no such script"),

@@ -16,6 +16,7 @@ from poolalloc.bench.panels import (
     overhead_text,
 )
 from poolalloc.bench.results import Results
+from poolalloc.output import whole_file
 
 REQUESTED = "#3b6ea8"
 HELD = "#cfdbe8"
@@ -71,7 +72,8 @@ def write_png(results: Results, path: Path) -> None:
             draw_panel(axes, part, panel, first=index == 0)
         top -= panel_height + 0.6
     draw_table(canvas, results, top)
-    canvas.savefig(path, dpi=130)
+    with whole_file(path) as file:
+        canvas.savefig(file, dpi=130)
 
 
 def draw_legend(canvas: Any, width: float, height: float) -> None:

@@ -1,4 +1,4 @@
-"""What a bench shows on a terminal: a progress bar for every cell while it runs, and the table at the end."""
+"""What a bench shows on a terminal while it runs: a progress bar for every cell."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from types import TracebackType
 
 import rich.progress
 from rich.console import Console
-from rich.table import Table
 
 from poolalloc.bench.devices import Device
 from poolalloc.bench.harness import Cell, Watcher
-from poolalloc.bench.panels import device_text
-from poolalloc.bench.results import Results, Row
-from poolalloc.bench.table import HEADINGS, cells, summary
+from poolalloc.bench.results import Row
+from poolalloc.bench.table import summary
 
 
 class Progress(Watcher):
@@ -69,24 +67,3 @@ class Progress(Watcher):
 def describe(cell: Cell) -> str:
     """Return the cell's name for people."""
     return f"{cell.workload.name} under {cell.allocator.name}"
-
-
-def print_results(results: Results) -> None:
-    """Print the table on stdout, what was skipped under it, and the errors of cells that failed on stderr."""
-    console = Console()
-    table = Table(title=device_text(results), title_justify="left", title_style="bold", header_style="dim")
-    for index, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if index < 2 else "right", no_wrap=index > 1)
-    for row in results.rows:
-        table.add_row(*cells(row))
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
-    skipped = {row.workload: row.skipped for row in results.rows if row.skipped is not None}
-    for workload, reason in skipped.items():
-        console.print(f"{workload} skipped: {reason}", highlight=False, markup=False, soft_wrap=True)
-    errors = Console(stderr=True)
-    for row in results.rows:
-        if row.error is not None:
-            text = f"{row.workload} under {row.allocator} failed: {row.error}"
-            errors.print(text, style="red", highlight=False, markup=False, soft_wrap=True)

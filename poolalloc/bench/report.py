@@ -20,6 +20,7 @@ from poolalloc.bench.panels import (
 )
 from poolalloc.bench.results import Results
 from poolalloc.bench.table import HEADINGS, cells
+from poolalloc.output import write_text
 
 WIDTH, HEIGHT = 400, 260  # of a panel's plot area, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 30, 40
@@ -88,7 +89,7 @@ function mark(panel, at) {
 
 def write_html(results: Results, path: Path) -> None:
     """Write the report of the results into one file."""
-    path.write_text(html(results), encoding="utf-8")
+    write_text(path, html(results))
 
 
 def html(results: Results) -> str:

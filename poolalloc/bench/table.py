@@ -16,6 +16,10 @@ HEADINGS = (
     "seconds",
     "out of memory",
 )
+NAMES = 2
+"""So many of them are names; the others are figures."""
+SILENT = {"retries": ("0", "-"), "out of memory": ("no",)}
+"""What says nothing where a whole column says only that."""
 
 
 def cells(row: Row) -> tuple[str, ...]:

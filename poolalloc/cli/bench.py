@@ -8,12 +8,15 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 
-from poolalloc.cli.common import fail, size_option
+from poolalloc.cli.common import fail, require_writable, size_option, write_file
+
+if TYPE_CHECKING:
+    from poolalloc.bench.results import Results
 
 DEFAULT_ALLOCATORS = "default,expandable,poolalloc"
 SCRIPT_ARGUMENTS = "poolalloc.script_arguments"
@@ -65,8 +68,9 @@ def bench(  # noqa: PLR0917
 
     Example: poolalloc bench train.py --gpu a100 -- --layers 12
     """
-    from poolalloc.bench import harness
-    from poolalloc.bench.progress import Progress, print_results
+    from poolalloc.bench import harness, picture, report
+    from poolalloc.bench.progress import Progress
+    from poolalloc.output import write_text
 
     if list_names:
         print_names()
@@ -74,8 +78,7 @@ def bench(  # noqa: PLR0917
     if timeout <= 0:
         fail(f"--timeout: {timeout:g} is not a positive number of seconds")
     for option, path in (("--json", json_path), ("--html", html_path), ("--png", png_path)):
-        if path is not None:
-            make_room(option, path)
+        require_writable(option, path)
     if png_path is not None:
         require_picture()
     cells = make_cells(workloads or all_workloads(), allocators, size, steps, context.meta.get(SCRIPT_ARGUMENTS, []))
@@ -90,19 +93,31 @@ def bench(  # noqa: PLR0917
         results = harness.run_cells(cells, harness.Setting(device, torch, timeout), command, progress)
     print_results(results)
     if json_path is not None:
-        json_path.write_text(json.dumps(results.to_json(), indent=1) + "\n", encoding="utf-8")
+        write_file(json_path, lambda path: write_text(path, json.dumps(results.to_json(), indent=1) + "\n"))
     if html_path is not None:
-        from poolalloc.bench.report import write_html
-
-        write_html(results, html_path)
+        write_file(html_path, lambda path: report.write_html(results, path))
     if png_path is not None:
-        from poolalloc.bench.picture import write_png
-
-        write_png(results, png_path)
-    for path in (json_path, html_path, png_path):
-        if path is not None:
-            print(f"wrote {path}")
+        write_file(png_path, lambda path: picture.write_png(results, path))
     return 1 if any(row.error is not None for row in results.rows) else 0
+
+
+def print_results(results: Results) -> None:
+    """Print the table on stdout, what was skipped under it, and the errors of cells that failed on stderr."""
+    from poolalloc.bench.panels import device_text
+    from poolalloc.bench.table import HEADINGS, NAMES, SILENT, cells
+    from poolalloc.cli.tables import Table, stdout_console
+
+    console = stdout_console()
+    table = Table(device_text(results), HEADINGS[:NAMES], HEADINGS[NAMES:], SILENT)
+    for row in results.rows:
+        table.add(*cells(row))
+    table.print(console)
+    skipped = {row.workload: row.skipped for row in results.rows if row.skipped is not None}
+    for workload, reason in skipped.items():
+        console.print(f"{workload} skipped: {reason}", highlight=False, markup=False, soft_wrap=True)
+    for row in results.rows:
+        if row.error is not None:
+            print(f"{row.workload} under {row.allocator} failed: {row.error}", file=sys.stderr, flush=True)
 
 
 def note_dropped_variables() -> None:
@@ -112,16 +127,6 @@ def note_dropped_variables() -> None:
     for name in TORCH_VARIABLES:
         if name in os.environ:
             print(f"poolalloc: {name} is not passed on; every allocator runs with its own settings", file=sys.stderr)
-
-
-def make_room(option: str, path: Path) -> None:
-    """Make the folder of a file that will be written after a long run; ends the command if it cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"{option}: {path}: {error.strerror}")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        fail(f"{option}: {path} cannot be written")
 
 
 def print_names() -> None:

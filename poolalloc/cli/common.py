@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,6 +32,33 @@ def fail(message: str) -> NoReturn:
 def print_error(message: str) -> None:
     """Print `message` as the command line's one line of complaint."""
     print("poolalloc: " + " ".join(message.split()), file=sys.stderr, flush=True)
+
+
+def count_of(number: int, what: str) -> str:
+    """Return "1 device", "2 devices": a number of things by the name of one."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def require_writable(option: str, path: Path | None) -> None:
+    """End the command, before it works for long, where the file given to `option` could not be written at its end."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        fail(f"{option}: {path}: there is no folder {folder}")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        fail(f"{option}: {path} cannot be written")
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Have the file written, and say so; ends the command where it cannot be."""
+    try:
+        write(path)
+    except OSError as error:
+        fail(f"{path}: {error.strerror or error}")
+    except ValueError as error:  # a picture of an unknown kind
+        fail(f"{path}: {error}")
+    print(f"wrote {path}")
 
 
 def size_option(option: str, text: str) -> int:

@@ -55,15 +55,15 @@ def times_of(
 
 def show(times: Sequence[DriverTime]) -> None:
     """Print them as a table."""
-    from poolalloc.cli.progress import figures_table, stdout_console
+    from poolalloc.cli.tables import Table
 
     headings = ["in all", "second half", "a step of it", "calls a step", "not priced"]
-    table = figures_table(f"driver time, {times[0].costs.label}", ["allocator"], headings)
+    table = Table(f"driver time, {times[0].costs.label}", ["allocator"], headings, silent={"not priced": ("-",)})
     for time in times:
         total = time.total
         unpriced = ", ".join(f"{count:,} {kind}" for kind, count in total.unpriced.items())
-        table.add_row(time.allocator, str(total), *time.second_half(), unpriced or "-")
-    stdout_console().print(table, markup=False)
+        table.add(time.allocator, str(total), *time.second_half(), unpriced or "-")
+    table.print()
 
 
 def to_json(times: Sequence[DriverTime]) -> dict[str, Any]:

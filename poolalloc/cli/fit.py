@@ -13,7 +13,6 @@ from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from poolalloc.fit import DeviceFit, Fit, Share
 
@@ -77,30 +76,31 @@ def fit(
 
 def print_fit(found: Fit, name: str, config: str) -> None:
     """Print the verdict for each device and what its largest live set consists of; `config` is what was asked for."""
-    from poolalloc.cli.progress import stdout_console
+    from poolalloc.cli.tables import stdout_console
 
     console = stdout_console()
     if len(found.verdicts) > len(found.devices):
-        console.print(_verdicts(found, config), markup=False)
+        _print_verdicts(console, found, config)
     for device in found.devices:
         for line in _verdict(found, device, name):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         _print_live_set(console, device)
 
 
-def _verdicts(found: Fit, config: str) -> Table:
+def _print_verdicts(console: Console, found: Fit, config: str) -> None:
     """Every allocator and configuration in one table."""
-    from poolalloc.cli.progress import figures_table
+    from poolalloc.cli.tables import Table
 
-    table = figures_table(
+    table = Table(
         f"devices of {format_size(found.memory_bytes)}",
         ["device", "allocator", "configuration", ""],
         ["to spare", "smallest memory", "peak reserved, no limit"],
+        silent={"device": ("0",)},
     )
     for verdict in found.verdicts:
         ours = verdict.allocator == "poolalloc"
         spare = verdict.spare(found.memory_bytes)
-        table.add_row(
+        table.add(
             str(verdict.device),
             "poolalloc, replayed" if ours else f"{verdict.allocator}, performed",
             (verdict.config or config or found.config or "defaults") if ours else "-",
@@ -109,7 +109,7 @@ def _verdicts(found: Fit, config: str) -> Table:
             _smallest(verdict.smallest_memory),
             format_size(verdict.peak_reserved),
         )
-    return table
+    table.print(console)
 
 
 def _smallest(memory: int | None) -> str:
@@ -145,20 +145,15 @@ def _verdict(found: Fit, device: DeviceFit, name: str) -> list[str]:
 
 
 def _print_live_set(console: Console, device: DeviceFit) -> None:
-    from rich.markup import escape
-    from rich.table import Table as NewTable
+    from poolalloc.cli.tables import Table
 
     live = device.live_set
-    table = NewTable(
-        title=f"the largest live set: {format_size(live.requested)} in {live.blocks:,} blocks, after event "
-        f"{live.event:,}, {live.seconds:.6f} s after the first",
-        title_justify="left",
-        header_style="dim",
+    table = Table(
+        f"the largest live set: {format_size(live.requested)} in {live.blocks:,} blocks, after event {live.event:,}, "
+        f"{live.seconds:.6f} s after the first",
+        ["by", "what"],
+        ["blocks", "requested", "share", "block sizes"],
     )
-    table.add_column("by")
-    table.add_column("what", overflow="fold")
-    for heading in ("blocks", "requested", "share", "block sizes"):
-        table.add_column(heading, justify="right", no_wrap=True)
     groups: tuple[tuple[str, tuple[Share, ...]], ...] = (
         ("size class", live.by_size),
         ("phase", live.by_phase),
@@ -171,16 +166,15 @@ def _print_live_set(console: Console, device: DeviceFit) -> None:
             sizes = {format_size(share.smallest): None, format_size(share.largest): None}
             part = f"{100 * share.requested / live.requested:.1f} %" if live.requested else "-"
             first = name if number == 0 else ""
-            row = (first, escape(label), f"{share.blocks:,}", format_size(share.requested), part, " - ".join(sizes))
-            table.add_row(*row)
+            table.add(first, label, f"{share.blocks:,}", format_size(share.requested), part, " - ".join(sizes))
         if len(shares) > ROWS:
             rest = shares[ROWS:]
             requested = sum(share.requested for share in rest)
             part = f"{100 * requested / live.requested:.1f} %"
             blocks = sum(share.blocks for share in rest)
-            table.add_row("", f"{len(rest):,} more", f"{blocks:,}", format_size(requested), part, "")
-        table.add_section()
-    console.print(table)
+            table.add("", f"{len(rest):,} more", f"{blocks:,}", format_size(requested), part, "")
+        table.end_section()
+    table.print(console)
     if not live.by_stack:
         console.print("  by stack: none was recorded", highlight=False)
 

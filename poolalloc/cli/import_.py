@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poolalloc.cli.common import fail
+from poolalloc.cli.common import count_of, fail, require_writable
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def import_(
     target = source.with_suffix(".npz") if output is None else output
     if target.exists() and target.samefile(source):
         fail(f"{source}: the trace cannot replace the file it is made of; give another name with -o")
+    require_writable("--output", target)
     try:
         with working(f"reading {source.name}"):
             trace, report = read_any(data, source.name)
@@ -81,15 +82,10 @@ def read_any(data: bytes, name: str) -> tuple[Trace, Report]:
 
 def print_report(report: Report, trace: Trace) -> None:
     """Print the account as tables."""
-    from rich.table import Table
-
-    from poolalloc.cli.progress import stdout_console
+    from poolalloc.cli.tables import Table, stdout_console
 
     console = stdout_console()
-    console.print(f"{report.kind} {report.source}", style="bold", highlight=False, markup=False)
-    table = Table(header_style="dim", title_justify="left")
-    for heading in ("", "what", "count"):
-        table.add_column(heading, justify="right" if heading == "count" else "left", overflow="fold")
+    table = Table(f"{report.kind} {report.source}", ["", "what"], ["count"])
     sections = (
         ("found", report.found),
         ("inferred", report.inferred),
@@ -100,13 +96,13 @@ def print_report(report: Report, trace: Trace) -> None:
     )
     for name, counter in sections:
         for number, (what, count) in enumerate(sorted(counter.items(), key=lambda item: -item[1])):
-            table.add_row(name if number == 0 else "", _safe(what), f"{count:,}")
+            table.add(name if number == 0 else "", _safe(what), f"{count:,}")
         if not counter and name in ("inferred", "left out"):
-            table.add_row(name, "nothing", "0")
-        table.add_section()
+            table.add(name, "nothing", "0")
+        table.end_section()
     for number, what in enumerate(report.missing):
-        table.add_row("missing" if number == 0 else "", _safe(what), "")
-    console.print(table)
+        table.add("missing" if number == 0 else "", _safe(what), "")
+    table.print(console)
     left, right = report.balance()
     found, inferred = report.found.total(), report.inferred.total()
     console.print(
@@ -115,12 +111,14 @@ def print_report(report: Report, trace: Trace) -> None:
         highlight=False,
     )
     for row in report.devices:
-        console.print(_safe(_device_line(row)), highlight=False, markup=False)
+        console.print(_safe(_device_line(row)), highlight=False, markup=False, soft_wrap=True)
     streams, pools = len(set(trace.events["stream"].tolist())), len(set(trace.events["pool"].tolist()))
     console.print(
-        f"{len(trace):,} events, {trace.initial_events:,} of them the initial state; "
-        f"{len(trace.used_devices())} devices, {streams} streams, {pools} pools, {len(trace.stacks) - 1:,} stacks",
+        f"{count_of(len(trace), 'event')}, {trace.initial_events:,} of them the initial state; "
+        f"{count_of(len(trace.used_devices()), 'device')}, {count_of(streams, 'stream')}, {count_of(pools, 'pool')}, "
+        f"{count_of(len(trace.stacks) - 1, 'stack')}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -137,6 +135,4 @@ def _device_line(row: dict[str, Any]) -> str:
 
 def _safe(text: str) -> str:
     """Text from a file, without what would move a terminal's cursor."""
-    from rich.markup import escape
-
-    return escape("".join(character if character.isprintable() else "?" for character in text))
+    return "".join(character if character.isprintable() else "?" for character in text)

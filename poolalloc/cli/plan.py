@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poolalloc.cli.common import fail, size_option
+from poolalloc.cli.common import fail, require_writable, size_option, write_file
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
@@ -43,8 +43,11 @@ def plan(
     """
     from poolalloc import plan as planning
     from poolalloc.cli.progress import working
+    from poolalloc.output import write_text
     from poolalloc.trace import TraceError, read
 
+    require_writable("--output", output)
+    require_writable("--json", json_path)
     limit = planning.ABOVE if above is None else size_option("--above", above)
     try:
         recording = read(trace)
@@ -58,31 +61,29 @@ def plan(
                 seconds=seconds,
                 progress=lambda done, whole: bar.at(int(100 * done / (whole or 1)), 100),
             )
-        planning.write(made, output)
-        if json_path is not None:
-            json_path.write_text(json.dumps(_document(made, found), indent=1) + "\n", encoding="utf-8")
     except planning.PlanError as error:
         fail(f"{trace.name}: {error}")
-    except OSError as error:
-        fail(f"{error.filename}: {error.strerror or error}")
     _print(made, found, trace.name)
-    print(f"wrote {output}")
+    write_file(output, lambda path: planning.write(made, path))
+    if json_path is not None:
+        write_file(json_path, lambda path: write_text(path, json.dumps(_document(made, found), indent=1) + "\n"))
     return 0
 
 
 def _print(plan: Plan, found: list[Found], name: str) -> None:
-    from poolalloc.cli.progress import figures_table, stdout_console
+    from poolalloc.cli.tables import Table, stdout_console
 
     console = stdout_console()
-    table = figures_table(
+    table = Table(
         f"{name}: requests larger than {format_size(plan.above)}",
         ["device", "stream"],
         ["requests", "planned", "a step", "steps", "a cycle", "most alive", "height", "height / most alive"],
+        silent={"device": ("0",), "stream": ("default",)},
     )
     for one in found:
         if one.part is None or one.cycle is None:
             continue
-        table.add_row(
+        table.add(
             str(one.device),
             _stream(one),
             f"{one.requests:,}",
@@ -94,7 +95,7 @@ def _print(plan: Plan, found: list[Found], name: str) -> None:
             format_size(one.part.height),
             f"{one.part.height / one.load:.5f}" if one.load else "-",
         )
-    console.print(table, markup=False)
+    table.print(console)
     for line in _not_planned(found):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

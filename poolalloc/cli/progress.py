@@ -1,33 +1,12 @@
-"""What commands show on stderr while they work, and consoles that also suit files and pipes."""
+"""What commands show on stderr while they work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import rich.progress
 from rich.console import Console
-from rich.table import Table
-
-WIDTH = 130  # of tables that go to a file or a pipe
-
-
-def stdout_console() -> Console:
-    """Return a console on stdout whose tables are not squeezed into 80 columns where there is no terminal."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
-    return console
-
-
-def figures_table(title: str, names: Sequence[str], figures: Sequence[str]) -> Table:
-    """Return a table whose first columns hold names, and the others figures."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
-    for heading in names:
-        table.add_column(heading)
-    for heading in figures:
-        table.add_column(heading, justify="right")
-    return table
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poolalloc.cli.common import config_help, fail, size_option
+from poolalloc.cli.common import config_help, fail, require_writable, size_option, write_file
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
@@ -85,9 +85,12 @@ def replay(
     from poolalloc.cli import driver_time
     from poolalloc.cli.progress import working
     from poolalloc.errors import PoolallocError
+    from poolalloc.output import write_text
     from poolalloc.replay import Replayer, require_memory
     from poolalloc.trace import picture
 
+    for option, path in (("--json", json_path), ("--png", png_path), ("--html", html_path)):
+        require_writable(option, path)
     try:
         if png_path is not None:
             picture.require_matplotlib()
@@ -112,12 +115,12 @@ def replay(
             document = {**result.to_json(), "trace": trace.name, "provenance": recording.provenance}
             document["performed"] = [one.to_json() for one in performed]
             document["driver_time"] = driver_time.to_json(times)
-            _write(json_path, lambda path: path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8"))
+            write_file(json_path, lambda path: write_text(path, json.dumps(document, indent=1) + "\n"))
         if png_path is not None:
-            _write(png_path, lambda path: picture.write_png(result, trace.name, path))
+            write_file(png_path, lambda path: picture.write_png(result, trace.name, path))
         if html_path is not None:
             page = _page_of(trace.name, result, performed, times, recording)
-            _write(html_path, lambda path: path.write_text(page, encoding="utf-8"))
+            write_file(html_path, lambda path: write_text(path, page))
     except PoolallocError as error:
         fail(str(error))
     return 0 if result.out_of_memory is None else 1
@@ -161,20 +164,21 @@ def print_performed(performed: list[Performed]) -> None:
     """Print what torch's allocators reserved for the same requests."""
     if not performed:
         return
-    from poolalloc.cli.progress import figures_table, stdout_console
+    from poolalloc.cli.tables import Table, stdout_console
 
+    console = stdout_console()
     real = next((one.device_name for one in performed if one.device_name is not None), None)
     where = "simulated devices" if real is None else f"{real}, a real device"
     headings = ["peak requested", "peak reserved", "overhead", "driver calls", *(["seconds"] if real else [])]
-    table = figures_table(f"performed through torch on {where}, all together", ["allocator"], headings)
+    table = Table(f"performed through torch on {where}, all together", ["allocator"], headings)
     for one in performed:
         row = one.row
         if row.error is not None:
-            table.add_row(row.allocator, row.error.splitlines()[0])
+            table.add(row.allocator + " (FAILED)", *("-" for _ in headings))
             continue
         overhead = f"{row.overhead:.4f}" if row.overhead else "-"
         lost = " (OUT OF MEMORY)" if row.out_of_memory else ""
-        table.add_row(
+        table.add(
             row.allocator + lost,
             format_size(row.peak_requested_bytes or 0),
             format_size(row.peak_reserved_bytes or 0),
@@ -182,7 +186,11 @@ def print_performed(performed: list[Performed]) -> None:
             f"{sum(row.driver_calls.values()):,}",
             *([f"{one.observed.seconds:.4g}" if one.observed else "-"] if real else []),
         )
-    stdout_console().print(table, markup=False)
+    table.print(console)
+    for one in performed:
+        if one.row.error is not None:
+            line = f"{one.row.allocator} failed: {one.row.error.splitlines()[0]}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _facts(driver_calls: Mapping[str, int], of: DriverTime | Performed) -> dict[str, str]:
@@ -231,32 +239,22 @@ def load_config(config: str | None, conf: str | None) -> Config:
     return Config.load(config=config, conf=conf)
 
 
-def _write(path: Path, write: object) -> None:
-    assert callable(write)
-    try:
-        write(path)
-    except OSError as error:
-        fail(f"{path}: {error.strerror or error}")
-    except ValueError as error:  # a picture of an unknown kind
-        fail(f"{path}: {error}")
-    print(f"wrote {path}")
-
-
 def print_result(result: Result, trace: Trace, name: str) -> None:
     """Print the figures as a table, and below it what else happened."""
-    from poolalloc.cli.progress import figures_table, stdout_console
+    from poolalloc.cli.tables import Table, stdout_console
 
     console = stdout_console()
     where = f"{format_size(result.memory_bytes)} a device ({result.memory_source})"
-    table = figures_table(
+    table = Table(
         f"{name}: {len(trace):,} events; {where}",
         ["device", "source"],
         ["peak requested", "peak live", "peak pending", "peak resident", "peak reserved", "overhead"],
+        silent={"device": ("0", ""), "peak pending": (format_size(0), "-")},
     )
     for device in result.devices:
         for row in _rows(device, whole=result.out_of_memory is None):
-            table.add_row(*row)
-    console.print(table, markup=False)
+            table.add(*row)
+    table.print(console)
     lines = [f"driver calls: {', '.join(f'{count:,} {kind}' for kind, count in result.driver_calls.items()) or 'none'}"]
     stats = [device.stats for device in result.devices]
     retries, completed = (sum(row[name] for row in stats) for name in ("retries", "pending_completed"))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from poolalloc import sim as simulator
-from poolalloc.cli.common import fail, print_error, size_option
+from poolalloc.cli.common import fail, print_error, require_writable, size_option
 
 
 def register(app: typer.Typer) -> None:
@@ -82,8 +81,6 @@ def sim(
 
 def _make_way_for(report: Path) -> None:
     """Remove a report of an earlier run, which a program that ends without writing one would pass off as its own."""
-    if report.is_dir() or not report.absolute().parent.is_dir():
-        fail(f"--json: {report} is not a file that can be written; its folder must exist")
-    if not os.access(report if report.exists() else report.absolute().parent, os.W_OK):
-        fail(f"--json: {report} cannot be written: permission denied")
-    report.unlink(missing_ok=True)
+    require_writable("--json", report)
+    if report.is_file():
+        report.unlink()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poolalloc.cli.common import config_help, fail, size_option
+from poolalloc.cli.common import config_help, fail, require_writable, size_option, write_file
 
 if TYPE_CHECKING:
     from poolalloc.tune import Tuned
@@ -62,6 +62,7 @@ def tune(
     from poolalloc.cli.progress import working
     from poolalloc.cli.replay import load_config, read_trace
     from poolalloc.errors import PoolallocError
+    from poolalloc.output import write_text
     from poolalloc.replay import require_memory
     from poolalloc.tune import OBJECTIVES
     from poolalloc.tune import tune as search
@@ -69,8 +70,7 @@ def tune(
     chosen = next((known for known in OBJECTIVES if known == objective), None)
     if chosen is None:
         fail(f"--objective: {objective!r} is not one of {', '.join(OBJECTIVES)}")
-    if not output.parent.is_dir():
-        fail(f"--output: there is no folder {output.parent}")
+    require_writable("--output", output)
     try:
         base = load_config(config, conf)
         memory_bytes = None if memory is None else require_memory(size_option("--memory", memory))
@@ -89,20 +89,17 @@ def tune(
                 workers=workers,
                 watch=lambda done, best: bar.at(min(done, trials), trials),
             )
-        output.write_text(found.to_toml(), encoding="utf-8")
     except PoolallocError as error:
         fail(f"tune: {error}")
-    except OSError as error:
-        fail(f"--output: {output}: {error.strerror or error}")
     print_found(found)
-    print(f"wrote {output}")
+    write_file(output, lambda path: write_text(path, found.to_toml()))
 
 
 def print_found(found: Tuned) -> None:
     """Print what the options gain on both parts."""
-    from poolalloc.cli.progress import figures_table, stdout_console
+    from poolalloc.cli.tables import Table, stdout_console
 
-    table = figures_table(
+    table = Table(
         f"{found.trials} configurations tried, objective {found.objective}",
         [""],
         ["overhead before", "after", "driver calls an event before", "after"],
@@ -111,11 +108,9 @@ def print_found(found: Tuned) -> None:
         ("tuned on", found.before.tuned_on, found.after.tuned_on),
         ("held out", found.before.held_out, found.after.held_out),
     ):
-        table.add_row(
-            name, f"{before.overhead:.4f}", f"{after.overhead:.4f}", f"{before.calls:.4f}", f"{after.calls:.4f}"
-        )
+        table.add(name, f"{before.overhead:.4f}", f"{after.overhead:.4f}", f"{before.calls:.4f}", f"{after.calls:.4f}")
     console = stdout_console()
-    console.print(table, markup=False)
+    table.print(console)
     options = found.config.to_conf() or "the defaults: nothing was better"
     console.print(f"options: {options}", highlight=False, markup=False, soft_wrap=True)
     objective = found.objective

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from poolalloc.output import whole_file
 from poolalloc.replay import DeviceResult, Result
 from poolalloc.sizes import format_size
 from poolalloc.trace.format import TraceError
@@ -44,7 +45,8 @@ def write_png(result: Result, title: str, path: Path) -> None:
         top = height - 1.15 - 3.6 * number
         axes = figure.add_axes((0.07, (top - 2.75) / height, 0.73, 2.75 / height))
         _draw(axes, result, device)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=130)
 
 
 def _subtitle(result: Result) -> str:

@@ -157,6 +157,26 @@ def test_what_a_killed_process_left_is_a_trace(clean_environment: dict[str, str]
     assert trace.marks == ("all there",)
 
 
+def test_a_disk_that_is_full_at_the_end_of_the_process_is_one_line(
+    clean_environment: dict[str, str], tmp_path: Path
+) -> None:
+    script = tmp_path / "steps.py"
+    script.write_text(
+        "import resource, torch, poolalloc\n"
+        "poolalloc.install()\n"
+        'poolalloc.record("run.npz")\n'
+        "kept = [torch.empty(2 << 20, device='cuda') for _ in range(5)]\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))\n"
+    )
+    environment = sim_environment(memory=parse_size("8 GiB"), base=clean_environment)
+    ended = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert ended.stderr.startswith(f"poolalloc: {tmp_path / 'run.npz'}: the recording could not be written to its end")
+
+
 def test_run_records_a_program_as_it_is(on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     on_sim(
@@ -280,7 +300,7 @@ def test_mistakes_are_one_clear_error(on_sim: Callable, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     errors = on_sim(
         """
-        import json, poolalloc
+        import json, os, poolalloc
         poolalloc.mark("nobody listens")
         errors = []
         def attempt(call):
@@ -291,6 +311,9 @@ def test_mistakes_are_one_clear_error(on_sim: Callable, tmp_path: Path, monkeypa
         attempt(lambda: poolalloc.record("early.npz"))
         poolalloc.install()
         attempt(lambda: poolalloc.record("nowhere/run.npz"))
+        os.mkfifo("pipe")
+        held = os.open("pipe", os.O_RDWR)
+        attempt(lambda: poolalloc.record("pipe"))
         recording = poolalloc.record("run.npz")
         attempt(lambda: poolalloc.record("second.npz"))
         recording.stop()
@@ -300,5 +323,6 @@ def test_mistakes_are_one_clear_error(on_sim: Callable, tmp_path: Path, monkeypa
     ).value
     assert "NotInstalledError" in errors[0]
     assert "nowhere/run.npz: No such file" in errors[1]
-    assert "run.npz is going on" in errors[2]
-    assert len(errors) == 3
+    assert "pipe: it is no file" in errors[2]
+    assert "run.npz is going on" in errors[3]
+    assert len(errors) == 4

@@ -140,7 +140,7 @@ def test_two_workers_share_one_storage(tmp_path: Path) -> None:
         (["--time", "soon"], "'soon' is no time"),
         (["--storage", "nowhere://x"], "storage nowhere://x"),
         (["--exact-bins"], "not reserved"),
-        (["-o", "missing/profile.toml"], "there is no folder missing"),
+        (["-o", "missing/profile.toml"], "missing/profile.toml: there is no folder"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], words: str) -> None:

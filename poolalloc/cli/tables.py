@@ -1,0 +1,109 @@
+"""Tables for people, on terminals of any width, in files and in pipes. No figure in them is ever cut or broken.
+
+Rich draws them; how wide each column is gets decided here, since Rich takes room from columns until some are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console, JustifyMethod
+from rich.table import Table as Drawing
+from rich.text import Text
+
+PIPE_WIDTH = 130
+"""Of tables that go to a file or a pipe."""
+_NAME_LEAST = 8  # characters that a column of names keeps; longer names go on in the next line
+
+
+def stdout_console() -> Console:
+    """Return a console on stdout whose tables are not squeezed into 80 columns where there is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    return console
+
+
+class Table:
+    """Rows under headings: first columns of names, then columns of figures."""
+
+    def __init__(
+        self,
+        title: str,
+        names: Sequence[str],
+        figures: Sequence[str],
+        silent: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Begin a table.
+
+        Args:
+            title: what stands above it; may be empty.
+            names: headings of columns whose cells may go on in a next line.
+            figures: headings of columns whose cells stay whole.
+            silent: by heading, the cells that say nothing: a column of only such cells is left out.
+        """
+        self._title = title
+        self._headings = [*names, *figures]
+        self._names = len(names)
+        self._silent = silent or {}
+        self._rows: list[tuple[str, ...]] = []
+        self._sections: set[int] = set()
+
+    def add(self, *cells: str) -> None:
+        """Add a row."""
+        assert len(cells) == len(self._headings)
+        self._rows.append(cells)
+
+    def end_section(self) -> None:
+        """Draw a line under the last row."""
+        self._sections.add(len(self._rows))
+
+    def print(self, console: Console | None = None) -> None:
+        """Print it; where a terminal is narrower than the figures, the terminal breaks the lines."""
+        console = console or stdout_console()
+        if self._title:
+            console.print(self._title, style="bold", highlight=False, markup=False, soft_wrap=True)
+        shown = [index for index in range(len(self._headings)) if self._says_something(index)]
+        borders = 3 * len(shown) + 1
+        widths = self._widths(shown, console.width - borders)
+        console.width = max(console.width, sum(widths) + borders)
+        drawing = Drawing(header_style="dim")
+        for index, width in zip(shown, widths, strict=True):
+            justify: JustifyMethod = "left" if index < self._names else "right"
+            drawing.add_column(Text(self._headings[index]), justify=justify, width=width, overflow="fold")
+        for number, row in enumerate(self._rows, 1):
+            drawing.add_row(*(Text(row[index]) for index in shown), end_section=number in self._sections)
+        console.print(drawing)
+
+    def _says_something(self, index: int) -> bool:
+        silent = self._silent.get(self._headings[index], ())
+        return not silent or any(row[index] not in silent for row in self._rows)
+
+    def _widths(self, shown: Sequence[int], room: int) -> list[int]:
+        """Return the width of each column. Where room is short, headings are broken first, then names."""
+        widths, steps = [], []
+        for index in shown:
+            heading, column = self._headings[index], [row[index] for row in self._rows]
+            word, cell = _longest(heading.split()), _longest(column)
+            least = [cell, cell, cell]
+            if index < self._names:
+                part = _longest(text for name in column for text in name.split())
+                least = [cell, part, min(part, _NAME_LEAST)]
+            widths.append(max(cell, len(heading), 1))
+            steps.append([max(word, floor, 1) for floor in least])
+        for floors in zip(*steps, strict=True):
+            _shrink(widths, floors, room)
+        return widths
+
+
+def _longest(texts: Iterable[str]) -> int:
+    return max(map(len, texts), default=0)
+
+
+def _shrink(widths: list[int], floors: Sequence[int], room: int) -> None:
+    """Take from the widest that are above their floors until they fit, or nothing can be taken."""
+    while sum(widths) > room:
+        above = [index for index, floor in enumerate(floors) if widths[index] > floor]
+        if not above:
+            return
+        widths[max(above, key=lambda index: widths[index])] -= 1
