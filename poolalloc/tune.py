@@ -39,6 +39,8 @@ TUNED_ON = 0.75
 CALLS_WEIGHT = 0.1
 """Of `balanced`: a driver call for each allocation or free costs as much as this share more memory."""
 SEED = 1
+TRIALS = 40
+_FORBIDDEN = 1e9  # the value of what is never chosen: databases have no infinity
 _GROWTH = next(words_of(option) for option in OPTIONS if option.name == "growth")
 
 
@@ -90,6 +92,10 @@ class Tuned:
         """Return a profile: the options, and where they come from. install() and Config.load read it."""
         return profile(self.config, self.provenance)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain values: the options that differ from the defaults, and where they come from."""
+        return {"schema": 1, "config": self.config.to_conf(), "provenance": self.provenance}
+
 
 def profile(config: Config, provenance: Mapping[str, Any], *, every_option: bool = True) -> str:
     """Return the text of a profile; `every_option`: also options that are as by default."""
@@ -113,6 +119,8 @@ def _toml(value: Any) -> str:
 
 
 _BIN_LIMITS = [1 << power for power in range(14, 21)]
+_MOST_CANDIDATES = 64
+_OPTIONS = ("bin_limit", "placement_candidates", "growth")
 _KEPT_SHARES = [0.0, 0.001, 0.003, 0.01, 0.03]  # of the peak, in exact bins
 
 
@@ -123,37 +131,43 @@ class _Choices:
     smallest limit leaves them most requests.
     """
 
-    def __init__(self, base: Config, traces: Sequence[Trace], *, exact_bins: bool) -> None:
+    def __init__(self, optuna: Any, base: Config, traces: Sequence[Trace], *, exact_bins: bool) -> None:
         self._base = base
+        categories = optuna.distributions.CategoricalDistribution
+        self.space: dict[str, Any] = {
+            "bin_limit": categories(_BIN_LIMITS),
+            "placement_candidates": optuna.distributions.IntDistribution(1, _MOST_CANDIDATES, log=True),
+            "growth": categories(_GROWTH),
+        }
+        if exact_bins:
+            self.space |= {"kept_share": categories(_KEPT_SHARES), "kept_held": categories([False, True])}
         self._reuse = Reuse(traces, above=_BIN_LIMITS[0]) if exact_bins else None
         self._proposed: dict[tuple[Any, ...], tuple[ExactBin, ...]] = {}
 
     def suggest(self, trial: Any) -> Config:
-        bin_limit = trial.suggest_categorical("bin_limit", _BIN_LIMITS)
-        config = replace(
-            self._base,
-            bin_limit=bin_limit,
-            placement_candidates=trial.suggest_int("placement_candidates", 1, 64, log=True),
-            growth=trial.suggest_categorical("growth", _GROWTH),
-        )
+        drawn = {name: _draw(trial, name, values) for name, values in self.space.items()}
+        config = replace(self._base, **{name: drawn[name] for name in _OPTIONS})
         if self._reuse is None:
             return config
-        chosen = (
-            trial.suggest_categorical("kept_share", _KEPT_SHARES),
-            bin_limit,
-            trial.suggest_categorical("kept_held", [False, True]),
-        )
+        chosen = (drawn["kept_share"], drawn["bin_limit"], drawn["kept_held"])
         if chosen not in self._proposed:
             share, above, held = chosen
             self._proposed[chosen] = self._reuse.bins(share, above, held=held)
         return replace(config, exact_bins=self._proposed[chosen])
 
     def first_guess(self) -> dict[str, Any]:
-        """Return what tuning begins with; nothing if its limit of bins is not among those tried."""
-        guess = {name: getattr(self._base, name) for name in ("bin_limit", "placement_candidates", "growth")}
+        """Return what tuning begins with; nothing if that is not among what is tried."""
+        guess = {name: getattr(self._base, name) for name in _OPTIONS}
         if self._reuse is not None:
             guess |= {"kept_share": 0.0, "kept_held": False}
-        return guess if guess["bin_limit"] in _BIN_LIMITS else {}
+        tried = guess["bin_limit"] in _BIN_LIMITS and guess["placement_candidates"] <= _MOST_CANDIDATES
+        return guess if tried else {}
+
+
+def _draw(trial: Any, name: str, values: Any) -> Any:
+    if hasattr(values, "choices"):
+        return trial.suggest_categorical(name, values.choices)
+    return trial.suggest_int(name, values.low, values.high, log=values.log)
 
 
 # --- judging --------------------------------------------------------------------------------------------------------
@@ -197,7 +211,7 @@ def tune(
     traces: Sequence[Trace],
     *,
     objective: Objective = "reserved",
-    trials: int = 40,
+    trials: int | None = None,
     seconds: float | None = None,
     base: Config | None = None,
     memory: int | str | None = None,
@@ -213,7 +227,7 @@ def tune(
     Args:
         traces: recordings; each counts the same.
         objective: `reserved`, `calls` or `balanced` (overhead * (1 + CALLS_WEIGHT * calls per event)).
-        trials: how many configurations are tried in all.
+        trials: how many configurations are tried in all; None is TRIALS, or with `seconds` as many as they allow.
         seconds: when to stop in any case.
         base: what tuning begins with, and keeps for every option it does not choose; None is the defaults.
         memory: of each device, as for Replayer.run. A configuration under which memory runs out is never chosen.
@@ -233,55 +247,64 @@ def tune(
     if not traces:
         raise TuneError("give at least one trace to tune on")
     start = base or Config()
-    if exact_bins and objective == "reserved":
-        raise TuneError("exact bins keep memory: propose them with the objective calls or balanced, not reserved")
-    if exact_bins and start.exact_bins:
-        raise TuneError("what tuning begins with has exact bins of its own: leave them out to have others proposed")
+    if exact_bins:
+        _require_room_for_bins(start, objective)
+    most = trials if trials is not None else TRIALS if seconds is None else math.inf
     optuna = _optuna()
     tuned_on, held_out = _parts(traces)
     judge = _Judge(tuned_on, memory)
     hashes = [hashlib.sha256(np.ascontiguousarray(trace.events).tobytes()).hexdigest() for trace in traces]
     bound = (f"-{most_overhead}" if math.isfinite(most_overhead) else "") + ("-exact-bins" if exact_bins else "")
     name = study or f"poolalloc-{objective}{bound}-{hashlib.sha256(''.join(hashes).encode()).hexdigest()[:12]}"
-    try:
-        search = optuna.create_study(
-            storage=_storage(optuna, storage),
-            study_name=name,
-            load_if_exists=storage is not None,
-            sampler=optuna.samplers.TPESampler(seed=SEED, constant_liar=True),
-        )
-    except Exception as error:  # whatever the database behind the URL raises
-        raise TuneError(f"storage {storage}: {' '.join(str(error).split())[:200]}") from None
+    search = _study(optuna, storage, name)
     scores: dict[Config, Score] = {start: judge.score(start)}
     finished = optuna.trial.TrialState.COMPLETE
-    choices = _Choices(start, tuned_on, exact_bins=exact_bins)
+    choices = _Choices(optuna, start, tuned_on, exact_bins=exact_bins)
+
+    def noted(score: Score) -> dict[str, float]:
+        return {"overhead": score.overhead, "calls": score.calls}
+
+    def value(score: Score) -> float:
+        return min(score.value(objective, most_overhead), _FORBIDDEN)
+
+    # What tuning begins with is the first trial, as one that has ended: a trial that waits in a database without locks
+    # of rows, such as SQLite, would be taken by several threads.
     guess = choices.first_guess()
     if guess and not search.get_trials(deepcopy=False):
-        search.enqueue_trial(guess, skip_if_exists=True)
+        first = scores[start]
+        search.add_trial(
+            optuna.trial.create_trial(
+                params=guess, distributions=choices.space, value=value(first), user_attrs=noted(first)
+            )
+        )
 
     def attempt(trial: Any) -> float:
         config = choices.suggest(trial)
         score = scores.get(config)
         if score is None:
             score = scores[config] = judge.score(config)
-        trial.set_user_attr("overhead", score.overhead)
-        trial.set_user_attr("calls", score.calls)
-        return min(score.value(objective, most_overhead), 1e9)
+        for name, figure in noted(score).items():
+            trial.set_user_attr(name, figure)
+        return value(score)
 
     def after_trial(search: Any, trial: Any) -> None:
         done = len(search.get_trials(deepcopy=False, states=(finished,)))
         best = search.best_trial.user_attrs
         watch(done, Score(best["overhead"], best["calls"]))
-        if done >= trials:
+        if done >= most:
             search.stop()
 
-    with contextlib.suppress(KeyboardInterrupt):  # what was found by then is kept
-        search.optimize(
-            attempt, n_trials=trials, timeout=seconds, n_jobs=workers or os.cpu_count() or 1, callbacks=[after_trial]
-        )
+    left = max(most - len(search.get_trials(deepcopy=False, states=(finished,))), 0)
+    trials = None if math.isinf(left) else int(left)
+    workers = workers or os.cpu_count() or 1
+    try:
+        with contextlib.suppress(KeyboardInterrupt):  # what was found by then is kept
+            search.optimize(attempt, n_trials=trials, timeout=seconds, n_jobs=workers, callbacks=[after_trial])
+    except optuna.exceptions.StorageInternalError as error:
+        raise _refused(storage, error) from None
     done = search.get_trials(deepcopy=False, states=(finished,))
     best = start
-    if done and search.best_value < min(scores[start].value(objective, most_overhead), 1e9):
+    if done and search.best_value < value(scores[start]):
         best = choices.suggest(optuna.trial.FixedTrial(search.best_params))
     rest = _Judge(held_out, memory)
     before = Scores(scores[start], rest.score(start))
@@ -295,6 +318,13 @@ def tune(
         "events_sha256": hashes,
     }
     return Tuned(best, objective, len(done), before, after, provenance | _gains(before, after))
+
+
+def _require_room_for_bins(start: Config, objective: Objective) -> None:
+    if objective == "reserved":
+        raise TuneError("exact bins keep memory: propose them with the objective calls or balanced, not reserved")
+    if start.exact_bins:
+        raise TuneError("what tuning begins with has exact bins of its own: leave them out to have others proposed")
 
 
 def _gains(before: Scores, after: Scores) -> dict[str, float]:
@@ -315,7 +345,23 @@ def _optuna() -> Any:
     return optuna
 
 
+def _study(optuna: Any, storage: str | None, name: str) -> Any:
+    try:
+        return optuna.create_study(
+            storage=_storage(optuna, storage),
+            study_name=name,
+            load_if_exists=storage is not None,
+            sampler=optuna.samplers.TPESampler(seed=SEED, constant_liar=True),
+        )
+    except Exception as error:  # whatever the database behind the URL raises
+        raise _refused(storage, error) from None
+
+
 def _storage(optuna: Any, storage: str | None) -> Any:
     if storage is None or "://" in storage:
         return storage
     return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
+
+
+def _refused(storage: str | None, error: Exception) -> TuneError:
+    return TuneError(f"storage {storage}: {' '.join(str(error).split())[:200]}")

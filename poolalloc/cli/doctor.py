@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +15,19 @@ import typer
 
 from poolalloc._version import __version__
 from poolalloc.config import describe_profiles
-from poolalloc.sim import is_simulated
+from poolalloc.sim import SimulationError, is_simulated, library_folder
 from poolalloc.sizes import format_size
 
-_SETTINGS = ("POOLALLOC_CONFIG", "POOLALLOC_CONF", "POOLALLOC_BRIDGE", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+_SETTINGS = (
+    "POOLALLOC_CONFIG",
+    "POOLALLOC_CONF",
+    "POOLALLOC_PLAN",
+    "POOLALLOC_BRIDGE",
+    "POOLALLOC_CACHE_DIR",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_ALLOC_CONF",
+)
+_TORCHS = "of torch's own allocator; under poolalloc"
 
 
 def register(app: typer.Typer) -> None:
@@ -44,15 +54,17 @@ def examine() -> dict[str, Any]:
     from poolalloc import _core
 
     probe = _core.probe_devices()
+    torch = _torch()
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
     libcuda = sorted(path for path in mapped if Path(path).name.startswith("libcuda.so"))
     return {
         "schema": 1,
         "poolalloc": __version__,
         "python": platform.python_version(),
-        "torch": _torch(),
+        "torch": torch,
         "driver": {"library": libcuda[0] if libcuda else None, "problem": probe["problem"] or None},
         "simulated": is_simulated(),
+        "simulator": {"problem": _simulator_problem(torch)},
         "devices": probe["devices"],
         "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
         "swap": _try_swap(bool(probe["devices"])),
@@ -61,11 +73,22 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _missing() -> dict[str, str]:
+def _simulator_problem(torch: dict[str, Any]) -> str | None:
+    """Why `poolalloc sim` would not run this torch; None if it would."""
+    if not torch["cuda"]:
+        return "it needs a CUDA build of torch: pip install torch"
+    try:
+        library_folder()
+    except SimulationError as error:
+        return str(error)
+    return None
+
+
+def _missing() -> Mapping[str, str]:
     from poolalloc import _install
 
     installed = _install.installation()
-    return _install.MISSING if installed is None else installed.missing
+    return {} if installed is None else installed.missing
 
 
 def _torch() -> dict[str, Any]:
@@ -85,7 +108,11 @@ def _try_swap(have_device: bool) -> dict[str, Any]:
             warnings.simplefilter("always")
             installed = _install.install()
         if not have_device:
-            return {"works": False, "problem": "poolalloc can be installed, but there is no device to use it on"}
+            return {
+                "works": False,
+                "problem": "poolalloc can be installed, but there is no device to use it on",
+                "backend": installed.backend,
+            }
         torch = sys.modules["torch"]
         tensor = torch.empty(1024, dtype=torch.uint8, device="cuda")
         stats = memory.memory_stats(0)
@@ -123,14 +150,20 @@ def describe(findings: dict[str, Any]) -> list[str]:
             f"{manages} virtual memory management{means}"
         )
     for name, value in findings["settings"].items():
-        note = " (of torch's own allocator; without effect under poolalloc)" if name.startswith("PYTORCH") else ""
-        lines.append(f"setting    {name}={value}{note}")
+        takes = "what has a counterpart counts" if swap.get("backend") == "bridge" else "it has no effect"
+        lines.append(f"setting    {name}={value}{f' ({_TORCHS} {takes})' if name.startswith('PYTORCH') else ''}")
     mode = "mapped pages" if swap.get("virtual_memory") else "whole segments"
     works = f"works, with the {swap['backend']} ({swap['library']}) and {mode}" if swap["works"] else ""
     lines.append(f"swap       {works or 'does not work: ' + swap['problem']}")
     lines += [f"warning    {text}" for text in swap.get("warnings", [])]
+    if not findings["simulated"]:
+        problem = findings["simulator"]["problem"]
+        lines.append(
+            f"simulator  {f'does not work: {problem}' if problem else 'works: poolalloc sim -- python train.py'}"
+        )
     lines += ["", 'Profiles, as in install("serving") or poolalloc run --config serving:']
     lines += [f"  {name}: {about}" for name, about in findings["profiles"].items()]
-    lines += ["", "What torch cannot do under poolalloc today:"]
+    if findings["missing"]:
+        lines += ["", "What torch cannot do under poolalloc today:"]
     lines += [f"  {feature}: {what}" for feature, what in findings["missing"].items()]
     return lines

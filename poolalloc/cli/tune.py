@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,13 +25,18 @@ def register(app: typer.Typer) -> None:
 
 
 def tune(
-    traces: Annotated[list[Path], typer.Argument(help="Traces, from poolalloc run --record or poolalloc import.")],
+    traces: Annotated[
+        list[Path], typer.Argument(help="Traces, from poolalloc run --record or poolalloc import.", metavar="TRACE")
+    ],
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="Write the profile to this TOML file.")],
     objective: Annotated[
         str, typer.Option(help="reserved: least memory; calls: fewest driver calls; balanced: both.")
     ] = "reserved",
-    trials: Annotated[int, typer.Option(help="How many configurations to try.", min=1)] = 40,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="How many configurations to try. Default: 40, or with --time as many as it allows.", min=1),
+    ] = None,
     time: Annotated[str | None, typer.Option(help="Stop after this long, such as 60s or 5m.", metavar="TIME")] = None,
     memory: Annotated[
         str | None, typer.Option(help="Memory of each device, such as 40GiB. Default: as for replay.")
@@ -49,6 +56,7 @@ def tune(
         typer.Option(help="Share the search with other workers: a journal file, or a database URL.", metavar="WHERE"),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads. Default: one for each processor.", min=1)] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write what was found to this file.")] = None,
 ) -> None:
     """Find options under which recorded programs need least; install("profile.toml") uses them.
 
@@ -64,35 +72,46 @@ def tune(
     from poolalloc.errors import PoolallocError
     from poolalloc.output import write_text
     from poolalloc.replay import require_memory
-    from poolalloc.tune import OBJECTIVES
+    from poolalloc.tune import OBJECTIVES, TRIALS
     from poolalloc.tune import tune as search
 
     chosen = next((known for known in OBJECTIVES if known == objective), None)
     if chosen is None:
         fail(f"--objective: {objective!r} is not one of {', '.join(OBJECTIVES)}")
     require_writable("--output", output)
+    require_writable("--json", json_path)
     try:
         base = load_config(config, conf)
         memory_bytes = None if memory is None else require_memory(size_option("--memory", memory))
         recordings = [read_trace(path) for path in traces]
-        with working("tuning", trials) as bar:
+        limit = None if time is None else _seconds(time)
+        wanted = trials if trials is not None else TRIALS if limit is None else math.inf
+        began = monotonic()
+
+        def share(done: int) -> float:
+            """How much of what was asked for is done: trials or seconds, whichever ends it."""
+            return max(done / wanted, 0.0 if limit is None else (monotonic() - began) / limit)
+
+        with working("tuning", 100) as bar:
             found = search(
                 recordings,
                 objective=chosen,
                 trials=trials,
-                seconds=None if time is None else _seconds(time),
+                seconds=limit,
                 base=base,
                 memory=memory_bytes,
                 most_overhead=math.inf if most_overhead is None else most_overhead,
                 exact_bins=exact_bins,
                 storage=storage,
                 workers=workers,
-                watch=lambda done, best: bar.at(min(done, trials), trials),
+                watch=lambda done, best: bar.at(int(100 * min(share(done), 1.0)), 100),
             )
     except PoolallocError as error:
         fail(f"tune: {error}")
     print_found(found)
     write_file(output, lambda path: write_text(path, found.to_toml()))
+    if json_path is not None:
+        write_file(json_path, lambda path: write_text(path, json.dumps(found.to_json(), indent=1) + "\n"))
 
 
 def print_found(found: Tuned) -> None:

@@ -51,6 +51,18 @@ def test_without_a_gpu_it_says_so_and_fails(clean_environment: dict[str, str]) -
         assert done.returncode == 0  # there is a real GPU here
     else:
         assert done.returncode == 1
-        assert "does not work" in done.stdout
-    assert "without effect under poolalloc" in done.stdout
+        assert "swap       does not work" in done.stdout
+    assert "simulator  works: poolalloc sim -- python train.py" in done.stdout
+    assert "under poolalloc what has a counterpart counts" in done.stdout
     assert done.stderr == ""
+
+
+def test_without_torch_it_says_what_to_install_and_lists_no_limits_of_torch(clean_environment: dict[str, str]) -> None:
+    program = "import sys; sys.modules['torch'] = None; from poolalloc.cli import run; sys.exit(run(['doctor']))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=clean_environment, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "torch      not found" in done.stdout
+    assert "simulator  does not work: it needs a CUDA build of torch" in done.stdout
+    assert "What torch cannot do" not in done.stdout

@@ -16,7 +16,7 @@ from poolalloc.trace import Op, Trace, write
 from poolalloc.trace.format import check, requested_over_time
 from poolalloc.trace.parts import split
 from poolalloc.trace.torch_snapshot import import_snapshot
-from poolalloc.tune import Score, TuneError, tune
+from poolalloc.tune import TRIALS, Score, TuneError, tune
 
 MIB = 1 << 20
 
@@ -104,6 +104,16 @@ def with_sizes() -> Trace:
     return trace_of(rows)
 
 
+@pytest.mark.parametrize("attempt", range(3))
+def test_threads_on_a_database_do_each_trial_once(tmp_path: Path, attempt: int) -> None:
+    found = tune([mixed(blocks=300)], trials=4, workers=4, storage=f"sqlite:///{tmp_path / 'search.db'}")
+    assert found.trials >= 4
+
+
+def test_time_alone_bounds_the_trials() -> None:
+    assert tune([mixed(blocks=300)], seconds=2.0, workers=1).trials > TRIALS
+
+
 def test_an_interrupt_keeps_the_best_so_far() -> None:
     def watch(done: int, best: Score | None) -> None:
         if done == 3:
@@ -114,9 +124,10 @@ def test_an_interrupt_keeps_the_best_so_far() -> None:
     assert found.after.tuned_on.overhead <= found.before.tuned_on.overhead
 
 
-def test_two_workers_share_one_storage(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["shared.log", "sqlite:///shared.db"])
+def test_two_workers_share_one_storage(tmp_path: Path, where: str) -> None:
     write(mixed(), tmp_path / "run.npz")
-    command = [sys.executable, "-m", "poolalloc", "tune", "run.npz", "--trials", "12", "--storage", "shared.log"]
+    command = [sys.executable, "-m", "poolalloc", "tune", "run.npz", "--trials", "12", "--storage", where]
     workers = [
         subprocess.Popen([*command, "-o", f"{name}.toml"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for name in ("one", "two")
@@ -125,7 +136,12 @@ def test_two_workers_share_one_storage(tmp_path: Path) -> None:
     assert [worker.returncode for worker in workers] == [0, 0], ends
     import optuna
 
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "shared.log")))
+    path = str(tmp_path / "shared.log")
+    storage = (
+        f"sqlite:///{tmp_path / 'shared.db'}"
+        if "://" in where
+        else optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
+    )
     (summary,) = optuna.get_all_study_summaries(storage)
     assert 12 <= summary.n_trials < 12 + 2 * 64  # what was under way when the last was done counts too
     last = Config.load(tmp_path / "one.toml"), Config.load(tmp_path / "two.toml")
