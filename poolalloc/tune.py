@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -294,9 +295,8 @@ def tune(
         if done >= most:
             search.stop()
 
-    left = max(most - len(search.get_trials(deepcopy=False, states=(finished,))), 0)
-    trials = None if math.isinf(left) else int(left)
     workers = workers or os.cpu_count() or 1
+    trials = None if math.isinf(most) else max(int(most) - len(search.get_trials(states=(finished,))), 0)
     try:
         with contextlib.suppress(KeyboardInterrupt):  # what was found by then is kept
             search.optimize(attempt, n_trials=trials, timeout=seconds, n_jobs=workers, callbacks=[after_trial])
@@ -346,15 +346,23 @@ def _optuna() -> Any:
 
 
 def _study(optuna: Any, storage: str | None, name: str) -> Any:
-    try:
-        return optuna.create_study(
-            storage=_storage(optuna, storage),
-            study_name=name,
-            load_if_exists=storage is not None,
-            sampler=optuna.samplers.TPESampler(seed=SEED, constant_liar=True),
-        )
-    except Exception as error:  # whatever the database behind the URL raises
-        raise _refused(storage, error) from None
+    """Open the search, or join it. Workers that open a new database at one time are in each other's way while Optuna
+    makes its tables: whoever comes second tries again.
+    """
+    for patience in (1.0, 1.0, 1.0, 0.0):
+        try:
+            return optuna.create_study(
+                storage=_storage(optuna, storage),
+                study_name=name,
+                load_if_exists=storage is not None,
+                sampler=optuna.samplers.TPESampler(seed=SEED, constant_liar=True),
+            )
+        except Exception as error:  # whatever the database behind the URL raises
+            known = ("already exists", "unique constraint", "duplicate key", "locked")
+            if not patience or not any(words in str(error).lower() for words in known):
+                raise _refused(storage, error) from None
+        time.sleep(patience)
+    raise AssertionError
 
 
 def _storage(optuna: Any, storage: str | None) -> Any:
