@@ -137,10 +137,8 @@ def _verdict(found: Fit, device: DeviceFit, name: str) -> list[str]:
     )
     if device.recorded is not None:
         peak = device.recorded.peak_reserved
-        than = "more" if peak > found.memory_bytes else "not more"
-        lines.append(
-            f"  {device.recorded.source}, had reserved {format_size(peak)} at its peak: {than} than this memory"
-        )
+        fits = "more than this memory" if peak > found.memory_bytes else "which this memory holds, too"
+        lines.append(f"  {device.recorded.source}, had reserved {format_size(peak)} at its peak: {fits}")
     return lines
 
 

@@ -111,7 +111,10 @@ def print_report(report: Report, trace: Trace) -> None:
         highlight=False,
     )
     for row in report.devices:
-        console.print(_safe(_device_line(row)), highlight=False, markup=False, soft_wrap=True)
+        known = _device_figures(row)
+        if known:
+            line = f"device {row['device']}, says the recorded allocator: {known}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     streams, pools = len(set(trace.events["stream"].tolist())), len(set(trace.events["pool"].tolist()))
     console.print(
         f"{count_of(len(trace), 'event')}, {trace.initial_events:,} of them the initial state; "
@@ -122,15 +125,14 @@ def print_report(report: Report, trace: Trace) -> None:
     )
 
 
-def _device_line(row: dict[str, Any]) -> str:
+def _device_figures(row: dict[str, Any]) -> str:
     words = (
         ("reserved_at_start", "reserved at the start"),
         ("reserved_peak", "at the peak"),
         ("reserved_at_end", "at the end"),
         ("allocated_at_end", "allocated at the end"),
     )
-    known = [f"{format_size(row[key])} {word}" for key, word in words if row.get(key) is not None]
-    return f"device {row['device']}, says the recorded allocator: {', '.join(known) or 'nothing'}"
+    return ", ".join(f"{format_size(row[key])} {word}" for key, word in words if row.get(key) is not None)
 
 
 def _safe(text: str) -> str:
