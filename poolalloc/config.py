@@ -25,7 +25,7 @@ from poolalloc.errors import ConfigError
 from poolalloc.exact_bins import ALLOWED as ALLOWED_BINS
 from poolalloc.exact_bins import ExactBin, bins_of, text_of
 from poolalloc.exact_bins import refusal as bin_refusal
-from poolalloc.sizes import format_size, parse_size
+from poolalloc.sizes import exact_size, format_size, parse_size
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -127,8 +127,8 @@ class Config(Options):
         return "\n".join(lines) + "\n"
 
     def to_conf(self) -> str:
-        """Return the options that differ from the defaults as `key:value,key:value`, sizes in bytes."""
-        return ",".join(f"{name}:{_text(value)}" for name, value in _differing(self).items())
+        """Return the options that differ from the defaults as `key:value,key:value`."""
+        return ",".join(f"{name}:{_conf_value(_TABLE[name], value)}" for name, value in _differing(self).items())
 
 
 def profiles() -> list[str]:
@@ -395,6 +395,10 @@ def _range(option: Option) -> str:
 def _differing(config: Config) -> dict[str, object]:
     values = {option.name: getattr(config, option.name) for option in OPTIONS}
     return {name: value for name, value in values.items() if value != _TABLE[name].default}
+
+
+def _conf_value(option: Option, value: Any) -> str:
+    return exact_size(value) if option.type == "bytes" else _text(value)
 
 
 def _text(value: object) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from poolalloc.errors import ConfigError
-from poolalloc.sizes import format_size, parse_size
+from poolalloc.sizes import exact_size, format_size, parse_size
 
 GRANULARITY = 512
 MOST_BINS = 64
@@ -90,8 +90,8 @@ def bins_of(value: object) -> tuple[ExactBin, ...]:
 
 
 def text_of(bins: Iterable[ExactBin]) -> str:
-    """Return the text that bins_of() reads back, sizes in bytes."""
-    return "+".join(map(str, bins))
+    """Return the text that bins_of() reads back."""
+    return "+".join(f"{exact_size(each.size)}/{each.preallocate}/{each.keep}" for each in bins)
 
 
 def _from_text(part: str) -> ExactBin:

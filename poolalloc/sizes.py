@@ -51,3 +51,11 @@ def format_size(size: int) -> str:
         if abs(size) >= candidate:
             unit, scale = name, candidate
     return f"{size // scale} {unit}" if size % scale == 0 else f"{size / scale:.2f} {unit}"
+
+
+def exact_size(size: int) -> str:
+    """Return a short text that parse_size reads back to `size`: `128KiB`, or plain bytes where no unit is exact."""
+    for name, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size and size % scale == 0:
+            return f"{size // scale}{name}"
+    return str(size)

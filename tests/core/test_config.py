@@ -166,7 +166,7 @@ def test_exact_bins_come_in_many_forms_and_mean_the_same(tmp_path):
     assert expected == Config(exact_bins=({"size": "6 MiB", "preallocate": 16, "keep": 64}, ExactBin("20MiB", keep=8)))
     assert expected == Config(exact_bins=" 6 MiB / 16 / 64 + 20 MiB/0/8 ")
     assert expected == Config.from_conf("placement_candidates:8,exact_bins:6MiB/16/64+20MiB/0/8")
-    assert expected.to_conf() == "exact_bins:6291456/16/64+20971520/0/8"
+    assert expected.to_conf() == "exact_bins:6MiB/16/64+20MiB/0/8"
     assert Config.from_conf("exact_bins:") == Config(exact_bins=[]) == Config()
     path = tmp_path / "a.toml"
     for text in (
