@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         reset_peak_stats,
     )
     from poolalloc.recording import Recording, mark, record
+    from poolalloc.scopes import NamedModules, name_modules, scope
 
 __all__ = [
     "AlreadyInitializedError",
@@ -51,6 +52,7 @@ __all__ = [
     "ExactBin",
     "Fragmentation",
     "Installation",
+    "NamedModules",
     "NotInstalledError",
     "OomCallback",
     "OutOfMemoryError",
@@ -70,9 +72,11 @@ __all__ = [
     "memory_limit",
     "memory_stats",
     "memory_summary",
+    "name_modules",
     "on_oom",
     "record",
     "reset_peak_stats",
+    "scope",
     "set_memory_fraction",
     "set_memory_limit",
     "trim",
@@ -100,6 +104,7 @@ _HOME = {
         "trim",
     ),
     "poolalloc.recording": ("Recording", "mark", "record"),
+    "poolalloc.scopes": ("NamedModules", "name_modules", "scope"),
     "poolalloc.memory": (
         "BinShare",
         "Fragmentation",

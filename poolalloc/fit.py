@@ -19,47 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from poolalloc import _core
 from poolalloc.config import Config
+from poolalloc.live_set import LiveSet, largest_live_set
 from poolalloc.replay import MOST_MEMORY, OutOfMemory, Recorded, Replayer, recorded_figures, require_memory
-from poolalloc.trace import files, steps
-from poolalloc.trace.format import Frame, Op, Trace, requested_over_time
+from poolalloc.trace import files
+from poolalloc.trace.format import Trace, requested_over_time
 
 PAGE = 2 << 20
-BEFORE = "before the recording began"
-BEFORE_MARKS = "before the first mark"
-BEFORE_STEPS = "before the first step found"
-DURING = "while it was recorded"
-_OWN_CODE_AFTER = ("/site-packages/", "/dist-packages/", "/lib/python")
-
-
-@dataclass(frozen=True)
-class Share:
-    """Blocks of the largest live set that have something in common. Bytes are requested ones."""
-
-    label: str
-    blocks: int
-    requested: int
-    smallest: int
-    largest: int
-    frames: tuple[Frame, ...] = ()
-
-
-@dataclass(frozen=True)
-class LiveSet:
-    """What the program holds at the event after which it holds most on a device; each list, largest first."""
-
-    event: int
-    seconds: float
-    blocks: int
-    requested: int
-    by_size: tuple[Share, ...]
-    by_phase: tuple[Share, ...]
-    by_lifetime: tuple[Share, ...]
-    by_stack: tuple[Share, ...]
-    """Empty where no stacks were recorded."""
 
 
 @dataclass(frozen=True)
@@ -135,24 +102,11 @@ class Fit:
                     "spare": device.spare(self.memory_bytes),
                     "out_of_memory": None if device.out_of_memory is None else vars(device.out_of_memory).copy(),
                     "recorded": None if device.recorded is None else vars(device.recorded).copy(),
-                    "live_set": _live_set_json(device.live_set),
+                    "live_set": device.live_set.to_json(),
                 }
                 for device in self.devices
             ],
         }
-
-
-def _live_set_json(live: LiveSet) -> dict[str, Any]:
-    groups = ("by_size", "by_phase", "by_lifetime", "by_stack")
-    return {
-        **{name: value for name, value in vars(live).items() if name not in groups},
-        **{
-            name: [
-                {**vars(share), "frames": [frame._asdict() for frame in share.frames]} for share in getattr(live, name)
-            ]
-            for name in groups
-        },
-    }
 
 
 class _Progress:
@@ -296,81 +250,3 @@ def _smallest(fits: Callable[[int], bool], requested: int, reserved: int, step: 
         else:
             low = middle
     return high * PAGE
-
-
-# --- the largest live set -------------------------------------------------------------------------------------------
-
-
-def largest_live_set(trace: Trace, device: int) -> LiveSet:
-    """Return what the program held on a device when it held most."""
-    events = trace.events
-    ours = np.flatnonzero(events["device"] == device)
-    held = requested_over_time(events[ours])
-    at = int(ours[int(held.argmax())])
-    allocs = np.flatnonzero((events["op"] == Op.ALLOC) & (events["device"] == device))
-    frees = np.flatnonzero((events["op"] == Op.FREE) & (events["device"] == device))
-    freed_before = events["id"][frees[frees <= at]]
-    before = allocs[allocs <= at]
-    live = before[~np.isin(events["id"][before], freed_before)]
-    blocks = events[live]
-    freed_later = np.isin(blocks["id"], events["id"][frees])
-    lifetimes = np.where(freed_later, "freed later", "kept to the end of the recording")
-    return LiveSet(
-        event=at,
-        seconds=(int(events["time_ns"][at]) - int(events["time_ns"][0])) / 1e9,
-        blocks=len(live),
-        requested=int(blocks["requested"].sum()),
-        by_size=_group(blocks["requested"], _size_classes(blocks["requested"])),
-        by_phase=_group(blocks["requested"], _phases(trace, live)),
-        by_lifetime=_group(blocks["requested"], lifetimes),
-        by_stack=_by_stack(trace, blocks),
-    )
-
-
-def _group(requested: npt.NDArray[np.uint64], labels: npt.NDArray[Any]) -> tuple[Share, ...]:
-    names, of = np.unique(labels, return_inverse=True)
-    shares = []
-    for number, name in enumerate(names.tolist()):
-        sizes = requested[of == number]
-        shares.append(Share(str(name), len(sizes), int(sizes.sum()), int(sizes.min()), int(sizes.max())))
-    return tuple(sorted(shares, key=lambda share: (-share.requested, share.label)))
-
-
-def _size_classes(requested: npt.NDArray[np.uint64]) -> npt.NDArray[Any]:
-    """The size class of each block, in bytes: what its request is rounded to below the bin limit."""
-    sizes, of = np.unique(requested, return_inverse=True)
-    classes = [_core.bin_bytes(_core.bin_of(size)) if 0 < size <= 1 << 40 else size for size in sizes.tolist()]
-    return np.array([str(size) for size in classes])[of]
-
-
-def _phases(trace: Trace, live: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """The mark in force when each block was allocated; without marks, the step found."""
-    marks = np.flatnonzero(trace.events["op"] == Op.MARK)
-    if len(marks):
-        texts = [BEFORE_MARKS, *(trace.marks[number] for number in trace.events["id"][marks].tolist())]
-    else:
-        marks = steps.find(trace)
-        texts = [BEFORE_STEPS if len(marks) else DURING, *(steps.name(number) for number in range(1, len(marks) + 1))]
-    labels = np.array(texts, dtype=object)[np.searchsorted(marks, live, side="right")]
-    labels[live < trace.initial_events] = BEFORE
-    return labels.astype(str)
-
-
-def _by_stack(trace: Trace, blocks: npt.NDArray[np.void]) -> tuple[Share, ...]:
-    if not blocks["stack"].any():
-        return ()
-    shares = []
-    for share in _group(blocks["requested"], blocks["stack"]):
-        frames = trace.stacks[int(share.label)]
-        shares.append(Share(stack_label(frames), share.blocks, share.requested, share.smallest, share.largest, frames))
-    return tuple(shares)
-
-
-def stack_label(frames: tuple[Frame, ...]) -> str:
-    """The innermost line of the program's own code, and what it called; else that of Python, or of all."""
-    if not frames:
-        return "(no stack recorded)"
-    python = [frame for frame in frames if frame.file.endswith(".py")]
-    own = [frame for frame in python if not any(part in frame.file for part in _OWN_CODE_AFTER)]
-    line = (own or python or list(frames))[0]
-    return str(line) if line is frames[0] else f"{line}: {frames[0].function}"

@@ -18,6 +18,8 @@ void bind_plugin(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 // Replay: traces through core's allocator over such a device.
 void bind_replay(pybind11::module_& module);
+// What a program says it is at work on.
+void bind_scopes(pybind11::module_& module);
 // Offline placement.
 void bind_placement(pybind11::module_& module);
 // What a device's driver calls take.
@@ -27,8 +29,14 @@ void bind_driver_costs(pybind11::module_& module);
 // what it raises is reported as unraisable.
 OomCallbacks::Callback oom_callback_of(pybind11::function callable);
 
-// A StackSource: where the calling thread's Python program is. Takes the interpreter's lock.
-std::uint32_t python_stack(EventLog& log);
+// The scope that the calling thread is in; 0 is none. Takes no lock.
+std::uint32_t scope_here();
+// Under the interpreter's lock.
+const std::string& scope_name(std::uint32_t scope);
+
+// Where the calling thread's Python program is: its scope, and its frames if they are wanted. Takes the interpreter's
+// lock, but for a thread in no scope whose frames nobody wants.
+StackSource python_stacks(bool with_frames);
 // Lets go of the code objects that recorded stacks named. Under the interpreter's lock.
 void forget_python_stacks();
 

@@ -144,10 +144,10 @@ void bind_plugin(py::module_& module) {
   module.def(
       "start_recording",
       [](const std::string& path, const std::string& header, bool stacks) {
-        plugin_allocator().start_log(path, header, stacks ? python_stack : nullptr);
+        plugin_allocator().start_log(path, header, python_stacks(stacks));
       },
       py::arg("path"), py::arg("header"), py::arg("stacks"), Unlocked(),
-      "Everything asked of the allocator goes to a file from now on, with Python's stacks if they are wanted.");
+      "Everything asked of the allocator goes to a file from now on, with its scope, and Python's frames if wanted.");
   module.def(
       "stop_recording",
       [] {

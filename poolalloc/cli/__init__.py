@@ -24,6 +24,7 @@ COMMANDS = {
     "tune": "poolalloc.cli.tune",
     "plan": "poolalloc.cli.plan",
     "fit": "poolalloc.cli.fit",
+    "report": "poolalloc.cli.report",
     "doctor": "poolalloc.cli.doctor",
     "build-bridge": "poolalloc.cli.build_bridge",
 }

@@ -14,7 +14,7 @@ from poolalloc.sizes import format_size
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from poolalloc.fit import DeviceFit, Fit, Share
+    from poolalloc.fit import DeviceFit, Fit
 
 ROWS = 8  # of each list of shares
 
@@ -143,39 +143,20 @@ def _verdict(found: Fit, device: DeviceFit, name: str) -> list[str]:
 
 
 def _print_live_set(console: Console, device: DeviceFit) -> None:
-    from poolalloc.cli.tables import Table
+    from poolalloc.cli.live_set import by, table_of
 
     live = device.live_set
-    table = Table(
-        f"the largest live set: {format_size(live.requested)} in {live.blocks:,} blocks, after event {live.event:,}, "
-        f"{live.seconds:.6f} s after the first",
-        ["by", "what"],
-        ["blocks", "requested", "share", "block sizes"],
+    title = (
+        f"the largest live set: {format_size(live.requested)} in {live.blocks:,} blocks, after event "
+        f"{live.event:,}, {live.seconds:.6f} s after the first"
     )
-    groups: tuple[tuple[str, tuple[Share, ...]], ...] = (
-        ("size class", live.by_size),
-        ("phase", live.by_phase),
-        ("lifetime", live.by_lifetime),
-        ("stack", live.by_stack),
-    )
-    for name, shares in groups:
-        for number, share in enumerate(shares[:ROWS]):
-            label = format_size(int(share.label)) if name == "size class" else _printable(share.label)
-            sizes = {format_size(share.smallest): None, format_size(share.largest): None}
-            part = f"{100 * share.requested / live.requested:.1f} %" if live.requested else "-"
-            first = name if number == 0 else ""
-            table.add(first, label, f"{share.blocks:,}", format_size(share.requested), part, " - ".join(sizes))
-        if len(shares) > ROWS:
-            rest = shares[ROWS:]
-            requested = sum(share.requested for share in rest)
-            part = f"{100 * requested / live.requested:.1f} %"
-            blocks = sum(share.blocks for share in rest)
-            table.add("", f"{len(rest):,} more", f"{blocks:,}", format_size(requested), part, "")
-        table.end_section()
-    table.print(console)
+    groups = [
+        by("size class", live.by_size, ROWS),
+        by("phase", live.by_phase, ROWS),
+        by("lifetime", live.by_lifetime, ROWS),
+        by("scope", live.by_scope, ROWS),
+        by("stack", live.by_stack, ROWS),
+    ]
+    table_of(live, title, groups).print(console)
     if not live.by_stack:
         console.print("  by stack: none was recorded", highlight=False)
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -66,6 +66,10 @@ OF_BLOCKS = (Op.ALLOC, Op.FREE, Op.FREE_COMPLETED, Op.RECORD_STREAM)
 """The events whose `id` is that of an allocation."""
 
 
+SCOPE_FILE = "<scope>"
+"""The file of a stack's outermost frame that is none: its function is the scope (poolalloc/scopes.py) around it."""
+
+
 class Frame(NamedTuple):
     """One line of a stack."""
 

@@ -57,7 +57,7 @@ def _subtitle(result: Result) -> str:
 def _draw(axes: Any, result: Result, device: DeviceResult) -> None:
     curve = device.curve
     assert curve is not None
-    scale, unit = _unit(max(device.peak_reserved, device.recorded.peak_reserved if device.recorded else 0))
+    scale, unit = unit_of(max(device.peak_reserved, device.recorded.peak_reserved if device.recorded else 0))
     x = curve.seconds
     y = {name: values / scale for name, values in curve.values.items()}
     axes.fill_between(x, y["resident"], step="post", color=RESIDENT, linewidth=0, label="resident")
@@ -71,7 +71,16 @@ def _draw(axes: Any, result: Result, device: DeviceResult) -> None:
     lost = result.out_of_memory
     if lost is not None:
         axes.axvline(lost.seconds, color="#b3261e", linewidth=1, label=f"out of memory\n(event {lost.event:,})")
-    axes.set_xlim(0, max(float(x[-1]), 1e-9))
+    dress(axes, unit, float(x[-1]))
+    overhead = "" if device.overhead is None else f", overhead {device.overhead:.4f}"
+    peaks = f"{format_size(device.peak_reserved)} reserved, {format_size(device.peak_requested)} requested at the peak"
+    axes.set_title(f"device {device.device}: {peaks}{overhead}", loc="left", size=10.5, color=INK, pad=6)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9, labelcolor=INK)
+
+
+def dress(axes: Any, unit: str, seconds: float) -> None:
+    """Give axes of memory over time, which reaches so far, the looks that all have."""
+    axes.set_xlim(0, max(seconds, 1e-9))
     axes.set_ylim(0, None)
     axes.set_ylabel(unit, color=FAINT, size=9)
     axes.set_xlabel("seconds since the first event", color=FAINT, size=9)
@@ -81,13 +90,10 @@ def _draw(axes: Any, result: Result, device: DeviceResult) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color("#c9ced4")
-    overhead = "" if device.overhead is None else f", overhead {device.overhead:.4f}"
-    peaks = f"{format_size(device.peak_reserved)} reserved, {format_size(device.peak_requested)} requested at the peak"
-    axes.set_title(f"device {device.device}: {peaks}{overhead}", loc="left", size=10.5, color=INK, pad=6)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9, labelcolor=INK)
 
 
-def _unit(largest: int) -> tuple[float, str]:
+def unit_of(largest: int) -> tuple[float, str]:
+    """Return the unit to draw up to so many bytes in, and its name."""
     for scale, unit in ((2**30, "GiB"), (2**20, "MiB")):
         if largest >= scale:
             return float(scale), unit

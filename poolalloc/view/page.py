@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from poolalloc.fit import stack_label
+from poolalloc.live_set import stack_label
 from poolalloc.sizes import format_size
 from poolalloc.trace import steps
 from poolalloc.trace.format import Frame, Op, Trace, requested_over_time

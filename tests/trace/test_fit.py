@@ -9,7 +9,8 @@ from trace_kit import MiB, ToyAllocator, pickled, snapshot_of, toys, trace_of
 
 from poolalloc import Config
 from poolalloc.errors import ConfigError
-from poolalloc.fit import PAGE, fit, largest_live_set
+from poolalloc.fit import PAGE, fit
+from poolalloc.live_set import largest_live_set
 from poolalloc.replay import replay
 from poolalloc.trace import Frame, Op, StackTable
 from poolalloc.trace.torch_snapshot import import_snapshot

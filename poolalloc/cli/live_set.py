@@ -1,0 +1,83 @@
+"""How commands print a live set: what holds how much of it, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from poolalloc.sizes import format_size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from poolalloc.live_set import LiveSet, Share
+
+
+class Row(NamedTuple):
+    """Blocks that have something in common. Bytes are requested ones."""
+
+    label: str
+    blocks: int
+    requested: int
+    sizes: str = ""
+
+
+Group = tuple[str, Sequence[Row], str]
+"""What rows are grouped by, the rows, and what is said of those that are not among them, or nothing."""
+
+
+def by(name: str, shares: Sequence[Share], most: int, least: int = 0) -> Group:
+    """Return a group of the largest shares, of `least` bytes or more; if more than one is left, they are one row."""
+    rows = [_row(share, format_size(int(share.label)) if name == "size class" else share.label) for share in shares]
+    most = min(most, sum(row.requested >= least for row in rows))
+    if len(rows) > most + 1:
+        rest = rows[most:]
+        more = Row(f"{len(rest):,} more", sum(row.blocks for row in rest), sum(row.requested for row in rest))
+        rows = [*rows[:most], more]
+    return name, rows, ""
+
+
+def _row(share: Share, label: str) -> Row:
+    sizes = {format_size(share.smallest): None, format_size(share.largest): None}
+    return Row(label, share.blocks, share.requested, " - ".join(sizes))
+
+
+def by_scope(live: LiveSet, most: int, depth: int, least: float = 0.01) -> Group:
+    """Return the tree of scopes as a group: as deep as `depth`, those with at least `least` of the live set."""
+    from poolalloc.report.tree import tree_of
+
+    nodes = [
+        (level, node)
+        for level, node in tree_of(live.by_scope).flat()
+        if level < depth and node.requested >= least * live.requested
+    ]
+    rows = [Row("  " * level + node.name, node.blocks, node.requested) for level, node in nodes[:most]]
+    return "scope", rows, "each with the scopes inside it; smaller ones are left out"
+
+
+def table_of(live: LiveSet, title: str, groups: Sequence[Group]) -> Table:
+    """Return a table of groups of a live set."""
+    from rich.markup import escape
+    from rich.table import Table as NewTable
+
+    table = NewTable(title=title, title_justify="left", header_style="dim")
+    table.add_column("by")
+    table.add_column("what", overflow="fold")
+    for heading in ("blocks", "requested", "share", "block sizes"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, rows, remark in groups:
+        for number, row in enumerate(rows):
+            part = f"{100 * row.requested / live.requested:.1f} %" if live.requested else "-"
+            first = name if number == 0 else ""
+            table.add_row(
+                first, escape(printable(row.label)), f"{row.blocks:,}", format_size(row.requested), part, row.sizes
+            )
+        if rows and remark:
+            table.add_row("", f"[dim]{remark}[/dim]")
+        table.add_section()
+    return table
+
+
+def printable(text: str) -> str:
+    """Return text from a file without what would move a terminal's cursor."""
+    return "".join(character if character.isprintable() else "?" for character in text)

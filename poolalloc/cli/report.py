@@ -1,0 +1,146 @@
+"""`poolalloc report`: who holds a recorded program's memory, at its peak and at its end, and what grows."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from poolalloc.cli.common import fail
+from poolalloc.sizes import format_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from poolalloc.live_set import LiveSet
+    from poolalloc.report import DeviceReport, Report
+    from poolalloc.report.growth import Growth
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("report")(report)
+
+
+def report(
+    trace: Annotated[Path, typer.Argument(help="A trace, of poolalloc or made by poolalloc import.", metavar="TRACE")],
+    *,
+    rows: Annotated[int, typer.Option(help="The most rows of each list.", min=1)] = 12,
+    depth: Annotated[int, typer.Option(help="How deep the tree of scopes goes.", min=1)] = 4,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw who holds how much over time into this picture.", metavar="FILE.png")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> int:
+    """Say who holds a recorded program's memory at its peak and at its end, by line and by module, and what grows.
+
+    Lines are known where stacks were recorded (poolalloc run --record run.npz --stacks, or a snapshot of torch's),
+    modules where the program called poolalloc.name_modules(model).
+
+    Example: poolalloc report run.npz
+
+    Example: poolalloc report run.npz --depth 2 --png who.png
+    """
+    from poolalloc.cli.progress import working
+    from poolalloc.cli.replay import read_trace
+    from poolalloc.errors import PoolallocError
+    from poolalloc.report import report as make_report
+
+    try:
+        if png is not None:
+            from poolalloc.trace.picture import require_matplotlib
+
+            require_matplotlib()
+        with working(f"reading {trace.name}"):
+            recording = read_trace(trace)
+            found = make_report(recording)
+            if png is not None:
+                from poolalloc.report.picture import write_png
+
+                write_png(recording, trace.name, png, depth)
+    except PoolallocError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{png}: {error.strerror}")
+    if json:
+        print(json_format.dumps({**found.to_json(), "trace": trace.name}, indent=1))
+    else:
+        print_report(found, trace.name, rows, depth)
+        if png is not None:
+            print(f"wrote {png}")
+    return 0
+
+
+def print_report(found: Report, name: str, rows: int, depth: int) -> None:
+    """Print everything as tables."""
+    from poolalloc.cli.progress import stdout_console
+
+    console = stdout_console()
+    steps = f"{found.steps:,} steps" if found.steps else "no steps known"
+    _say(console, f"{name}: {found.events:,} events in {found.seconds:.3f} s, {steps}")
+    for device in found.devices:
+        _print_device(console, device, rows, depth)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_device(console: Console, device: DeviceReport, rows: int, depth: int) -> None:
+    name = f" ({device.name})" if device.name else ""
+    _say(
+        console,
+        f"device {device.device}{name}: {device.allocations:,} allocations of {format_size(device.allocated)} in all, "
+        f"{format_size(device.peak.requested)} held at the peak, {format_size(device.end.requested)} at the end",
+    )
+    peak = f"{device.peak.seconds:.6f} s after the first event, event {device.peak.event:,}"
+    _print_live_set(console, device.peak, f"held at the peak, {peak}", rows, depth)
+    if device.end.blocks > 0 and device.end.event != device.peak.event:
+        _print_live_set(console, device.end, "held at the end", rows, depth)
+    _print_growth(console, device.growth, rows)
+
+
+def _print_live_set(console: Console, live: LiveSet, title: str, rows: int, depth: int) -> None:
+    from poolalloc.cli.live_set import by, by_scope, table_of
+
+    groups = [by_scope(live, 2 * rows, depth)] if live.by_scope else []
+    least = live.requested // 1000
+    lines = by("line", live.by_line, rows, least) if live.by_line else by("size class", live.by_size, rows, least)
+    groups += [lines, *([by("phase", live.by_phase, rows, least)] if len(live.by_phase) > 1 else [])]
+    size = f"{format_size(live.requested)} in {live.blocks:,} blocks"
+    console.print(table_of(live, f"{title}: {size}", groups))
+    if not live.by_line:
+        _say(console, "  by line: no stacks were recorded (poolalloc run --record FILE --stacks)")
+
+
+def _print_growth(console: Console, growth: Growth, rows: int) -> None:
+    from rich.markup import escape
+
+    from poolalloc.cli.live_set import printable
+    from poolalloc.cli.progress import figures_table
+    from poolalloc.report.growth import FEWEST
+
+    step = "step" if growth.found else "part"  # a twentieth of the recording
+    if growth.steps == 0:
+        _say(console, f"growth: the recording is too short to tell; {FEWEST} steps are enough")
+        return
+    if not growth.left_behind:
+        parts = "" if growth.found else " of the recording"
+        _say(console, f"growth: none in the {growth.steps:,} {step}s{parts} looked at")
+        return
+    title = f"growth: every {step} leaves {format_size(round(growth.per_step))} behind; {growth.steps:,} looked at"
+    table = figures_table(title, ["left behind by", "in scope"], [f"{step}s", "blocks", f"a {step}", "in all"])
+    for each in growth.left_behind[:rows]:
+        table.add_row(
+            escape(printable(each.label)),
+            escape(printable(each.scope)),
+            f"{each.steps:,}",
+            f"{each.blocks:,}",
+            format_size(round(each.requested / growth.steps)),
+            format_size(each.requested),
+        )
+    console.print(table)
+    if len(growth.left_behind) > rows:
+        _say(console, f"  and {len(growth.left_behind) - rows:,} more")
