@@ -13,6 +13,7 @@ from typing import Any
 from poolalloc import _core
 from poolalloc._device import device_index
 from poolalloc._install import require_installed
+from poolalloc._text import text_table
 
 _QUANTITIES = ("requested", "live", "pending", "kept", "resident", "idle", "reserved")
 _EVENTS = {
@@ -98,15 +99,15 @@ def summary_of(stats: Mapping[str, Any]) -> str:
         # What is idle is what reserved and resident leave: it has no history of its own.
         history = ("-", "-", "-") if name == "idle" else (_size(peak), _size(total), _size(total - now))
         rows.append((name, _size(now), *history))
-    lines += _table(rows)
+    lines += text_table(rows)
     overhead = overhead_of(stats)
     lines += ["", f"overhead (peak reserved / peak requested)  {'-' if overhead is None else f'{overhead:.4f}'}", ""]
-    lines += _table(
+    lines += text_table(
         [("events", "count", ""), *((name, f"{stats[name]:,}", text) for name, text in _EVENTS.items())], "<><"
     )
     lines += [""]
     blocks = stats["live_blocks"]
-    lines += _table(
+    lines += text_table(
         [
             ("live blocks", f"{blocks:,}"),
             ("heaps (one per stream and pool)", f"{len(stats['heaps']):,}"),
@@ -115,7 +116,7 @@ def summary_of(stats: Mapping[str, Any]) -> str:
         header=False,
     )
     if stats["driver_calls"]:
-        lines += ["", *_table([("driver calls of this process", "count"), *_counts(stats["driver_calls"])])]
+        lines += ["", *text_table([("driver calls of this process", "count"), *_counts(stats["driver_calls"])])]
     return "\n".join(lines)
 
 
@@ -228,7 +229,7 @@ class Fragmentation:
         for name, text in _MEANING.items():
             part = getattr(self.total, name)
             rows.append((name.replace("_", "-"), _size(part), f"{part / reserved:.1%}" if reserved else "-", text))
-        lines += _table(rows, "<>><", header=False)
+        lines += text_table(rows, "<>><", header=False)
         head = tuple(name.replace("_", "-") for name in _PARTS)
         if self.heaps or self.unmapped:
             table = [("stream", "pool", *head, "reserved")]
@@ -236,7 +237,7 @@ class Fragmentation:
                 table.append((_stream(stream), _pool(pool), *_sizes(share)))
             if self.unmapped:
                 table.append(("none", "-", *_sizes(Share(idle=self.unmapped))))
-            lines += ["", *_table(table, "<<")]
+            lines += ["", *text_table(table, "<<")]
         if self.bins:
             table = [("blocks of", "blocks", "requested", "rounded", "kept", "half-empty", "resident")]
             for row in self.bins:
@@ -250,7 +251,7 @@ class Fragmentation:
                 )
             if self.uncut:
                 table.append(("uncut", "-", "-", "-", "-", _size(self.uncut), _size(self.uncut)))
-            lines += ["", *_table(table, ">")]
+            lines += ["", *text_table(table, ">")]
         return "\n".join(lines)
 
 
@@ -324,17 +325,3 @@ def _pool(pool: tuple[int, int]) -> str:
 
 def _counts(calls: Mapping[str, int]) -> Iterable[tuple[str, str]]:
     return ((name, f"{count:,}") for name, count in sorted(calls.items(), key=lambda item: -item[1]))
-
-
-def _table(rows: Iterable[tuple[str, ...]], align: str = "<", *, header: bool = True) -> list[str]:
-    """Rows as lines; columns beyond `align` are right-aligned."""
-    rows = list(rows)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    sides = align.ljust(len(widths), ">")
-    lines = [
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    if header:
-        lines.insert(1, "  ".join("-" * width for width in widths))
-    return lines

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from poolalloc._text import printable
 from poolalloc.cli.common import count_of, fail, require_writable
 from poolalloc.sizes import format_size
 
@@ -96,12 +97,12 @@ def print_report(report: Report, trace: Trace) -> None:
     )
     for name, counter in sections:
         for number, (what, count) in enumerate(sorted(counter.items(), key=lambda item: -item[1])):
-            table.add(name if number == 0 else "", _safe(what), f"{count:,}")
+            table.add(name if number == 0 else "", printable(what), f"{count:,}")
         if not counter and name in ("inferred", "left out"):
             table.add(name, "nothing", "0")
         table.end_section()
     for number, what in enumerate(report.missing):
-        table.add("missing" if number == 0 else "", _safe(what), "")
+        table.add("missing" if number == 0 else "", printable(what), "")
     table.print(console)
     left, right = report.balance()
     found, inferred = report.found.total(), report.inferred.total()
@@ -133,8 +134,3 @@ def _device_figures(row: dict[str, Any]) -> str:
         ("allocated_at_end", "allocated at the end"),
     )
     return ", ".join(f"{format_size(row[key])} {word}" for key, word in words if row.get(key) is not None)
-
-
-def _safe(text: str) -> str:
-    """Text from a file, without what would move a terminal's cursor."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from poolalloc._text import printable
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from poolalloc.cli.tables import Table
     from poolalloc.live_set import LiveSet, Share
 
 
@@ -52,32 +52,21 @@ def by_scope(live: LiveSet, most: int, depth: int, least: float = 0.01) -> Group
         if level < depth and node.requested >= least * live.requested
     ]
     rows = [Row("  " * level + node.name, node.blocks, node.requested) for level, node in nodes[:most]]
-    return "scope", rows, "each with the scopes inside it; smaller ones are left out"
+    return "scope", rows, "(each with the scopes inside it; smaller ones are left out)"
 
 
 def table_of(live: LiveSet, title: str, groups: Sequence[Group]) -> Table:
     """Return a table of groups of a live set."""
-    from rich.markup import escape
-    from rich.table import Table as NewTable
+    from poolalloc.cli.tables import Table as NewTable
 
-    table = NewTable(title=title, title_justify="left", header_style="dim")
-    table.add_column("by")
-    table.add_column("what", overflow="fold")
-    for heading in ("blocks", "requested", "share", "block sizes"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = NewTable(title, ["by", "what"], ["blocks", "requested", "share", "block sizes"], {"block sizes": ("",)})
     for name, rows, remark in groups:
         for number, row in enumerate(rows):
             part = f"{100 * row.requested / live.requested:.1f} %" if live.requested else "-"
             first = name if number == 0 else ""
-            table.add_row(
-                first, escape(printable(row.label)), f"{row.blocks:,}", format_size(row.requested), part, row.sizes
-            )
+            label = printable(row.label)
+            table.add(first, label, f"{row.blocks:,}", format_size(row.requested), part, row.sizes)
         if rows and remark:
-            table.add_row("", f"[dim]{remark}[/dim]")
-        table.add_section()
+            table.add("", remark, "", "", "", "")
+        table.end_section()
     return table
-
-
-def printable(text: str) -> str:
-    """Return text from a file without what would move a terminal's cursor."""
-    return "".join(character if character.isprintable() else "?" for character in text)

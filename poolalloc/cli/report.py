@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poolalloc.cli.common import fail
+from poolalloc._text import printable
+from poolalloc.cli.common import fail, require_writable, write_file
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
@@ -47,35 +48,30 @@ def report(
     from poolalloc.cli.replay import read_trace
     from poolalloc.errors import PoolallocError
     from poolalloc.report import report as make_report
+    from poolalloc.report.picture import write_png
+    from poolalloc.trace.picture import require_matplotlib
 
+    require_writable("--png", png)
     try:
         if png is not None:
-            from poolalloc.trace.picture import require_matplotlib
-
             require_matplotlib()
         with working(f"reading {trace.name}"):
             recording = read_trace(trace)
             found = make_report(recording)
-            if png is not None:
-                from poolalloc.report.picture import write_png
-
-                write_png(recording, trace.name, png, depth)
     except PoolallocError as error:
         fail(str(error))
-    except OSError as error:
-        fail(f"{png}: {error.strerror}")
     if json:
         print(json_format.dumps({**found.to_json(), "trace": trace.name}, indent=1))
     else:
         print_report(found, trace.name, rows, depth)
-        if png is not None:
-            print(f"wrote {png}")
+    if png is not None:
+        write_file(png, lambda path: write_png(recording, trace.name, path, depth))
     return 0
 
 
 def print_report(found: Report, name: str, rows: int, depth: int) -> None:
     """Print everything as tables."""
-    from poolalloc.cli.progress import stdout_console
+    from poolalloc.cli.tables import stdout_console
 
     console = stdout_console()
     steps = f"{found.steps:,} steps" if found.steps else "no steps known"
@@ -110,16 +106,13 @@ def _print_live_set(console: Console, live: LiveSet, title: str, rows: int, dept
     lines = by("line", live.by_line, rows, least) if live.by_line else by("size class", live.by_size, rows, least)
     groups += [lines, *([by("phase", live.by_phase, rows, least)] if len(live.by_phase) > 1 else [])]
     size = f"{format_size(live.requested)} in {live.blocks:,} blocks"
-    console.print(table_of(live, f"{title}: {size}", groups))
+    table_of(live, f"{title}: {size}", groups).print(console)
     if not live.by_line:
         _say(console, "  by line: no stacks were recorded (poolalloc run --record FILE --stacks)")
 
 
 def _print_growth(console: Console, growth: Growth, rows: int) -> None:
-    from rich.markup import escape
-
-    from poolalloc.cli.live_set import printable
-    from poolalloc.cli.progress import figures_table
+    from poolalloc.cli.tables import Table
     from poolalloc.report.growth import FEWEST
 
     step = "step" if growth.found else "part"  # a twentieth of the recording
@@ -131,16 +124,16 @@ def _print_growth(console: Console, growth: Growth, rows: int) -> None:
         _say(console, f"growth: none in the {growth.steps:,} {step}s{parts} looked at")
         return
     title = f"growth: every {step} leaves {format_size(round(growth.per_step))} behind; {growth.steps:,} looked at"
-    table = figures_table(title, ["left behind by", "in scope"], [f"{step}s", "blocks", f"a {step}", "in all"])
+    table = Table(title, ["left behind by", "in scope"], [f"{step}s", "blocks", f"a {step}", "in all"], {"in scope": ("",)})
     for each in growth.left_behind[:rows]:
-        table.add_row(
-            escape(printable(each.label)),
-            escape(printable(each.scope)),
+        table.add(
+            printable(each.label),
+            printable(each.scope),
             f"{each.steps:,}",
             f"{each.blocks:,}",
             format_size(round(each.requested / growth.steps)),
             format_size(each.requested),
         )
-    console.print(table)
+    table.print(console)
     if len(growth.left_behind) > rows:
         _say(console, f"  and {len(growth.left_behind) - rows:,} more")

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from poolalloc._text import printable
 from poolalloc.live_set import NO_SCOPE, NO_STACK, labels_of, scope_of, stack_label
+from poolalloc.output import whole_file
 from poolalloc.report.tree import parts_of
 from poolalloc.sizes import format_size
 from poolalloc.trace import picture
@@ -53,7 +55,8 @@ def write_png(trace: Trace, title: str, path: Path, depth: int) -> None:
         top = height - 0.95 - 3.9 * number
         axes = figure.add_axes((0.07, (top - 3.05) / height, 0.57, 3.05 / height))
         _draw(axes, trace.of_device(device), device, depth)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=130)
 
 
 def _draw(axes: Any, trace: Trace, device: int, depth: int) -> None:
@@ -120,4 +123,5 @@ def _who(frames: tuple[Frame, ...], depth: int) -> str:
 
 
 def _short(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= _LONGEST else "..." + name[3 - _LONGEST :]
