@@ -45,7 +45,7 @@ def _join(outer: str, name: str) -> str:
 def scope(name: str) -> Iterator[None]:
     """Name what this thread is at work on until the end of the `with`.
 
-    What it allocates meanwhile is recorded under that name, with or without stacks. Costs half a microsecond, and
+    What it allocates meanwhile is recorded under that name, with or without stacks. Costs about a microsecond, and
     nothing on any allocation where nothing is recorded.
 
     Args:

@@ -50,15 +50,16 @@ def require_writable(option: str, path: Path | None) -> None:
         fail(f"{option}: {path} cannot be written")
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Have the file written, and say so; ends the command where it cannot be."""
+def write_file(path: Path, write: Callable[[Path], None], *, silent: bool = False) -> None:
+    """Have the file written, and say so unless `silent`; ends the command where it cannot be."""
     try:
         write(path)
     except OSError as error:
         fail(f"{path}: {error.strerror or error}")
     except ValueError as error:  # a picture of an unknown kind
         fail(f"{path}: {error}")
-    print(f"wrote {path}")
+    if not silent:
+        print(f"wrote {path}")
 
 
 def size_option(option: str, text: str) -> int:

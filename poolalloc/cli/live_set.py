@@ -43,7 +43,10 @@ def _row(share: Share, label: str) -> Row:
 
 
 def by_scope(live: LiveSet, most: int, depth: int, least: float = 0.01) -> Group:
-    """Return the tree of scopes as a group: as deep as `depth`, those with at least `least` of the live set."""
+    """Return the tree of scopes as a group: as deep as `depth`, the `most` largest and those as large as the last.
+
+    Those with less than `least` of the live set are not among them.
+    """
     from poolalloc.report.tree import tree_of
 
     nodes = [
@@ -51,7 +54,9 @@ def by_scope(live: LiveSet, most: int, depth: int, least: float = 0.01) -> Group
         for level, node in tree_of(live.by_scope).flat()
         if level < depth and node.requested >= least * live.requested
     ]
-    rows = [Row("  " * level + node.name, node.blocks, node.requested) for level, node in nodes[:most]]
+    smallest = min(node.requested for _, node in sorted(nodes, key=lambda each: -each[1].requested)[:most])
+    rows = [Row("  " * level + node.name, node.blocks, node.requested) for level, node in nodes]
+    rows = [row for row in rows if row.requested >= smallest]
     return "scope", rows, "(each with the scopes inside it; smaller ones are left out)"
 
 

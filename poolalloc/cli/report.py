@@ -65,7 +65,7 @@ def report(
     else:
         print_report(found, trace.name, rows, depth)
     if png is not None:
-        write_file(png, lambda path: write_png(recording, trace.name, path, depth))
+        write_file(png, lambda path: write_png(recording, trace.name, path, depth), silent=json)
     return 0
 
 

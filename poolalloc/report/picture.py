@@ -47,13 +47,13 @@ def write_png(trace: Trace, title: str, path: Path, depth: int) -> None:
     from matplotlib.figure import Figure
 
     devices = trace.used_devices()
-    height = 0.7 + 3.9 * len(devices)
+    height = 0.55 + 3.75 * len(devices)
     figure = Figure(figsize=(12, height), facecolor="white")
     FigureCanvasAgg(figure)
-    figure.text(0.07, 1 - 0.36 / height, f"{title}: who holds the memory requested", size=13, weight="bold")
+    figure.text(0.07, 1 - 0.34 / height, f"{title}: who holds the memory requested", size=13, weight="bold")
     for number, device in enumerate(devices):
-        top = height - 0.95 - 3.9 * number
-        axes = figure.add_axes((0.07, (top - 3.05) / height, 0.57, 3.05 / height))
+        top = height - 0.8 - 3.75 * number
+        axes = figure.add_axes((0.07, (top - 3.05) / height, 0.62, 3.05 / height))
         _draw(axes, trace.of_device(device), device, depth)
     with whole_file(path) as file:
         figure.savefig(file, dpi=130)
@@ -91,7 +91,7 @@ def _points(held: npt.NDArray[np.int64]) -> Indexes:
 
 
 def _areas(trace: Trace, at: Indexes, depth: int) -> tuple[list[str], list[npt.NDArray[np.int64]]]:
-    """Names and bytes held at these events, of those who ever hold most, and of all others together."""
+    """Names and bytes held at these events, of those who hold most all in all, and of all others together."""
     events = trace.events
     changing = np.flatnonzero((events["op"] == Op.ALLOC) | (events["op"] == Op.FREE))
     blocks = events[changing]
@@ -100,7 +100,7 @@ def _areas(trace: Trace, at: Indexes, depth: int) -> tuple[list[str], list[npt.N
     change = np.where(blocks["op"] == Op.ALLOC, 1, -1) * blocks["requested"].astype(np.int64)
     upto = np.searchsorted(changing, at, side="right")
     held = [np.concatenate([[0], np.cumsum(np.where(of == number, change, 0))])[upto] for number in range(len(names))]
-    order = sorted(range(len(names)), key=lambda number: -int(held[number].max()))
+    order = sorted(range(len(names)), key=lambda number: -int(held[number].sum()))
     shown = [(_short(str(names[number])), held[number]) for number in order[:MOST]]
     if len(order) > MOST:
         shown.append(("others", np.sum([held[number] for number in order[MOST:]], axis=0)))

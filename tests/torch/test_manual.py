@@ -28,6 +28,7 @@ PAGES = {
     "docs/replay.md": INSTALL,
     "docs/trace-format.md": INSTALL + "\nwith poolalloc.record('run.npz'): train()",
     "docs/tune.md": "import poolalloc",
+    "docs/who-holds-memory.md": "",
 }
 """What stands before the first block of a page."""
 
