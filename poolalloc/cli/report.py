@@ -124,7 +124,9 @@ def _print_growth(console: Console, growth: Growth, rows: int) -> None:
         _say(console, f"growth: none in the {growth.steps:,} {step}s{parts} looked at")
         return
     title = f"growth: every {step} leaves {format_size(round(growth.per_step))} behind; {growth.steps:,} looked at"
-    table = Table(title, ["left behind by", "in scope"], [f"{step}s", "blocks", f"a {step}", "in all"], {"in scope": ("",)})
+    table = Table(
+        title, ["left behind by", "in scope"], [f"{step}s", "blocks", f"a {step}", "in all"], {"in scope": ("",)}
+    )
     for each in growth.left_behind[:rows]:
         table.add(
             printable(each.label),
