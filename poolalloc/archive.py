@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from poolalloc._text import printable
 from poolalloc.errors import PoolallocError
 from poolalloc.output import whole_file
 
@@ -61,7 +62,7 @@ def reading(path: str | os.PathLike[str], error: type[PoolallocError]) -> Iterat
         with open(path, "rb") as file:
             yield file
     except error as problem:
-        raise error(f"{name}: {problem}") from None
+        raise error(printable(f"{name}: {problem}")) from None
     except OSError as problem:
         raise error(f"{name}: {problem.strerror or problem}") from None
     except MemoryError:

@@ -24,7 +24,7 @@ BEFORE = "before the recording began"
 BEFORE_MARKS = "before the first mark"
 BEFORE_STEPS = "before the first step found"
 DURING = "while it was recorded"
-NO_STACK = "(no stack recorded)"
+NO_STACK = "(no stack of Python, as in backward passes)"
 NO_SCOPE = "(in no scope)"
 _OWN_CODE_AFTER = ("/site-packages/", "/dist-packages/", "/lib/python")
 

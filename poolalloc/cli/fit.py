@@ -155,7 +155,7 @@ def _print_live_set(console: Console, device: DeviceFit) -> None:
         by("phase", live.by_phase, ROWS),
         by("lifetime", live.by_lifetime, ROWS),
         by("scope", live.by_scope, ROWS),
-        by("stack", live.by_stack, ROWS),
+        by("stack", live.by_line, ROWS),
     ]
     table_of(live, title, groups).print(console)
     if not live.by_stack:

@@ -18,6 +18,7 @@ TOML = re.compile(r"^```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INSTALL = "import poolalloc; poolalloc.install()"
 PAGES = {
     "README.md": "",
+    "docs/benchmarks.md": "",
     "docs/exact-bins.md": "",
     "docs/growth.md": "import poolalloc",
     "docs/install.md": "",

@@ -116,7 +116,11 @@ def test_blocks_are_grouped_by_size_phase_lifetime_and_stack() -> None:
         ("freed later", 1),
     ]
     labels = [(share.label, share.requested) for share in live.by_stack]
-    assert labels == [("(no stack recorded)", 2 * MiB), ("step (b.py:9): malloc", MiB), ("step (a.py:9): malloc", 1900)]
+    assert labels == [
+        ("(no stack of Python, as in backward passes)", 2 * MiB),
+        ("step (b.py:9): malloc", MiB),
+        ("step (a.py:9): malloc", 1900),
+    ]
     assert len(live.by_stack[1].frames) == 3
 
 

@@ -19,7 +19,7 @@ from poolalloc import archive
 from poolalloc.cli import run
 from poolalloc.trace import Op, Trace, read, write
 from poolalloc.trace.files import _arrays
-from poolalloc.trace.format import EVENT
+from poolalloc.trace.format import EVENT, Frame, StackTable
 
 SHIPPED = Path(__file__).parent.parent / "data" / "medium_512_training.pickle"
 
@@ -198,7 +198,7 @@ def test_replay_takes_options_from_everywhere(cli: Any, shipped: Path, monkeypat
     Path("a.toml").write_text('[poolalloc]\nbin_limit = "64 KiB"\nplacement_candidates = 3\n')
     monkeypatch.setenv("POOLALLOC_CONF", "address_space:4")
     outcome = cli("replay", shipped, "--config", "a.toml", "--conf", "bin_limit:128KiB")
-    assert "options: bin_limit:131072,address_space:4.0,placement_candidates:3" in outcome.out
+    assert "options: bin_limit:128KiB,address_space:4.0,placement_candidates:3" in outcome.out
 
 
 def test_fit_judges_and_explains(cli: Any, shipped: Path) -> None:
@@ -400,3 +400,16 @@ def test_a_log_of_rmm_goes_through(cli: Any) -> None:
     outcome = cli("replay", "log.npz")
     assert "5 MiB" in outcome.out
     assert "as recorded" not in outcome.out
+
+
+def test_stacks_that_read_the_same_are_one_row(cli: Any) -> None:
+    stacks = StackTable()
+    numbers = [
+        stacks.add([Frame("/lib/site-packages/torch/adam.py", "init", line), Frame("train.py", "step", 7)])
+        for line in (1, 2)
+    ]
+    rows = [(Op.ALLOC, ident, MiB, {"stack": number}) for ident, number in enumerate(numbers, 1)]
+    write(trace_of(rows, stacks=stacks.table()), "run.npz")
+    lines = [line for line in cli("fit", "run.npz", "--memory", "1GiB").out.splitlines() if "train.py:7" in line]
+    assert len(lines) == 1
+    assert "2 MiB" in lines[0]

@@ -169,7 +169,7 @@ def test_blocks_of_a_line_count_together_whatever_it_is_in() -> None:
     program.allocate(MiB)
     live = live_set(program.trace(), 0, 3)
     assert [(share.label, share.blocks) for share in live.by_line] == [
-        ("(no stack recorded)", 2),
+        ("(no stack of Python, as in backward passes)", 2),
         ("forward (/home/me/train.py:7)", 2),
     ]
     assert [share.label for share in live.by_scope] == ["(in no scope)", "a", "b.x", "b.y"]
