@@ -226,7 +226,6 @@ def test_a_script_that_uses_no_gpu_is_an_error(sim_bench: Bench, script: Script)
 
 def test_the_report_and_the_picture_are_written(sim_bench: Bench, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    (tmp_path / "deep").mkdir()
     ran = sim_bench(
         *("serving", "--size", "tiny", "--steps", "5", "--allocators", "default,poolalloc"),
         *("--html", str(tmp_path / "deep" / "r.html"), "--png", str(tmp_path / "deep" / "r.png")),
