@@ -577,7 +577,12 @@ Bytes DeviceHeap::trim_to(Bytes target, Wait wait, KeptBlocks kept) {
         for (Heap* heap : visit.heaps) {
           const auto frames = static_cast<std::uint32_t>(excess() / kPageBytes);
           if (frames == 0) break;
-          how == Wait::yes ? heap->reclaim_waiting(frames) : heap->reclaim_completed(frames);
+          if (how == Wait::yes) {
+            heap->wait_pending();
+            heap->reclaim_waiting(frames);
+          } else {
+            heap->reclaim_completed(frames);
+          }
           given += supply.destroy_spare(excess());
         }
       }

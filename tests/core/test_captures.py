@@ -36,7 +36,7 @@ def test_during_a_capture_nothing_is_unmapped_and_no_event_is_asked() -> None:
     engine.end_allocate_to_pool(0, (1, 0))
     engine.empty_cache()
     engine.advance(5)
-    engine.empty_cache()
+    engine.trim()
     assert engine.stats()["pending"]["current"] == 0
     sound(engine)
 
@@ -74,7 +74,7 @@ def test_a_block_freed_in_a_capture_waits_for_the_captures_end() -> None:
     assert engine.allocate(PAGE) != block
     engine.end_capture(9)
     engine.end_allocate_to_pool(0, (1, 0))
-    engine.empty_cache()  # its event is recorded now
+    engine.trim()  # its event is recorded now
     assert engine.stats()["pending"]["current"] == PAGE
     engine.advance(5)
     engine.empty_cache()

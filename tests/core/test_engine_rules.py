@@ -115,10 +115,10 @@ def test_a_use_counts_from_the_free_not_from_the_record() -> None:
     engine.record_stream(block, 8)
     engine.advance(100)
     engine.free(block)
-    engine.empty_cache()
+    engine.trim()
     assert engine.stats()["pending"]["current"] == MIB
     engine.advance(10)
-    engine.empty_cache()
+    engine.trim()
     assert engine.stats()["pending"]["current"] == 0
 
 

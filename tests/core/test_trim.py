@@ -86,6 +86,23 @@ def test_pending_frees_that_have_completed_go_too() -> None:
     sound(engine)
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_pending_frees_are_waited_for_too(gone: bool) -> None:
+    engine = engine_of(64, event_lag=10)
+    block = engine.allocate(10 * PAGE)
+    engine.record_stream(block, 5)
+    if gone:  # the driver knows the other stream no more
+        for nth in range(1, 9):
+            engine.fail("record_event", nth, "failed")
+    engine.free(block)
+    time = engine.now()
+    assert engine.trim() == 0
+    assert engine.now() == time, "nobody waited"
+    assert engine.trim(0, 0, True) == 10 * PAGE
+    assert engine.used_bytes() == 0
+    sound(engine)
+
+
 def test_pools_in_use_and_live_blocks_keep_what_they_have() -> None:
     engine = engine_of(64)
     live = engine.allocate(5 * PAGE)

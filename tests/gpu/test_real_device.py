@@ -197,6 +197,37 @@ print(json.dumps(wrong))
     assert wrong == [0, 0, 0]
 
 
+def test_a_stream_that_is_destroyed_leaves_memory_that_can_be_had() -> None:
+    """A stream of the program's own, gone while blocks of it and blocks that it used are freed or idle."""
+    wrong, reserved = value_of(
+        INSTALL
+        + """
+import ctypes
+runtime = torch.cuda.cudart()
+number = ctypes.c_uint64()
+assert int(runtime.cudaStreamCreate(ctypes.addressof(number))) == 0
+stream = torch.cuda.ExternalStream(number.value)
+with torch.cuda.stream(stream):
+    own = torch.full((64 * MiB,), 1, dtype=torch.uint8, device="cuda")
+used = torch.ones(64 * MiB, dtype=torch.uint8, device="cuda")
+used.record_stream(stream)
+stream.synchronize()
+del stream
+assert int(runtime.cudaStreamDestroy(number.value)) == 0
+del own, used
+wrong = 0
+for i in range(20):
+    other = torch.full((40 * MiB + i * MiB,), i, dtype=torch.uint8, device="cuda")
+    wrong += int((other != i).sum())
+    del other
+torch.cuda.empty_cache()
+print(json.dumps([wrong, torch.cuda.memory_reserved()]))
+"""
+    )
+    assert wrong == 0
+    assert reserved == 0
+
+
 def test_running_out_is_an_error_one_can_go_on_after() -> None:
     text, total = value_of(
         INSTALL
