@@ -58,20 +58,21 @@ class Done:
 
 def steps(out: Path) -> list[Step]:
     """All steps, the most telling first."""
-    python = sys.executable
+    python, benchmarks = sys.executable, ROOT / "benchmarks"
     native = ROOT / "build" / "gpu-native"
-    configure = f"cmake -S . -B {native} -DPOOLALLOC_PYTHON=OFF -DPOOLALLOC_SIMGPU=OFF -DPOOLALLOC_TESTS=ON"
+    configure = f"cmake -S {ROOT} -B {native} -DPOOLALLOC_PYTHON=OFF -DPOOLALLOC_SIMGPU=OFF -DPOOLALLOC_TESTS=ON"
     build = f"cmake --build {native} --parallel --target native_driver_cuda_test native_cuda_abi_test"
     run = f"{native}/native_driver_cuda_test && {native}/native_cuda_abi_test"
+    pytest = [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
+    hot_path, recording = benchmarks / "hot_path.py", benchmarks / "recording.py"
     return [
         Step("doctor", [python, "-m", "poolalloc", "doctor"], 240),
-        Step("costs", [python, "benchmarks/driver_costs.py", "-o", str(out / "driver-costs.json")], 120),
-        Step("busy", [python, "benchmarks/driver_costs.py", "--busy", "--rounds", "10"], 180),
+        Step("costs", [python, str(benchmarks / "driver_costs.py"), "-o", str(out / "driver-costs.json")], 120),
+        Step("busy", [python, str(benchmarks / "driver_costs.py"), "--busy", "--rounds", "10"], 180),
         Step("driver", ["sh", "-c", f"{configure} && {build} && {run}"], 300),
-        Step("tests", [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/gpu"], 540),
-        Step("hot-path", [python, "benchmarks/hot_path.py", "--real", "--rounds", "3", "--json",
-                          str(out / "hot-path.json")], 540),
-        Step("recording", ["sh", "-c", f"{python} benchmarks/recording.py --real --json > {out}/recording.json"], 180),
+        Step("tests", [*pytest, "--rootdir", str(ROOT), str(ROOT / "tests" / "gpu")], 540),
+        Step("hot-path", [python, str(hot_path), "--real", "--rounds", "3", "--json", str(out / "hot-path.json")], 540),
+        Step("recording", ["sh", "-c", f"{python} {recording} --real --json > {out}/recording.json"], 180),
         Step("bench", [python, "-m", "poolalloc", "bench", "--gpu", "real", "--timeout", "120", "--json",
                        str(out / "bench.json")], 1800),
     ]  # fmt: skip
@@ -114,7 +115,7 @@ def run_step(step: Step, seconds: float, log: Path) -> Done:
         try:
             process = subprocess.Popen(
                 step.command,
-                cwd=ROOT,
+                cwd=log.parent,  # not the checkout, which would hide a poolalloc that is installed
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -72,9 +72,10 @@ def test_what_is_not_begun_in_time_is_in_the_report(tool: ModuleType, tmp_path: 
 
 def test_every_file_that_a_step_runs_is_there(tool: ModuleType, tmp_path: Path) -> None:
     words = [word for step in tool.steps(tmp_path) for part in step.command for word in part.split()]
-    files = [word for word in words if word.startswith(("benchmarks/", "tests/"))]
-    assert len(files) >= 4
-    assert [word for word in files if not (tool.ROOT / word).exists()] == []
+    folders = tuple(f"{tool.ROOT}/{folder}" for folder in ("benchmarks", "tests", "pyproject"))
+    files = [word for word in words if word.startswith(folders)]
+    assert len(files) >= 6
+    assert [file for file in files if not Path(file).exists()] == []
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="there may be a real GPU")
