@@ -69,8 +69,17 @@ class Watcher:
         """Its row is there."""
 
 
-def run_cells(cells: list[Cell], setting: Setting, command: str, watcher: Watcher) -> Results:
-    """Run every cell and return the results; a row says so where one failed or could not run."""
+def run_cells(
+    cells: list[Cell],
+    setting: Setting,
+    command: str,
+    watcher: Watcher,
+    keep: Callable[[Results], None] = lambda results: None,
+) -> Results:
+    """Run every cell and return the results; a row says so where one failed or could not run.
+
+    `keep` is called with the results so far whenever a row has come: a bench that is ended early loses none.
+    """
     device = setting.device
     results = Results(setting.torch.version, device.gpu, device.memory_bytes, device.simulated, command)
     for cell in cells:
@@ -78,6 +87,7 @@ def run_cells(cells: list[Cell], setting: Setting, command: str, watcher: Watche
         if (missing := cell.workload.missing) is not None:
             row = Row(cell.workload.name, cell.allocator.name, size=cell.size, steps=cell.steps, skipped=missing)
             results.rows.append(row)
+            keep(results)
             watcher.cell_ended(cell, row)
             continue
         with tempfile.TemporaryDirectory(prefix="poolalloc-bench-") as folder:
@@ -87,6 +97,7 @@ def run_cells(cells: list[Cell], setting: Setting, command: str, watcher: Watche
         if outcome.result is not None and "device_name" in outcome.result:
             results.device_name = outcome.result["device_name"]
             results.memory_bytes = outcome.result["memory_bytes"]
+        keep(results)
         watcher.cell_ended(cell, row)
     return results
 

@@ -53,7 +53,9 @@ def bench(  # noqa: PLR0917
     memory: Annotated[str | None, typer.Option(help="Memory of the simulated card, such as 24GiB.")] = None,
     size: Annotated[str | None, typer.Option(help="Size of the workloads: tiny, small or full.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of each workload. Default: its own.")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures to this file, as they come.")
+    ] = None,
     html_path: Annotated[Path | None, typer.Option("--html", help="Write a report that opens offline.")] = None,
     png_path: Annotated[Path | None, typer.Option("--png", help="Draw the report (needs matplotlib).")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds after which a cell is ended.")] = 900.0,
@@ -89,11 +91,16 @@ def bench(  # noqa: PLR0917
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # unwind, so that a cell's process is not left behind
         signal.signal(number, lambda received, _: sys.exit(128 + received))
+
+    def keep(results: Results) -> None:
+        if json_path is not None:
+            write_text(json_path, json.dumps(results.to_json(), indent=1) + "\n")
+
     with Progress(cells, device) as progress:
-        results = harness.run_cells(cells, harness.Setting(device, torch, timeout), command, progress)
+        results = harness.run_cells(cells, harness.Setting(device, torch, timeout), command, progress, keep)
     print_results(results)
     if json_path is not None:
-        write_file(json_path, lambda path: write_text(path, json.dumps(results.to_json(), indent=1) + "\n"))
+        write_file(json_path, lambda _path: keep(results))
     if html_path is not None:
         write_file(html_path, lambda path: report.write_html(results, path))
     if png_path is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import signal
 import subprocess
@@ -204,10 +205,14 @@ def test_a_cell_that_does_not_end_is_ended(sim_bench: Bench, script: Script) -> 
     assert "did not end within 1 seconds" in ran.row("default")["error"]
 
 
-def test_a_bench_that_is_told_to_end_leaves_no_process_behind(sim_bench: Bench, script: Script, tmp_path: Path) -> None:
+def test_a_bench_that_is_told_to_end_keeps_its_rows_and_leaves_no_process_behind(
+    sim_bench: Bench, script: Script, tmp_path: Path
+) -> None:
     del sim_bench  # it only says whether there is a torch to run with
-    path = script("import os, time\nopen('pid', 'w').write(str(os.getpid()) + '\\n')\ntime.sleep(1000)\n")
-    command = [sys.executable, "-m", "poolalloc", "bench", path, "--allocators", "default"]
+    hang = "    import os, time\n    open('pid', 'w').write(str(os.getpid()) + '\\n')\n    time.sleep(1000)\n"
+    path = script(HOLD + "if torch.cuda.memory.get_allocator_backend() != 'native':\n" + hang)
+    allocators = ["--allocators", "default,poolalloc", "--json", "rows.json"]
+    command = [sys.executable, "-m", "poolalloc", "bench", path, *allocators]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
         while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n")):
             assert process.poll() is None
@@ -216,6 +221,8 @@ def test_a_bench_that_is_told_to_end_leaves_no_process_behind(sim_bench: Bench, 
         assert process.wait(60) == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+    (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert (row["allocator"], row["peak_requested_bytes"]) == ("default", 30 * MIB)
 
 
 def test_a_script_that_uses_no_gpu_is_an_error(sim_bench: Bench, script: Script) -> None:
