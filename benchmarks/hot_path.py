@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ ALL, DEVICES, EXACT = KINDS = ("all", "many-devices", "exact-bins")
 
 Figures = dict[str, dict[str, float]]
 """Case -> allocator -> the median of its rounds."""
+Rounds = dict[str, dict[str, list[float]]]
+"""Case -> allocator -> the figure of each round."""
 
 
 @dataclass(frozen=True)
@@ -254,11 +256,11 @@ def child(allocator: str, library: str, pairs: int, kind: str) -> dict[str, floa
     return result
 
 
-def measure(rounds: int, pairs: int, real: bool) -> dict[str, dict[str, list[float]]]:
-    """case -> allocator -> the figure of each round."""
+def measure(rounds: int, pairs: int, real: bool) -> Iterator[Rounds]:
+    """After each round, what was measured so far."""
     from poolalloc.sim import sim_environment
 
-    results: dict[str, dict[str, list[float]]] = {}
+    results: Rounds = {}
     with tempfile.TemporaryDirectory() as folder:
         loops = compile_loops(Path(folder))
         for turn in range(rounds):
@@ -278,7 +280,36 @@ def measure(rounds: int, pairs: int, real: bool) -> dict[str, dict[str, list[flo
                     for case, figure in figures.items():
                         results.setdefault(case, {}).setdefault(allocator, []).append(figure)
             print(f"round {turn + 1} of {rounds}", file=sys.stderr)
-    return results
+            yield results
+
+
+def medians(results: Rounds, real: bool) -> tuple[Figures, list[tuple[Line, float | None]]]:
+    """The medians, and every line with its figure."""
+    figures = {
+        case: {name: statistics.median(rounds) for name, rounds in by_name.items()} for case, by_name in results.items()
+    }
+    wanted = [line for line in LINES if not (real and line.what == ONE_OF_MANY)]
+    return figures, [(line, line.value(figures)) for line in wanted]
+
+
+def write(path: Path, results: Rounds, pairs: int, real: bool) -> None:
+    """Write budgets, figures and every round."""
+    import torch
+
+    _, lines = medians(results, real)
+    record = {
+        "schema": 1,
+        "torch": torch.__version__,
+        "simulated": not real,
+        "device": torch.cuda.get_device_name(0) if real else None,
+        "pairs": pairs,
+        "budgets": [
+            {"what": line.what, "value": value, "unit": line.unit, "budget": line.budget(), "met": line.met(value)}
+            for line, value in lines
+        ],
+        "rounds": results,
+    }
+    path.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def main() -> int:
@@ -287,20 +318,18 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=200_000, help="allocate + free pairs a case")
     parser.add_argument("--real", action="store_true", help="the GPU of this machine, not a simulated one")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write budgets, figures and every round there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all there, after every round")
     parser.add_argument("--child", nargs=2, metavar=("ALLOCATOR", "LOOPS"), help=argparse.SUPPRESS)
     parser.add_argument("--kind", choices=KINDS, default=ALL, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(child(*arguments.child, arguments.pairs, arguments.kind)))
         return 0
-    results = measure(arguments.rounds, arguments.pairs, arguments.real)
-    figures = {
-        case: {name: statistics.median(rounds) for name, rounds in by_name.items()} for case, by_name in results.items()
-    }
-    wanted = [line for line in LINES if not (arguments.real and line.what == ONE_OF_MANY)]
-    lines = [(line, line.value(figures)) for line in wanted]
-
+    results: Rounds = {}
+    for results in measure(arguments.rounds, arguments.pairs, arguments.real):
+        if arguments.json:
+            write(arguments.json, results, arguments.pairs, arguments.real)
+    figures, lines = medians(results, arguments.real)
     print(f"{'medians, nanoseconds a pair':52} {BUILT_IN:>10} {OWN:>10} {'ratio':>7}")
     for case, own in figures.items():
         if {OWN, BUILT_IN} <= own.keys():
@@ -310,22 +339,6 @@ def main() -> int:
         verdict = {None: "", True: "met", False: "NOT MET"}[line.met(value)]
         shown = "unknown" if value is None else f"{value:.4g}"
         print(f"{line.what:52} {shown:>10} {line.budget():>10} {line.unit:20} {verdict}")
-    if arguments.json:
-        import torch
-
-        record = {
-            "schema": 1,
-            "torch": torch.__version__,
-            "simulated": not arguments.real,
-            "device": torch.cuda.get_device_name(0) if arguments.real else None,
-            "pairs": arguments.pairs,
-            "budgets": [
-                {"what": line.what, "value": value, "unit": line.unit, "budget": line.budget(), "met": line.met(value)}
-                for line, value in lines
-            ],
-            "rounds": results,
-        }
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
     return 1 if any(value is None for _, value in lines) else 0
 
 
