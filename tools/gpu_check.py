@@ -7,8 +7,8 @@
 
 Needs a poolalloc that this Python can import. Writes to the folder, after every step: report.json (the machine, and of
 every step its command, exit code, seconds and last lines), log.txt (all output), and what the steps themselves write:
-driver-costs.json, hot-path.json, recording.json, bench.json. The exit code is 1 if a step failed. Without a real GPU
-it says so, runs nothing and succeeds.
+driver-costs.json, hot-path.json, recording.json, gpt.npz, replay.json, bench.json. The exit code is 1 if a step failed.
+Without a real GPU it says so, runs nothing and succeeds.
 """
 
 from __future__ import annotations
@@ -65,6 +65,10 @@ def steps(out: Path) -> list[Step]:
     run = f"{native}/native_driver_cuda_test && {native}/native_cuda_abi_test"
     pytest = [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
     hot_path, recording = benchmarks / "hot_path.py", benchmarks / "recording.py"
+    trace, replayed = out / "gpt.npz", out / "replay.json"
+    record = f"{python} -m poolalloc run --record {trace} {benchmarks / 'workloads' / 'gpt.py'} small"
+    against = "--against default --against expandable --against poolalloc"
+    replay = f"{python} -m poolalloc replay {trace} --device real {against} --json {replayed}"
     return [
         Step("doctor", [python, "-m", "poolalloc", "doctor"], 240),
         Step("costs", [python, str(benchmarks / "driver_costs.py"), "-o", str(out / "driver-costs.json")], 120),
@@ -73,6 +77,7 @@ def steps(out: Path) -> list[Step]:
         Step("tests", [*pytest, "--rootdir", str(ROOT), str(ROOT / "tests" / "gpu")], 540),
         Step("hot-path", [python, str(hot_path), "--real", "--rounds", "3", "--json", str(out / "hot-path.json")], 540),
         Step("recording", ["sh", "-c", f"{python} {recording} --real --json > {out}/recording.json"], 180),
+        Step("replay", ["sh", "-c", f"{record} && {replay}"], 240),
         Step("bench", [python, "-m", "poolalloc", "bench", "--gpu", "real", "--timeout", "120", "--json",
                        str(out / "bench.json")], 1800),
     ]  # fmt: skip
