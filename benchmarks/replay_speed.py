@@ -7,15 +7,15 @@ The best of five replays each, and the mappings made in one. Prints a table for 
 
 from __future__ import annotations
 
+import argparse
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from poolalloc.replay import Replayer
-from poolalloc.trace import Op, Trace, read
+from poolalloc.trace import Op, Trace, TraceError, read
 from poolalloc.trace.format import EVENT
 
 EVENTS = 400_000
@@ -59,14 +59,21 @@ def line(name: str, trace: Trace) -> str:
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("traces", nargs="*", type=Path, metavar="TRACE.npz")
+    paths = parser.parse_args().traces
+    try:
+        given = [(f"`{path.stem}`", read(path)) for path in paths]
+    except TraceError as error:
+        parser.error(str(error))
     print("| trace | events | millions a second | mappings made |\n| --- | ---: | ---: | ---: |")
     for streams in (1, 2):
         word = "one stream" if streams == 1 else "two streams"
         print(line(f"blocks of 4 KiB, 256 live, {word}", made_up(lambda chance: 4 * KIB, 256, streams)))
         print(line(f"blocks of 512 B to 256 KiB, 1,000 live, {word}", made_up(spread(512, 256 * KIB), 1000, streams)))
     print(line("blocks of 512 B to 64 MiB, 4,096 live", made_up(spread(512, 64 * MIB), 4096, 1)))
-    for path in map(Path, sys.argv[1:]):
-        print(line(f"`{path.stem}`", read(path)))
+    for name, trace in given:
+        print(line(name, trace))
 
 
 if __name__ == "__main__":

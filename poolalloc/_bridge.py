@@ -157,7 +157,10 @@ def build(torch: ModuleType, force: bool = False) -> Path:
             if force or not wanted.built:  # another process may have built it meanwhile
                 _compile(wanted)
     except OSError as error:
-        raise BridgeError(f"the bridge cannot be kept in {wanted.library.parent}: {error}") from error
+        raise BridgeError(
+            f"the bridge cannot be kept in {wanted.library.parent}: {error.strerror or error}; POOLALLOC_CACHE_DIR names "
+            "another folder"
+        ) from error
     return wanted.library
 
 

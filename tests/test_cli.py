@@ -150,3 +150,10 @@ def test_a_cuda_build_passes_the_check(tmp_path: Path) -> None:
     script.write_text("import sys; sys.exit(17)\n")
     result = poolalloc("sim", "--", sys.executable, str(script), env=fake_torch(tmp_path, CUDA_VERSION))
     assert (result.returncode, result.stderr) == (17, "")
+
+
+def test_a_folder_in_which_the_bridge_cannot_be_kept_is_one_line_that_says_how_to_name_another(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the bridge is compiled for torch")
+    (tmp_path / "file").write_text("")
+    environment = {"POOLALLOC_CACHE_DIR": str(tmp_path / "file" / "cache")}
+    assert "POOLALLOC_CACHE_DIR names another folder" in refused(poolalloc("build-bridge", env=environment))
