@@ -158,8 +158,8 @@ def build(torch: ModuleType, force: bool = False) -> Path:
                 _compile(wanted)
     except OSError as error:
         raise BridgeError(
-            f"the bridge cannot be kept in {wanted.library.parent}: {error.strerror or error}; POOLALLOC_CACHE_DIR names "
-            "another folder"
+            f"the bridge cannot be kept in {wanted.library.parent}: {error.strerror or error}; POOLALLOC_CACHE_DIR "
+            "names another folder"
         ) from error
     return wanted.library
 

@@ -87,7 +87,6 @@ def test_the_report_of_a_simulated_gpu_does_not_remove_what_is_no_file(tmp_path:
         ("plan", "run.npz", "-o", "missing/file"),
         ("plan", "run.npz", "-o", "plan.npz", "--json", "missing/file"),
         ("tune", "run.npz", "-o", "missing/file"),
-        ("bench", "gpt", "--json", "missing/file"),
         ("sim", "--json", "missing/file", "--", "true"),
     ],
 )

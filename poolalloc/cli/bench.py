@@ -80,7 +80,7 @@ def bench(  # noqa: PLR0917
     if timeout <= 0:
         fail(f"--timeout: {timeout:g} is not a positive number of seconds")
     for option, path in (("--json", json_path), ("--html", html_path), ("--png", png_path)):
-        require_writable(option, path)
+        require_writable(option, path, make_folder=True)
     if png_path is not None:
         require_picture()
     cells = make_cells(workloads or all_workloads(), allocators, size, steps, context.meta.get(SCRIPT_ARGUMENTS, []))

@@ -39,11 +39,16 @@ def count_of(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def require_writable(option: str, path: Path | None) -> None:
+def require_writable(option: str, path: Path | None, *, make_folder: bool = False) -> None:
     """End the command, before it works for long, where the file given to `option` could not be written at its end."""
     if path is None:
         return
     folder = path.absolute().parent
+    if make_folder:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            fail(f"{option}: {path}: {error.strerror}")
     if not folder.is_dir():
         fail(f"{option}: {path}: there is no folder {folder}")
     if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
