@@ -22,6 +22,7 @@ class AddressTable {
   static constexpr int kSlotBits = 32;
   static constexpr Bytes kSlotBytes = Bytes{1} << kSlotBits;
   static constexpr int kAddressBits = 48;
+  static constexpr const char* kBeyond = "device address beyond 48 bits";
 
   Heap* find(Address address) const {
     const std::uint64_t slot = address >> kSlotBits;
@@ -31,6 +32,9 @@ class AddressTable {
       return pages_of(entry)[index_of(address)].owner.load(std::memory_order_acquire);
     return reinterpret_cast<Heap*>(entry);
   }
+
+  // Others cannot be entered.
+  static bool covers(Address base, Bytes bytes) { return (base + bytes - 1) >> kAddressBits == 0; }
 
   // `base` is a multiple of kSlotBytes; the owner is null to forget a range.
   void set(Address base, Bytes bytes, Heap* owner) {
@@ -62,7 +66,7 @@ class AddressTable {
   static Page* pages_of(char* entry) { return reinterpret_cast<Page*>(entry - 1); }
   static std::size_t index_of(Address address) { return address % kSlotBytes / kPageBytes; }
   static void check(Address base, Bytes bytes) {
-    if ((base + bytes - 1) >> kSlotBits >= kSlots) throw DriverError("device address beyond 48 bits");
+    if (!covers(base, bytes)) throw DriverError(kBeyond);
   }
 
   std::unique_ptr<std::atomic<char*>[]> slots_{new std::atomic<char*>[kSlots]()};

@@ -107,7 +107,7 @@ bool Heap::has_pending() const {
   return !pending_.empty();
 }
 
-Status Heap::place_again(const std::vector<PlacedBlock>& blocks) {
+Status Heap::place_again(const std::vector<PlacedBlock>& blocks) noexcept {
   const Guard guard(*this);
   pages_.permit(PageTable::Source::any, may_unmap());
   // First what needs no mapping: a frame that a block will find at its place must not be mapped elsewhere for another.

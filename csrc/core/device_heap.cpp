@@ -253,10 +253,10 @@ DeviceHeap::Visit::Visit(const DeviceHeap& device, bool of_streams, Chosen chose
     for (auto& heap : device.stream_heaps_) heaps.push_back(heap.get());
   for (auto& pool : device.pools_) {
     if (!chosen(*pool)) continue;
-    ++pool->visitors;
     pools.push_back(pool.get());
     for (auto& heap : pool->heaps) heaps.push_back(heap.get());
   }
+  for (PrivatePool* pool : pools) ++pool->visitors;
 }
 
 DeviceHeap::Visit::~Visit() {
@@ -337,8 +337,8 @@ void DeviceHeap::begin_allocate_to_pool(PoolId id, std::function<bool(StreamId)>
   {
     const std::lock_guard<Lock> turn(gathering_);
   }
-  const Visit visit = all_heaps();
-  for (Heap* heap : visit.heaps) heap->let_calls_finish();
+  std::lock_guard guard(mutex_);
+  each_heap([](const Heap& heap) { heap.let_calls_finish(); });
 }
 
 void DeviceHeap::retain_pool(PoolId id, std::shared_ptr<SegmentSource> source) {
@@ -462,7 +462,7 @@ Bytes DeviceHeap::spare_of_pools() const {
 
 // Of the pools nobody uses, those without live blocks go altogether. What they counted stays: peaks as sums with the
 // heaps beside them.
-void DeviceHeap::drop_empty_pools() {
+void DeviceHeap::drop_empty_pools() noexcept {
   std::vector<std::shared_ptr<SegmentSource>> sources;  // that end with their pools, under no lock
   std::lock_guard guard(mutex_);
   const auto needed = [](const std::unique_ptr<PrivatePool>& pool) {

@@ -162,7 +162,7 @@ class DeviceHeap {
   Visit pools_with_sources() const;
   Bytes spare_of_pools() const;
   void await_released();
-  void drop_empty_pools();
+  void drop_empty_pools() noexcept;
   void destroy_heap(std::unique_ptr<Heap> heap);
   DeviceStats sum_of_heaps() const;
   void apply_limit();

@@ -243,7 +243,7 @@ bool Heap::take_put_off(Bytes bytes, Address* address) {
   return true;
 }
 
-void Heap::finish_free() {
+void Heap::finish_free() noexcept {
   attention_ ^= kPutOff;
   if (put_off_ != nullptr) {
     arena_.free(std::exchange(put_off_, nullptr));
@@ -390,7 +390,7 @@ Status Heap::allow_access_to_mapped(DeviceIndex peer) {
   return pages_.allow_access_to_mapped(peer);
 }
 
-void Heap::retire() {
+void Heap::retire() noexcept {
   if (lends()) shared_.page_supply.remove_lender(this);
   const Guard guard(*this);
   pages_.return_all();

@@ -4,6 +4,9 @@
 // Everything here runs under the heap's own lock, which only requests of this stream and frees of its blocks take. The
 // hot path is a bin lookup and a pop, or a hole and its split. Driver calls happen when a page has no frame; nothing
 // here waits for the device except wait_pending and reclaim_waiting, which let go of the lock first.
+//
+// What changes a heap is noexcept: where the process has no memory for a few bytes of its tables it ends there, since a
+// heap that is half changed could hand out memory that is in use.
 // heap.cpp: placing and pages; heap_pending.cpp: other streams' uses; heap_kept.cpp: blocks kept for the next request;
 // heap_reclaim.cpp: idle pages that leave; heap_stats.cpp: figures and checks.
 //
@@ -110,7 +113,7 @@ class Heap final : private PageSupply::Lender {
   // ok: *address. out_of_memory: pages are missing. not_supported: addresses are. failed: the driver refused.
   // not_ready, unless new memory may come at once (`source`): other streams may have what lacking() says. Or, where the
   // pool has an allocator of its own: ask() must ask it.
-  [[gnu::always_inline]] Status allocate(Bytes bytes, Address* address, Source source = Source::any) {
+  [[gnu::always_inline]] Status allocate(Bytes bytes, Address* address, Source source = Source::any) noexcept {
     const BiasedLock::Guard guard(lock_);
     if (Bytes offset; bytes <= bin_limit_) {
       Slabs::Bin& bin = slabs_.bin_for(bytes);
@@ -140,7 +143,7 @@ class Heap final : private PageSupply::Lender {
   // what that allocator throws. On ok it lies ready, but another request may be faster.
   Status ask();
   // False if no live block starts there.
-  bool free(Address address) {
+  bool free(Address address) noexcept {
     const Bytes offset = address - base_;
     const BiasedLock::Guard guard(lock_);
     if ((attention_ & (kTracks | kTranslates | kPutOff)) != 0 ||
@@ -155,7 +158,7 @@ class Heap final : private PageSupply::Lender {
       publish_if_due();
     return true;
   }
-  bool record_stream(Address address, StreamId stream);
+  bool record_stream(Address address, StreamId stream) noexcept;
   // The block that contains `address`, live or pending.
   std::optional<BlockInfo> block(Address address) const;
   // What it lies in, where memory comes in segments.
@@ -165,44 +168,44 @@ class Heap final : private PageSupply::Lender {
   HeapLayout layout() const;
 
   // Finishes pending frees whose events have completed. Returns how many.
-  std::size_t poll_pending();
+  std::size_t poll_pending() noexcept;
   // Waits for every event a pending free waits for now, then finishes them. Returns how many.
-  std::size_t wait_pending();
+  std::size_t wait_pending() noexcept;
   // The live blocks and where they are, by address (checkpoint.h).
   std::vector<PlacedBlock> placed() const;
   // Finishes pending frees, and waits for them if need be. False if some are left: a capture forbids the waiting.
   bool settle();
   // Blocks just there. failed: something lives there, or a page cannot be had; some may have been placed by then.
-  Status place_again(const std::vector<PlacedBlock>& blocks);
+  Status place_again(const std::vector<PlacedBlock>& blocks) noexcept;
   // Blocks that exact bins keep become holes and their pages idle, those kept for longest first, until that makes so
   // many bytes. Returns the bytes. Surplus goes without being asked, before the heap grows.
-  Bytes release_kept(Bytes bytes);
+  Bytes release_kept(Bytes bytes) noexcept;
   // Idle frames go to the page supply, at most so many. Returns the bytes.
   // Those that the stream is done with, as far as it says so when it is asked: nothing waits. With `idle_since` only
   // the ones that were idle at that tick of the heap's clock. Where pages are mapped they go on loan.
   Bytes reclaim_completed(std::uint32_t at_most_frames, int questions = kQuestions,
-                          std::optional<Tick> idle_since = {});
+                          std::optional<Tick> idle_since = {}) noexcept;
   // The same of these, asked for by a heap that has them mapped; and that heap's part, to take what is spare of them.
-  Bytes lend(const std::vector<PhysicalHandle>& wanted);
-  void take_back(const std::vector<PhysicalHandle>& wanted);
+  Bytes lend(const std::vector<PhysicalHandle>& wanted) noexcept;
+  void take_back(const std::vector<PhysicalHandle>& wanted) noexcept;
   // Those that have been idle for `age`, by the caller's looks at it: `now` is the time of this one. Nothing waits.
   // Surplus kept for that long becomes holes, so that its pages are idle from then on.
-  Bytes reclaim_aged(std::uint32_t at_most_frames, std::uint64_t now, std::uint64_t age);
+  Bytes reclaim_aged(std::uint32_t at_most_frames, std::uint64_t now, std::uint64_t age) noexcept;
   // Any, and mappings that block pages too, after a wait for the stream's work until now.
-  Bytes reclaim_waiting(std::uint32_t at_most_frames);
+  Bytes reclaim_waiting(std::uint32_t at_most_frames) noexcept;
   // A name for the live block that contains the address (sharing.h), the same each time; none if there is no block.
   std::optional<SharedBlock> share(Address address);
   // What stands behind some of its pages. False if it was freed since, or there are no such pages.
   bool shared_pages(const SharedBlock& block, std::size_t first, std::size_t count,
                     std::vector<PhysicalHandle>* handles) const;
   // Gives back memory of the host that blocks and pages needed once.
-  void shed();
+  void shed() noexcept;
   // Whether any page is mapped, be it idle or on its way out.
   bool mapped() const;
   // Access for another device to every page mapped now.
   Status allow_access_to_mapped(DeviceIndex peer);
   // Unmaps everything and hands every frame to the supply, live or not. The end of the heap: no work may touch it.
-  void retire();
+  void retire() noexcept;
 
   // From now on what changes here is published: the device has several heaps.
   void publish_from_now();
@@ -360,7 +363,7 @@ class Heap final : private PageSupply::Lender {
     if ((attention_ & kPutOff) != 0) [[unlikely]]
       finish_free();
   }
-  [[gnu::noinline]] void finish_free();
+  [[gnu::noinline]] void finish_free() noexcept;
   void put_slab_to_sleep();
   bool free_attentively(Address address);
   [[gnu::noinline]] Status allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Source source, Status status);
@@ -409,7 +412,7 @@ class Heap final : private PageSupply::Lender {
   bool has_completed(EventHandle event, int questions) const;
   void learn_progress(int questions);
   bool lends() const { return pool_ == PoolId{} && segments_ == nullptr; }
-  void end_loans(std::vector<PhysicalHandle>* pages) override;
+  void end_loans(std::vector<PhysicalHandle>* pages) noexcept override;
   void loans_moved();
   Bytes hand_over(PageTable::Detached& leaving);
   // Of resident pages, what is in no block. Slabs and arena share no page.

@@ -35,7 +35,7 @@ bool Heap::make_ahead(ExactBins::Bin& bin) {
   return !bin.blocks.empty();
 }
 
-Bytes Heap::release_kept(Bytes bytes) {
+Bytes Heap::release_kept(Bytes bytes) noexcept {
   const Guard guard(*this);
   return release_kept_locked(bytes, ExactBins::Which::all);
 }

@@ -5,7 +5,7 @@
 
 namespace poolalloc {
 
-bool Heap::record_stream(Address address, StreamId stream) {
+bool Heap::record_stream(Address address, StreamId stream) noexcept {
   const Guard guard(*this);
   const Bytes offset = offset_of(address);
   if (find(offset).size == 0) return false;
@@ -90,7 +90,7 @@ void Heap::set_attention() {
                                          (shared_.several_heaps.load(std::memory_order_relaxed) ? kPublishes : 0));
 }
 
-std::size_t Heap::poll_pending() {
+std::size_t Heap::poll_pending() noexcept {
   const Guard guard(*this);
   return poll_pending_locked();
 }
@@ -129,7 +129,7 @@ void Heap::finish(const Pending& pending) {
   done_with(found);
 }
 
-std::size_t Heap::wait_pending() {
+std::size_t Heap::wait_pending() noexcept {
   if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
   std::vector<EventHandle> events;
   std::uint64_t refused = 0;

@@ -57,7 +57,7 @@ void Heap::learn_progress(int questions) {
     unused_events_.push_back(mark.event);
 }
 
-Bytes Heap::reclaim_completed(std::uint32_t at_most_frames, int questions, std::optional<Tick> idle_since) {
+Bytes Heap::reclaim_completed(std::uint32_t at_most_frames, int questions, std::optional<Tick> idle_since) noexcept {
   if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
   {
     const Guard guard(*this);
@@ -79,7 +79,7 @@ Bytes Heap::reclaim_completed(std::uint32_t at_most_frames, int questions, std::
   return lent + hand_over(leaving);
 }
 
-Bytes Heap::lend(const std::vector<PhysicalHandle>& wanted) {
+Bytes Heap::lend(const std::vector<PhysicalHandle>& wanted) noexcept {
   Bytes lent = 0;
   bool running = false;
   const auto lend_what_is_done = [&] {
@@ -96,7 +96,7 @@ Bytes Heap::lend(const std::vector<PhysicalHandle>& wanted) {
   return lent;
 }
 
-void Heap::take_back(const std::vector<PhysicalHandle>& wanted) {
+void Heap::take_back(const std::vector<PhysicalHandle>& wanted) noexcept {
   const Guard guard(*this);
   pages_.take_back(wanted);
   loans_moved();
@@ -107,7 +107,7 @@ void Heap::loans_moved() {
   if ((attention_ & kPublishes) != 0) publish_all();
 }
 
-void Heap::end_loans(std::vector<PhysicalHandle>* pages) {
+void Heap::end_loans(std::vector<PhysicalHandle>* pages) noexcept {
   PageTable::Detached leaving;
   {
     const Guard guard(*this);
@@ -125,7 +125,7 @@ void Heap::end_loans(std::vector<PhysicalHandle>* pages) {
   loans_moved();
 }
 
-Bytes Heap::reclaim_aged(std::uint32_t at_most_frames, std::uint64_t now, std::uint64_t age) {
+Bytes Heap::reclaim_aged(std::uint32_t at_most_frames, std::uint64_t now, std::uint64_t age) noexcept {
   Tick tick = 0;
   {
     const Guard guard(*this);
@@ -140,7 +140,7 @@ Bytes Heap::reclaim_aged(std::uint32_t at_most_frames, std::uint64_t now, std::u
   return reclaim_completed(at_most_frames, kQuestions, tick);
 }
 
-Bytes Heap::reclaim_waiting(std::uint32_t at_most_frames) {
+Bytes Heap::reclaim_waiting(std::uint32_t at_most_frames) noexcept {
   if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
   PageTable::Detached left_behind, leaving;
   EventHandle event = 0;
@@ -174,7 +174,7 @@ Bytes Heap::reclaim_waiting(std::uint32_t at_most_frames) {
   return bytes + hand_over(leaving);
 }
 
-void Heap::shed() {
+void Heap::shed() noexcept {
   const Guard guard(*this);
   pages_.shed();
   slabs_.shed();

@@ -76,7 +76,7 @@ std::vector<PhysicalHandle> PageSupply::take_these(std::vector<PhysicalHandle> p
   return taken;
 }
 
-Status PageSupply::prepare(Bytes spare) {
+Status PageSupply::prepare(Bytes spare) noexcept {
   for (;;) {
     {
       std::lock_guard guard(lock_);
@@ -104,7 +104,7 @@ void PageSupply::give(PhysicalHandle page) {
   tell_spare((spare_.size() - 1) * kPageBytes, spare_.size() * kPageBytes);
 }
 
-Bytes PageSupply::destroy_spare(Bytes bytes) {
+Bytes PageSupply::destroy_spare(Bytes bytes) noexcept {
   std::vector<PhysicalHandle> pages;
   {
     std::lock_guard guard(lock_);

@@ -22,7 +22,7 @@ class PageSupply final : public Supply {
   // Spare ones only. out_of_memory: there are too few, and `count` is how many are missing.
   Status take_spare(std::uint32_t* count, std::vector<PhysicalHandle>* pages);
   // Creates pages until so many bytes of them are spare. out_of_memory when the limit or the device ends it.
-  Status prepare(Bytes spare);
+  Status prepare(Bytes spare) noexcept;
   // `wake` is called, on the thread that takes pages, whenever it leaves less than that spare. Once, before any is
   // taken.
   void watch_spare(Bytes spare, std::function<void()> wake);
@@ -35,7 +35,7 @@ class PageSupply final : public Supply {
   class Lender {
    public:
     // Unmaps these where they are on loan, and removes from them those whose mappings stay.
-    virtual void end_loans(std::vector<PhysicalHandle>* pages) = 0;
+    virtual void end_loans(std::vector<PhysicalHandle>* pages) noexcept = 0;
 
    protected:
     ~Lender() = default;
@@ -44,7 +44,7 @@ class PageSupply final : public Supply {
   void remove_lender(Lender* lender);
 
   using Supply::destroy_spare;
-  Bytes destroy_spare(Bytes bytes) override;
+  Bytes destroy_spare(Bytes bytes) noexcept override;
   Bytes spare_bytes() const override;
 
   // Pages that may be made before the device, or what poolalloc may hold of it, is nearly full: spare ones, and new

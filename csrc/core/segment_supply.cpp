@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <mutex>
 
+#include "core/address_table.h"
+
 namespace poolalloc {
 
 Status SegmentSupply::take(const SegmentNeed& need, Segment* segment) {
@@ -72,6 +74,11 @@ Status SegmentSupply::allocate(Bytes bytes, StreamId stream, Segment* segment) {
     status = driver_.allocate_segment(device_, bytes, &segment->allocation);
   else if (segment->allocation = source_->allocate(bytes, device_, stream); segment->allocation == 0)
     status = Status::out_of_memory;
+  if (status == Status::ok && !AddressTable::covers(segment->allocation, bytes)) {
+    free({segment->allocation, bytes});
+    if (source_ != nullptr) throw DriverError(AddressTable::kBeyond);
+    return Status::failed;
+  }
   if (status == Status::ok) segment->bytes = claim.made = bytes;
   return status;
 }
@@ -87,7 +94,7 @@ void SegmentSupply::give(const Segment& segment) {
   tell_spare(spare_sum() - segment.bytes, spare_sum());
 }
 
-Bytes SegmentSupply::destroy_spare(Bytes bytes) {
+Bytes SegmentSupply::destroy_spare(Bytes bytes) noexcept {
   std::vector<Segment> segments;
   {
     std::lock_guard guard(lock_);

@@ -42,7 +42,7 @@ class SegmentSupply final : public Supply {
   void give(const Segment& segment);
 
   using Supply::destroy_spare;
-  Bytes destroy_spare(Bytes bytes) override;
+  Bytes destroy_spare(Bytes bytes) noexcept override;
   void release_misfits() override { destroy_spare(); }
   Bytes spare_bytes() const override;
 

@@ -19,8 +19,8 @@ class Supply {
 
   // Gives so much spare memory back to the device, or a little more where it goes in larger pieces, but for what the
   // driver refuses to take. Returns the bytes.
-  virtual Bytes destroy_spare(Bytes bytes) = 0;
-  Bytes destroy_spare() { return destroy_spare(~Bytes{0}); }
+  virtual Bytes destroy_spare(Bytes bytes) noexcept = 0;
+  Bytes destroy_spare() noexcept { return destroy_spare(~Bytes{0}); }
   // Spare memory that only some requests can use goes back to the device, where it serves all. Not under a heap's lock.
   virtual void release_misfits() {}
   virtual Bytes spare_bytes() const = 0;

@@ -20,45 +20,67 @@ class FaultyDriver final : public ForwardingDriver {
   // Whether a call was refused, ever; and whether all are from now on.
   bool failed() const { return failed_; }
   bool lost() const { return failed_ && ever_; }
+  // Whether this thread is in a call of the driver: what happens there is not the allocator's doing.
+  static bool inside() { return inside_; }
 
   Status memory_info(Device d, Bytes* free, Bytes* total) override {
-    return refuses() ? Status::failed : to.memory_info(d, free, total);
+    return pass([&] { return to.memory_info(d, free, total); });
   }
   Status reserve(Device d, Bytes n, Bytes alignment, Address* a) override {
-    return refuses() ? Status::failed : to.reserve(d, n, alignment, a);
+    return pass([&] { return to.reserve(d, n, alignment, a); });
   }
-  Status release(Device d, Address a, Bytes n) override { return refuses() ? Status::failed : to.release(d, a, n); }
+  Status release(Device d, Address a, Bytes n) override {
+    return pass([&] { return to.release(d, a, n); });
+  }
   Status create(Device d, Bytes n, Handle* handle) override {
-    return refuses() ? Status::failed : to.create(d, n, handle);
+    return pass([&] { return to.create(d, n, handle); });
   }
-  Status destroy(Device d, Handle handle) override { return refuses() ? Status::failed : to.destroy(d, handle); }
+  Status destroy(Device d, Handle handle) override {
+    return pass([&] { return to.destroy(d, handle); });
+  }
   Status map(Device d, Address a, Bytes n, Handle handle) override {
-    return refuses() ? Status::failed : to.map(d, a, n, handle);
+    return pass([&] { return to.map(d, a, n, handle); });
   }
   Status allow_access(Device d, Address a, Bytes n) override {
-    return refuses() ? Status::failed : to.allow_access(d, a, n);
+    return pass([&] { return to.allow_access(d, a, n); });
   }
-  Status unmap(Device d, Address a, Bytes n) override { return refuses() ? Status::failed : to.unmap(d, a, n); }
+  Status unmap(Device d, Address a, Bytes n) override {
+    return pass([&] { return to.unmap(d, a, n); });
+  }
   Status allocate_segment(Device d, Bytes n, Address* a) override {
-    return refuses() ? Status::failed : to.allocate_segment(d, n, a);
+    return pass([&] { return to.allocate_segment(d, n, a); });
   }
-  Status free_segment(Device d, Address a) override { return refuses() ? Status::failed : to.free_segment(d, a); }
+  Status free_segment(Device d, Address a) override {
+    return pass([&] { return to.free_segment(d, a); });
+  }
   Status create_event(Device d, Event* event) override {
-    return refuses() ? Status::failed : to.create_event(d, event);
+    return pass([&] { return to.create_event(d, event); });
   }
   Status destroy_event(Device d, Event event) override {
-    return refuses() ? Status::failed : to.destroy_event(d, event);
+    return pass([&] { return to.destroy_event(d, event); });
   }
   Status record_event(Device d, Event event, Stream s) override {
-    return refuses() ? Status::failed : to.record_event(d, event, s);
+    return pass([&] { return to.record_event(d, event, s); });
   }
-  Status query_event(Device d, Event event) override { return refuses() ? Status::failed : to.query_event(d, event); }
+  Status query_event(Device d, Event event) override {
+    return pass([&] { return to.query_event(d, event); });
+  }
   Status synchronize_event(Device d, Event event) override {
-    return refuses() ? Status::failed : to.synchronize_event(d, event);
+    return pass([&] { return to.synchronize_event(d, event); });
   }
-  Status synchronize_device(Device d) override { return refuses() ? Status::failed : to.synchronize_device(d); }
+  Status synchronize_device(Device d) override {
+    return pass([&] { return to.synchronize_device(d); });
+  }
 
  private:
+  template <typename Call>
+  Status pass(Call call) {
+    if (refuses()) return Status::failed;
+    inside_ = true;
+    const Status status = call();
+    inside_ = false;
+    return status;
+  }
   bool refuses() {
     if (left_ == 0 || (left_ > 1 && left_-- > 1)) return false;
     if (!ever_) left_ = 0;
@@ -69,4 +91,5 @@ class FaultyDriver final : public ForwardingDriver {
   std::uint64_t left_ = 0;  // calls until one is refused, that one included; 0: none
   bool ever_ = false;
   bool failed_ = false;
+  static inline thread_local bool inside_ = false;
 };

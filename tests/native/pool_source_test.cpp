@@ -27,6 +27,7 @@ class Source final : public SegmentSource {
   Address allocate(Bytes bytes, DeviceIndex device, StreamId stream) override {
     if (before_allocate) before_allocate();
     if (bytes > most) return 0;
+    if (nowhere != 0) return nowhere;
     Address address = 0;
     if (driver_.allocate_segment(device, bytes + shift_, &address) != Status::ok) return 0;
     asked.push_back(bytes);
@@ -36,6 +37,7 @@ class Source final : public SegmentSource {
   }
   bool free(Address address, DeviceIndex device) noexcept override {
     if (before_free) before_free();
+    if (address == nowhere) return true;
     if (refusals > 0 && refusals-- > 0) return false;
     CHECK(live.erase(address) == 1);
     ++freed;
@@ -55,6 +57,7 @@ class Source final : public SegmentSource {
   int freed = 0;
   int refusals = 0;  // of memory that comes back
   Bytes most = ~Bytes{0};
+  Address nowhere = 0;  // handed out in place of memory, if it is not 0
   bool* gone = nullptr;
   std::function<void()> before_allocate, before_free;
 
@@ -211,6 +214,16 @@ TEST(the_allocator_is_called_under_no_lock) {
   CHECK(calls == 2 && rig.source->freed == 2);  // all but what `held` lies in
   rig.source->before_free = nullptr;
   rig.allocator.free(held);
+  rig.sound();
+}
+
+TEST(an_address_that_no_device_has_is_an_error) {
+  Rig rig(64);
+  rig.source->nowhere = Address{1} << 60;
+  CHECK_THROWS(rig.inside(600), DriverError);
+  CHECK(rig.source->live.empty() && rig.reserved() == 0);
+  rig.source->nowhere = 0;
+  rig.allocator.free(rig.inside(600));
   rig.sound();
 }
 
