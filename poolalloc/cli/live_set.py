@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -69,9 +70,13 @@ def table_of(live: LiveSet, title: str, groups: Sequence[Group]) -> Table:
         for number, row in enumerate(rows):
             part = f"{100 * row.requested / live.requested:.1f} %" if live.requested else "-"
             first = name if number == 0 else ""
-            label = printable(row.label)
-            table.add(first, label, f"{row.blocks:,}", format_size(row.requested), part, row.sizes)
+            table.add(first, shown(row.label), f"{row.blocks:,}", format_size(row.requested), part, row.sizes)
         if rows and remark:
             table.add("", remark, "", "", "", "")
         table.end_section()
     return table
+
+
+def shown(label: str) -> str:
+    """Return a label as a table shows it: files are told from the current folder on, nothing moves the cursor."""
+    return printable(label.replace(f"({os.getcwd()}{os.sep}", "("))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poolalloc._text import printable
 from poolalloc.cli.common import fail, require_writable, write_file
 from poolalloc.sizes import format_size
 
@@ -112,6 +111,7 @@ def _print_live_set(console: Console, live: LiveSet, title: str, rows: int, dept
 
 
 def _print_growth(console: Console, growth: Growth, rows: int) -> None:
+    from poolalloc.cli.live_set import shown
     from poolalloc.cli.tables import Table
     from poolalloc.report.growth import FEWEST
 
@@ -129,8 +129,8 @@ def _print_growth(console: Console, growth: Growth, rows: int) -> None:
     )
     for each in growth.left_behind[:rows]:
         table.add(
-            printable(each.label),
-            printable(each.scope),
+            shown(each.label),
+            shown(each.scope),
             f"{each.steps:,}",
             f"{each.blocks:,}",
             format_size(round(each.requested / growth.steps)),

@@ -237,6 +237,20 @@ def test_the_command_prints_who_holds_what(leaking: Path, capsys: pytest.Capture
     assert "\x1b[2J" not in out
 
 
+def test_files_are_told_from_the_current_folder_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stacks = StackTable()
+    numbers = [stacks.add([Frame(f"{folder}/a.py", "step", 3)]) for folder in (tmp_path, f"{tmp_path}er")]
+    rows = [(Op.ALLOC, number, number * MiB, {"stack": number}) for number in numbers]
+    write(trace_of(rows, stacks=stacks.table()), tmp_path / "run.npz")
+    monkeypatch.chdir(tmp_path)
+    assert run(["report", "run.npz"]) == 0
+    out = re.sub(r"[\s│]|8 MiB", "", capsys.readouterr().out)
+    assert "step(a.py:3)" in out
+    assert "er/a.py:3)" in out
+
+
 def test_the_command_prints_json(leaking: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["report", str(leaking), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
