@@ -27,8 +27,8 @@ _KEY = "poolalloc scope"  # in the metadata of a node of the autograd graph
 
 class _Thread(threading.local):
     def __init__(self) -> None:
-        self.left: list[tuple[int, int, int]] = []
-        """What brings back the scopes around the modules that this thread is calling, innermost last."""
+        self.calls: list[tuple[object, tuple[int, int, int]]] = []
+        """The modules that this thread is calling, innermost last, with what brings back the scope around each."""
 
 
 _thread = _Thread()
@@ -86,7 +86,8 @@ def name_modules(model: torch.nn.Module, name: str | None = None) -> NamedModule
     the node that computed the module's output to the one that computed its input, as the engine comes to them; what
     several modules' backward passes do in turn may be told of the wrong one.
 
-    Inside what torch.compile compiled there are no modules to be told apart: it stands under the module around it.
+    Inside what torch.compile compiled there are no modules to be told apart: it stands under the module around it. Call
+    remove() before the model itself is pickled, scripted or exported: its hooks cannot be.
 
     Args:
         model: the modules that it has now; one that occurs in several places has the first one's path.
@@ -102,7 +103,7 @@ def name_modules(model: torch.nn.Module, name: str | None = None) -> NamedModule
 def _hook(module: torch.nn.Module, path: str) -> list[Any]:
     import torch
 
-    def enter(_module: Any, args: Any, kwargs: Any) -> None:
+    def enter(called: Any, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
             return
         _tag((args, kwargs))
@@ -112,13 +113,14 @@ def _hook(module: torch.nn.Module, path: str) -> list[Any]:
         number = _core.scope_number(full)
         if number != 0:
             _around[full] = around
-        _thread.left.append(_core.enter_scope(number))
+        _thread.calls.append((called, _core.enter_scope(number)))
 
-    def leave(_module: Any, _args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not _thread.left:
+    def leave(called: Any, _args: Any, output: Any) -> None:
+        # Where another hook failed before enter() was reached, this is called all the same.
+        if torch.compiler.is_compiling() or not _thread.calls or _thread.calls[-1][0] is not called:
             return
         _tag(output)
-        _core.return_to_scope(_thread.left.pop())
+        _core.return_to_scope(_thread.calls.pop()[1])
 
     return [
         module.register_forward_pre_hook(enter, with_kwargs=True),

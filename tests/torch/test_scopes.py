@@ -174,6 +174,28 @@ def test_a_module_that_fails_ends_its_scope(recorded: Callable) -> None:
     assert births(trace)[""][-1] == 5 * 1024
 
 
+def test_hooks_of_others_that_fail_do_no_harm(recorded: Callable) -> None:
+    trace = recorded("""
+        model = Net().cuda()
+        def fail(module, args):
+            if args[0].shape[0] == 7:
+                raise ValueError
+        model.blocks[1].register_forward_pre_hook(fail)
+        poolalloc.name_modules(model)
+        with poolalloc.record("run.npz"):
+            try:
+                model(empty(7))
+            except ValueError:
+                pass
+            kept = empty(5)
+            model(empty(9))
+            kept = [kept, empty(6)]
+    """)
+    assert births(trace)[""][-1] == 6 * 1024
+    assert 9 * 1024 * 4 in births(trace)["Net.blocks.1.up"]
+    assert 5 * 1024 in births(trace)[""]
+
+
 def test_compiled_modules_can_be_named(recorded: Callable) -> None:
     trace = recorded("""
         model = Net().cuda()
