@@ -1,8 +1,9 @@
+// The heaps of a device and the memory that moves between them. Private pools: device_pools.cpp; figures and checks:
+// device_stats.cpp.
 #include "core/device_heap.h"
 
 #include <algorithm>
 
-#include "core/check.h"
 #include "core/ladder.h"
 
 namespace poolalloc {
@@ -52,51 +53,6 @@ struct Range {
   Address base = 0;
   Bytes bytes = 0;
 };
-
-// join(into, from) for every counter that heaps and devices have; `from` is a heap's statistics or a device's.
-template <typename From, typename Join>
-void join_counters(DeviceStats& stats, const From& from, Join join) {
-  join(stats.requested, from.requested);
-  join(stats.live, from.live);
-  join(stats.pending, from.pending);
-  join(stats.kept, from.kept);
-  join(stats.resident, from.resident);
-  for (auto [into, part] : {std::pair{&stats.all, &from.all}, {&stats.small, &from.small}, {&stats.large, &from.large}})
-    for (auto counter : {&BlockStats::blocks, &BlockStats::requested, &BlockStats::live, &BlockStats::held_blocks,
-                         &BlockStats::held, &BlockStats::reserved, &BlockStats::unused})
-      join(into->*counter, part->*counter);
-}
-
-// Of heaps that are there together, peaks add up; of those that were there before, the highest counts.
-void add(Counter& into, const Counter& from) {
-  into.current += from.current;
-  into.peak += from.peak;
-  into.total += from.total;
-}
-void add_without_peak(Counter& into, const Counter& from) {
-  into.current += from.current;
-  into.total += from.total;
-}
-void raise_peak(Counter& into, const Counter& from) { into.peak = std::max(into.peak, from.peak); }
-
-template <typename From>
-void add_events(DeviceStats& stats, const From& one) {
-  stats.allocations += one.allocations;
-  stats.frees += one.frees;
-  stats.pages_aliased += one.pages_aliased;
-  stats.pending_completed += one.pending_completed;
-  stats.plan_hits += one.plan_hits;
-  stats.plan_misses += one.plan_misses;
-  stats.plan_resyncs += one.plan_resyncs;
-  stats.kept_hits += one.kept_hits;
-  stats.kept_misses += one.kept_misses;
-  stats.kept_released += one.kept_released;
-  stats.waits += one.waits;
-  stats.all.gaps += one.all.gaps;
-  stats.small.gaps += one.small.gaps;
-  stats.large.gaps += one.large.gaps;
-  stats.live_blocks += one.live_blocks;
-}
 
 }  // namespace
 
@@ -246,19 +202,6 @@ Heap& DeviceHeap::heap_of_pool(PrivatePool& pool, StreamId stream) {
   return *pool.heaps.back();
 }
 
-template <typename Chosen>
-DeviceHeap::Visit::Visit(const DeviceHeap& device, bool of_streams, Chosen chosen) : device(device) {
-  std::lock_guard guard(device.mutex_);
-  if (of_streams)
-    for (auto& heap : device.stream_heaps_) heaps.push_back(heap.get());
-  for (auto& pool : device.pools_) {
-    if (!chosen(*pool)) continue;
-    pools.push_back(pool.get());
-    for (auto& heap : pool->heaps) heaps.push_back(heap.get());
-  }
-  for (PrivatePool* pool : pools) ++pool->visitors;
-}
-
 DeviceHeap::Visit::~Visit() {
   if (pools.empty()) return;
   std::lock_guard guard(device.mutex_);
@@ -296,195 +239,6 @@ void DeviceHeap::destroy_heap(std::unique_ptr<Heap> heap) {
   if (heap->segmented()) return;
   addresses_.set(heap->base(), heap->range_bytes(), nullptr);
   shared_.driver.release(shared_.device, heap->base(), heap->range_bytes());
-}
-
-// --- private pools -----------------------------------------------------------------------------------------------
-
-DeviceHeap::PrivatePool* DeviceHeap::find_pool(PoolId pool) const {
-  for (auto& entry : pools_)
-    if (entry->id == pool) return entry.get();
-  return nullptr;
-}
-
-DeviceHeap::PrivatePool& DeviceHeap::add_user(PoolId id) {
-  PrivatePool* pool = find_pool(id);
-  if (pool == nullptr) {
-    pools_.push_back(std::make_unique<PrivatePool>());
-    pool = pools_.back().get();
-    pool->id = id;
-  }
-  ++pool->users;
-  pool->quiet = false;
-  return *pool;
-}
-
-// When this returns, no thread is in the middle of a call that a capture forbids: all of them look at `captures` after
-// they have taken their turn or their heap's lock.
-void DeviceHeap::begin_allocate_to_pool(PoolId id, std::function<bool(StreamId)> filter) {
-  {
-    std::lock_guard guard(mutex_);
-    if (const PrivatePool* pool = find_pool(id); pool != nullptr && pool->routing)
-      throw UsageError("requests already go to this pool; end_allocate_to_pool first");
-    PrivatePool& pool = add_user(id);
-    pool.filter = std::move(filter);
-    pool.routing = true;
-    // The latest pool decides first: it stands at the end.
-    std::rotate(std::find_if(pools_.begin(), pools_.end(), [&](auto& entry) { return entry.get() == &pool; }),
-                std::find_if(pools_.begin(), pools_.end(), [&](auto& entry) { return entry.get() == &pool; }) + 1,
-                pools_.end());
-    shared_.captures.fetch_add(1);
-  }
-  {
-    const std::lock_guard<Lock> turn(gathering_);
-  }
-  std::lock_guard guard(mutex_);
-  each_heap([](const Heap& heap) { heap.let_calls_finish(); });
-}
-
-void DeviceHeap::retain_pool(PoolId id, std::shared_ptr<SegmentSource> source) {
-  std::lock_guard guard(mutex_);
-  const bool is_new = find_pool(id) == nullptr;
-  PrivatePool& pool = add_user(id);
-  if (!is_new || source == nullptr) return;
-  pool.own_supply = std::make_unique<SegmentSupply>(shared_.driver, shared_.device, shared_.holdings, source.get());
-  pool.source = std::move(source);
-}
-
-int DeviceHeap::pool_users(PoolId id) const {
-  std::lock_guard guard(mutex_);
-  const PrivatePool* pool = find_pool(id);
-  return pool != nullptr ? pool->users : 0;
-}
-
-void DeviceHeap::set_pool_use_on_oom(PoolId id, bool use) {
-  std::lock_guard guard(mutex_);
-  PrivatePool* pool = find_pool(id);
-  if (pool == nullptr) throw UsageError("no such pool");
-  pool->use_on_oom = use;
-}
-
-void DeviceHeap::set_pool_no_split(PoolId id) {
-  std::lock_guard guard(mutex_);
-  PrivatePool* pool = find_pool(id);
-  if (pool == nullptr) throw UsageError("no such pool");
-  if (!pool->heaps.empty() && !pool->no_split) throw UsageError("this pool has split its memory already");
-  pool->no_split = true;
-}
-
-void DeviceHeap::end_allocate_to_pool(PoolId id) {
-  std::lock_guard guard(mutex_);
-  PrivatePool* pool = find_pool(id);
-  if (pool == nullptr || !pool->routing) throw UsageError("no requests go to this pool; begin_allocate_to_pool first");
-  pool->routing = false;
-  pool->filter = nullptr;
-  shared_.captures.fetch_sub(1, std::memory_order_release);
-}
-
-void DeviceHeap::release_pool(PoolId id) {
-  {
-    std::lock_guard guard(mutex_);
-    PrivatePool* pool = find_pool(id);
-    if (pool == nullptr || pool->users == 0) throw UsageError("no such pool to release");
-    if (--pool->users > 0) return;
-  }
-  {
-    const std::lock_guard<Lock> turn(gathering_);
-    collect_released();
-  }
-  return_to_sources();
-}
-
-std::vector<BlockInfo> DeviceHeap::blocks(PoolId id) const {
-  std::lock_guard guard(mutex_);
-  const PrivatePool* pool = find_pool(id);
-  std::vector<BlockInfo> found;
-  if (id == PoolId{}) {
-    for (auto& heap : stream_heaps_) heap->append_blocks(found);
-  } else if (pool != nullptr) {
-    for (auto& heap : pool->heaps) heap->append_blocks(found);
-  }
-  return found;
-}
-
-DeviceLayout DeviceHeap::layout() const {
-  std::lock_guard guard(mutex_);
-  DeviceLayout layout;
-  each_heap([&](const Heap& heap) { layout.heaps.push_back(heap.layout()); });
-  layout.spare = shared_.holdings.spare();
-  return layout;
-}
-
-// A graph may have been launched on any stream, so the end of its pool's memory waits for all of them. Only with the
-// turn of those that wait for the device, so that no capture begins meanwhile.
-void DeviceHeap::await_released() {
-  if (shared_.captures.load(std::memory_order_relaxed) != 0) return;
-  const Visit released(*this, false, [](PrivatePool& pool) {
-    const bool ending = pool.users == 0 && !pool.quiet;
-    pool.quiet |= ending;  // a user that comes meanwhile takes it back
-    return ending;
-  });
-  if (released.pools.empty() || shared_.driver.synchronize_device(shared_.device) == Status::ok) return;
-  std::lock_guard guard(mutex_);
-  for (PrivatePool* pool : released.pools) pool->quiet = false;
-}
-
-// Pools nobody uses give their idle frames back.
-void DeviceHeap::collect_released() {
-  await_released();
-  {
-    const Visit released(*this, false, [](const PrivatePool& pool) { return pool.quiet; });
-    for (Heap* heap : released.heaps) {
-      heap->wait_pending();
-      heap->reclaim_waiting(~0u);
-    }
-  }
-  drop_empty_pools();
-}
-
-Bytes DeviceHeap::return_to_sources() {
-  if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
-  Bytes bytes = 0;
-  {
-    const Visit visit = pools_with_sources();
-    for (PrivatePool* pool : visit.pools) bytes += pool->own_supply->destroy_spare();
-  }
-  if (bytes != 0) drop_empty_pools();
-  return bytes;
-}
-
-// Under mutex_.
-Bytes DeviceHeap::spare_of_pools() const {
-  Bytes bytes = 0;
-  for (auto& pool : pools_)
-    if (pool->own_supply != nullptr) bytes += pool->own_supply->spare_bytes();
-  return bytes;
-}
-
-// Of the pools nobody uses, those without live blocks go altogether. What they counted stays: peaks as sums with the
-// heaps beside them.
-void DeviceHeap::drop_empty_pools() noexcept {
-  std::vector<std::shared_ptr<SegmentSource>> sources;  // that end with their pools, under no lock
-  std::lock_guard guard(mutex_);
-  const auto needed = [](const std::unique_ptr<PrivatePool>& pool) {
-    return !pool->quiet || pool->routing || pool->visitors != 0 ||
-           (pool->own_supply != nullptr && pool->own_supply->spare_bytes() != 0) ||
-           std::any_of(pool->heaps.begin(), pool->heaps.end(),
-                       [](const auto& heap) { return heap->live_blocks() != 0 || heap->mapped(); });
-  };
-  const auto empty = std::stable_partition(pools_.begin(), pools_.end(), needed);
-  if (empty == pools_.end()) return;
-  join_counters(gone_, sum_of_heaps(), raise_peak);
-  for (auto pool = empty; pool != pools_.end(); ++pool) {
-    for (auto& heap : (*pool)->heaps) {
-      heap->publish();
-      const HeapStats last = heap->stats();
-      join_counters(gone_, last, add_without_peak);
-      add_events(gone_, last);
-      destroy_heap(std::move(heap));
-    }
-    sources.push_back(std::move((*pool)->source));
-  }
-  pools_.erase(empty, pools_.end());
 }
 
 void DeviceHeap::allow_access_to_mapped(DeviceIndex peer) {
@@ -656,89 +410,6 @@ Bytes DeviceHeap::empty_cache(PoolId id) {
     given = shared_.supply.destroy_spare();
   }
   return given + return_to_sources();
-}
-
-// --- statistics --------------------------------------------------------------------------------------------------
-
-// Under mutex_.
-DeviceStats DeviceHeap::sum_of_heaps() const {
-  DeviceStats stats;
-  each_heap([&](const Heap& heap) {
-    stats.heaps.push_back(heap.stats());
-    join_counters(stats, stats.heaps.back(), add);
-    add_events(stats, stats.heaps.back());
-    stats.metadata_bytes += stats.heaps.back().metadata_bytes;
-  });
-  return stats;
-}
-
-DeviceStats DeviceHeap::stats() const {
-  std::lock_guard guard(mutex_);
-  DeviceStats stats = sum_of_heaps();
-  join_counters(stats, gone_, add_without_peak);
-  join_counters(stats, gone_, raise_peak);
-  add_events(stats, gone_);
-  stats.device = shared_.device;
-  stats.total_bytes = info_.total_bytes;
-  stats.limit_bytes = shared_.holdings.limit();
-  stats.virtual_memory = !shared_.segmented;
-  stats.reserved = shared_.holdings.reserved();
-  stats.unmapped = shared_.holdings.spare();
-  stats.pages_created = shared_.holdings.created();
-  stats.pages_destroyed = shared_.holdings.destroyed();
-  stats.pages_stolen = stolen_.load(std::memory_order_relaxed);
-  stats.retries = retries_.load(std::memory_order_relaxed);
-  stats.callbacks = called_back_.load(std::memory_order_relaxed);
-#define X(name) stats.after_##name = served_after_[static_cast<int>(LadderRung::name)].load(std::memory_order_relaxed);
-  POOLALLOC_RUNGS(X)
-#undef X
-  stats.out_of_memory = out_of_memory_.load(std::memory_order_relaxed);
-  if (shared_.several_heaps.load()) {
-    const auto device_peak = [](Counter& counter, const DeviceTotals& total) {
-      counter.peak = std::max(counter.current, total.peak.load(std::memory_order_relaxed));
-    };
-    device_peak(stats.requested, shared_.requested);
-    device_peak(stats.live, shared_.live);
-    device_peak(stats.pending, shared_.pending);
-    device_peak(stats.kept, shared_.kept);
-    device_peak(stats.resident, shared_.resident);
-  }
-  stats.idle.current = stats.reserved.current - stats.resident.current;
-  stats.all.requested = stats.requested;
-  stats.all.live = stats.live;
-  stats.all.held.peak = std::max(stats.all.live.peak, std::min(stats.all.held.peak, stats.resident.peak));
-  // Spare pages belong to no heap; they count as large, which is all that is not small.
-  stats.all.reserved = stats.reserved;
-  stats.large.reserved.current = stats.reserved.current - stats.small.reserved.current;
-  stats.large.reserved.total = stats.reserved.total - std::min(stats.reserved.total, stats.small.reserved.total);
-  stats.large.reserved.peak =
-      std::max(stats.large.reserved.current, std::min(stats.large.reserved.peak, stats.reserved.peak));
-  return stats;
-}
-
-void DeviceHeap::reset_peaks() {
-  shared_.holdings.reset_peak();
-  std::lock_guard guard(mutex_);
-  each_heap([](Heap& heap) {
-    heap.publish();
-    heap.reset_peaks();
-  });
-  join_counters(gone_, gone_, [](Counter& counter, const Counter&) { counter.reset_peak(); });
-  for (DeviceTotals* total : {&shared_.requested, &shared_.live, &shared_.pending, &shared_.kept, &shared_.resident})
-    total->peak.store(total->current.load());
-}
-
-void DeviceHeap::validate() const {
-  const std::lock_guard<Lock> turn(gathering_);  // the background thread may be creating pages
-  Bytes held = 0;
-  const Visit visit = all_heaps();
-  for (Heap* heap : visit.heaps) {
-    heap->validate();
-    held += static_cast<Bytes>(heap->stats().reserved.current);
-  }
-  // Pages on their way between a heap and the supply belong to neither, so this holds only while nobody allocates.
-  POOLALLOC_ENSURE(static_cast<Bytes>(shared_.holdings.reserved().current) == held + shared_.holdings.spare(),
-                   "reserved = resident + idle + spare");
 }
 
 }  // namespace poolalloc

@@ -165,6 +165,8 @@ class DeviceHeap {
   void drop_empty_pools() noexcept;
   void destroy_heap(std::unique_ptr<Heap> heap);
   DeviceStats sum_of_heaps() const;
+  void keep_peaks();
+  void keep_totals(const Heap& heap);
   void apply_limit();
   template <typename Change>
   void change_limit(Change change);
@@ -195,5 +197,18 @@ class DeviceHeap {
   std::vector<std::unique_ptr<PrivatePool>> pools_;
   DeviceStats gone_;  // what heaps counted that are no more, and the highest sums of peaks while they were there
 };
+
+template <typename Chosen>
+DeviceHeap::Visit::Visit(const DeviceHeap& device, bool of_streams, Chosen chosen) : device(device) {
+  std::lock_guard guard(device.mutex_);
+  if (of_streams)
+    for (auto& heap : device.stream_heaps_) heaps.push_back(heap.get());
+  for (auto& pool : device.pools_) {
+    if (!chosen(*pool)) continue;
+    pools.push_back(pool.get());
+    for (auto& heap : pool->heaps) heaps.push_back(heap.get());
+  }
+  for (PrivatePool* pool : pools) ++pool->visitors;
+}
 
 }  // namespace poolalloc
