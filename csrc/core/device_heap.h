@@ -1,5 +1,6 @@
 // Everything poolalloc holds on one device: a heap for every stream, more for every private pool, and the page supply
-// they share. What happens when memory runs out is in ladder.h.
+// they share. What happens when memory runs out is in ladder.h. device_heap.cpp: heaps, and memory that moves between
+// them; device_pools.cpp: private pools; device_stats.cpp: figures and checks.
 //
 //   reserved = sum over heaps of (resident + idle) + spare pages of the supply
 #pragma once
