@@ -7,6 +7,7 @@
 // part of each.
 #include <c10/cuda/CUDAAllocatorConfig.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "bridge/torch_allocator.h"

@@ -3,6 +3,7 @@
 //
 // A frame is a code object and a place in it; a stack that was seen before costs a walk and a lookup. Lines and names
 // are asked for once per stack. Everything here happens under the interpreter's lock, which guards the table too.
+#include <algorithm>
 #include <array>
 #include <span>
 #include <unordered_map>

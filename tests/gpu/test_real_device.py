@@ -66,7 +66,7 @@ def value_of(program: str, folder: Path | None = None) -> Any:
         [sys.executable, *command],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=150,
         check=False,
         env={**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"},  # cuBLAS: the same result in every run
     )

@@ -1,6 +1,7 @@
 // The intrusive tree against std::set, and its depth.
 #include "core/ordered_tree.h"
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <set>
