@@ -55,9 +55,12 @@ def by_scope(live: LiveSet, most: int, depth: int, least: float = 0.01) -> Group
         for level, node in tree_of(live.by_scope).flat()
         if level < depth and node.requested >= least * live.requested
     ]
-    smallest = min(node.requested for _, node in sorted(nodes, key=lambda each: -each[1].requested)[:most])
-    rows = [Row("  " * level + node.name, node.blocks, node.requested) for level, node in nodes]
-    rows = [row for row in rows if row.requested >= smallest]
+    largest = sorted((node.requested for _, node in nodes), reverse=True)[:most]
+    rows = [
+        Row("  " * level + node.name, node.blocks, node.requested)
+        for level, node in nodes
+        if node.requested >= largest[-1]
+    ]
     return "scope", rows, "(each with the scopes inside it; smaller ones are left out)"
 
 
@@ -71,8 +74,8 @@ def table_of(live: LiveSet, title: str, groups: Sequence[Group]) -> Table:
             part = f"{100 * row.requested / live.requested:.1f} %" if live.requested else "-"
             first = name if number == 0 else ""
             table.add(first, shown(row.label), f"{row.blocks:,}", format_size(row.requested), part, row.sizes)
-        if rows and remark:
-            table.add("", remark, "", "", "", "")
+        if remark:
+            table.add("" if rows else name, remark, "", "", "", "")
         table.end_section()
     return table
 

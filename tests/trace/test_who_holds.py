@@ -251,6 +251,17 @@ def test_files_are_told_from_the_current_folder_on(
     assert "er/a.py:3)" in out
 
 
+def test_scopes_that_are_all_small_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = Program()
+    for number in range(200):
+        program.allocate(MiB, "step", f"request {number}")
+    write(program.trace(), tmp_path / "run.npz")
+    assert run(["report", str(tmp_path / "run.npz")]) == 0
+    out = capsys.readouterr().out
+    assert "smaller ones are left out" in out
+    assert "request" not in out.replace("requested", "")
+
+
 def test_the_command_prints_json(leaking: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["report", str(leaking), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
