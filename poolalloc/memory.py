@@ -15,8 +15,8 @@ from poolalloc._device import device_index
 from poolalloc._install import require_installed
 from poolalloc._text import text_table
 
-_QUANTITIES = ("requested", "live", "pending", "kept", "resident", "idle", "reserved")
-_EVENTS = {
+QUANTITIES = ("requested", "live", "pending", "kept", "resident", "idle", "reserved")
+EVENTS = {
     "allocations": "blocks handed out",
     "frees": "blocks given back",
     "pages_created": "pages taken from the driver",
@@ -47,7 +47,8 @@ _EVENTS = {
 def memory_stats(device: Any = None) -> dict[str, Any]:
     """Statistics of one device (None: the current one), as a nested dict.
 
-    Each of requested, live, pending, kept, resident, idle and reserved is {"current", "peak", "total"}, in bytes; the
+    Each of requested, live, pending, kept, resident, idle and reserved is {"current", "peak", "total"}, in bytes; of
+    idle, which is what reserved and resident leave, only the current figure is known and the others are 0. The
     events (allocations, frees, pages_created, ...) are counts. "heaps" has the same for every (stream, pool), with its
     size classes under "bins"; "driver_calls" counts the calls of this process by kind; "overhead" is peak reserved /
     peak requested, or None before the first request.
@@ -94,7 +95,7 @@ def summary_of(stats: Mapping[str, Any]) -> str:
         "",
     ]
     rows: list[tuple[str, ...]] = [("memory", "now", "peak", "ever added", "ever freed")]
-    for name in _QUANTITIES:
+    for name in QUANTITIES:
         now, peak, total = (stats[name][key] for key in ("current", "peak", "total"))
         # What is idle is what reserved and resident leave: it has no history of its own.
         history = ("-", "-", "-") if name == "idle" else (_size(peak), _size(total), _size(total - now))
@@ -103,7 +104,7 @@ def summary_of(stats: Mapping[str, Any]) -> str:
     overhead = overhead_of(stats)
     lines += ["", f"overhead (peak reserved / peak requested)  {'-' if overhead is None else f'{overhead:.4f}'}", ""]
     lines += text_table(
-        [("events", "count", ""), *((name, f"{stats[name]:,}", text) for name, text in _EVENTS.items())], "<><"
+        [("events", "count", ""), *((name, f"{stats[name]:,}", text) for name, text in EVENTS.items())], "<><"
     )
     lines += [""]
     blocks = stats["live_blocks"]
@@ -148,7 +149,7 @@ class Share:
     @classmethod
     def of(cls, stats: Mapping[str, Any]) -> Share:
         """The share of one heap or device, from its statistics."""
-        now = {name: int(stats[name]["current"]) for name in _QUANTITIES}
+        now = {name: int(stats[name]["current"]) for name in QUANTITIES}
         return cls(
             requested=now["requested"],
             rounding=now["live"] - now["requested"],

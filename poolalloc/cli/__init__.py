@@ -25,6 +25,7 @@ COMMANDS = {
     "plan": "poolalloc.cli.plan",
     "fit": "poolalloc.cli.fit",
     "report": "poolalloc.cli.report",
+    "top": "poolalloc.cli.top",
     "doctor": "poolalloc.cli.doctor",
     "build-bridge": "poolalloc.cli.build_bridge",
 }

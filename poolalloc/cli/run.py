@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 import sys
+from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType, TracebackType
 from typing import Annotated, Any, NoReturn
@@ -16,7 +17,7 @@ from typer.core import TyperCommand
 
 from poolalloc.cli.common import config_help, fail
 
-_WITH_VALUE = ("--config", "--conf", "--record", "--plan")
+_WITH_VALUE = ("--config", "--conf", "--record", "--plan", "--metrics")
 
 
 class _RunCommand(TyperCommand):
@@ -49,6 +50,14 @@ def run(
     plan: Annotated[
         str | None, typer.Option(help="Serve it from this plan, made by poolalloc plan.", metavar="PLAN.npz")
     ] = None,
+    metrics: Annotated[
+        int | None,
+        typer.Option(
+            help="Serve its statistics to Prometheus and poolalloc top at this port; a rank of torchrun's at this "
+            "port plus LOCAL_RANK.",
+            metavar="PORT",
+        ),
+    ] = None,
 ) -> None:
     """Run a Python program with poolalloc serving its CUDA memory. The program needs no change.
 
@@ -59,19 +68,23 @@ def run(
     """
     if not program or program == ["-m"]:
         fail("run: give a script or -m MODULE; see poolalloc run --help")
+    start = partial(_start, config=config, conf=conf, record=record, stacks=stacks, plan=plan, metrics=metrics)
     if program[0] == "-m":
-        _install(config, conf, record, stacks, plan)
+        start()
         _run_module(program[1], program[2:])
     elif program[0].startswith("-"):
         fail(f'run: no option is named "{program[0]}"; see poolalloc run --help')
     elif not os.path.exists(program[0]):
         fail(f"run: there is no file {program[0]}")
     else:
-        _install(config, conf, record, stacks, plan)
+        start()
         _run_script(program[0], program[1:])
 
 
-def _install(config: str | None, conf: str | None, record: str | None, stacks: bool, plan: str | None) -> None:
+def _start(
+    *, config: str | None, conf: str | None, record: str | None, stacks: bool, plan: str | None, metrics: int | None
+) -> None:
+    """Install poolalloc, and let begin what is wanted of it."""
     from poolalloc import recording
     from poolalloc._install import install
     from poolalloc.config import Config
@@ -81,6 +94,10 @@ def _install(config: str | None, conf: str | None, record: str | None, stacks: b
         install(Config.load(config=config, conf=conf), plan=plan)
         if record is not None:
             recording.record(record, stacks=stacks)
+        if metrics is not None:
+            from poolalloc.metrics import serve
+
+            serve(metrics + int(os.environ.get("LOCAL_RANK", "0")))
     except PoolallocError as error:
         fail(f"run: {error}")
 

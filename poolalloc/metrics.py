@@ -1,0 +1,155 @@
+"""poolalloc's statistics for Prometheus, and what `poolalloc top` shows.
+
+    poolalloc.install()
+    poolalloc.metrics.serve(9400)      # http://localhost:9400/metrics
+
+A program that serves metrics already adds poolalloc's to its own: poolalloc.metrics.register(). Needs prometheus-client
+(pip install 'poolalloc[metrics]').
+
+Nothing is counted for it that is not counted anyway: whoever asks for the metrics has the statistics read, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from poolalloc import _core
+from poolalloc._install import Installation, installation
+from poolalloc._version import __version__
+from poolalloc.errors import UsageError
+from poolalloc.memory import EVENTS, QUANTITIES
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+
+PORT = 9400
+"""Where metrics are served if nobody says otherwise."""
+
+_MEANING = {
+    "requested": "asked for by the program and not freed",
+    "live": "in blocks of the program, with what rounding adds",
+    "pending": "freed, waiting for another stream",
+    "kept": "in blocks that exact bins keep",
+    "resident": "in pages under at least one block",
+    "idle": "in pages under no block",
+    "reserved": "held on the device",
+}
+
+
+def require_client() -> None:
+    """Raise UsageError where prometheus-client is not installed."""
+    try:
+        import prometheus_client  # noqa: F401
+    except ImportError:
+        raise UsageError("metrics need prometheus-client; install it with: pip install 'poolalloc[metrics]'") from None
+
+
+class Collector:
+    """Reads the statistics of every device in use, as often as it is asked."""
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: registering it must not touch a device."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield poolalloc's metrics. None before install(), and in a child of fork()."""
+        try:
+            serving = installation()
+            devices = [_core.stats(device) for device in _core.devices()] if serving is not None else []
+        except UsageError:
+            return
+        if serving is not None and devices:
+            yield from _metrics(devices, serving)
+
+
+def _metrics(devices: list[dict[str, Any]], serving: Installation) -> Iterator[Metric]:
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+
+    def gauge(name: str, text: str, values: Iterable[tuple[int, int]]) -> Metric:
+        family = GaugeMetricFamily(f"poolalloc_{name}", text, labels=["device"])
+        for device, value in values:
+            family.add_metric([str(device)], value)
+        return family
+
+    numbers = [stats["device"] for stats in devices]
+    for name in QUANTITIES:
+        for of, suffix, text in (("current", "", ""), ("peak", "_peak", "the most that was at one time ")):
+            if (name, of) == ("idle", "peak"):
+                continue  # idle is what reserved and resident leave: it has no history of its own
+            values = [stats[name][of] for stats in devices]
+            yield gauge(f"{name}{suffix}_bytes", f"Bytes: {text}{_MEANING[name]}.", zip(numbers, values, strict=True))
+    for name, key, text in (
+        ("limit_bytes", "limit_bytes", "Bytes that poolalloc may hold on the device."),
+        ("device_bytes", "total_bytes", "Bytes of memory that the device has."),
+        ("metadata_bytes", "metadata_bytes", "Bytes of the host's memory that poolalloc itself needs."),
+        ("blocks", "live_blocks", "Blocks that the program holds, and those that wait for a stream."),
+    ):
+        yield gauge(name, text, ((stats["device"], stats[key]) for stats in devices))
+    for name, text in EVENTS.items():
+        family = CounterMetricFamily(f"poolalloc_{name}", f"{text[0].upper()}{text[1:]}.", labels=["device"])
+        for stats in devices:
+            family.add_metric([str(stats["device"])], stats[name])
+        yield family
+    calls = CounterMetricFamily("poolalloc_driver_calls", "Calls of the driver by this process.", labels=["call"])
+    for call, count in sorted(devices[0]["driver_calls"].items()):
+        calls.add_metric([call], count)
+    yield calls
+    info = GaugeMetricFamily("poolalloc_info", "What serves this process.", labels=["version", "torch", "settings"])
+    info.add_metric([__version__, serving.torch_version, serving.config.to_conf()], 1)
+    yield info
+
+
+def register(registry: CollectorRegistry | None = None) -> Collector:
+    """Add poolalloc's metrics to a registry; None is prometheus-client's own.
+
+    May be called before poolalloc.install(): until then there are none.
+
+    Raises:
+        UsageError: prometheus-client is not installed.
+        ValueError: they are in this registry already.
+    """
+    require_client()
+    import prometheus_client
+
+    collector = Collector()
+    (prometheus_client.REGISTRY if registry is None else registry).register(collector)
+    return collector
+
+
+class Server:
+    """Serves metrics until close(), or the end of the process."""
+
+    def __init__(self, server: Any, address: str) -> None:
+        self._server = server
+        self.url = f"http://{address or 'localhost'}:{server.server_port}/metrics"
+        """Where they are."""
+
+    def close(self) -> None:
+        """Serve them no longer."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def serve(port: int = PORT, address: str = "localhost") -> Server:
+    """Serve poolalloc's metrics alone, over HTTP, from a thread of its own.
+
+    Args:
+        port: 0 is any that is free; Server.url tells it. Give each process of a machine its own.
+        address: whose requests are taken: "localhost" takes this machine's, "0.0.0.0" everybody's.
+
+    Raises:
+        UsageError: prometheus-client is not installed, or the port cannot be had.
+    """
+    require_client()
+    import prometheus_client
+
+    registry = prometheus_client.CollectorRegistry()
+    register(registry)
+    try:
+        server, _ = prometheus_client.start_http_server(port, address, registry)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"metrics cannot be served at {address}:{port}: {reason}") from None
+    return Server(server, address)
