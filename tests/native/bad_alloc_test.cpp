@@ -35,6 +35,9 @@ void* operator new(std::size_t bytes) {
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
+  return refuses() ? nullptr : std::malloc(bytes);
+}
 void* operator new(std::size_t bytes, std::align_val_t alignment) {
   const auto multiple = static_cast<std::size_t>(alignment);
   void* memory = refuses() ? nullptr : std::aligned_alloc(multiple, (bytes + multiple - 1) / multiple * multiple);
