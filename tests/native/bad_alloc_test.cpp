@@ -177,8 +177,11 @@ int outcome_of(std::uint64_t nth, bool virtual_memory) {
   const pid_t child = fork();
   if (child == 0) {
     std::set_terminate([] {
+      // Where a function that is noexcept has objects to destroy, gcc ends the program with nothing caught.
+      const std::exception_ptr thrown = std::current_exception();
+      if (thrown == nullptr) _exit(refused ? kEnded : EXIT_FAILURE);
       try {
-        std::rethrow_exception(std::current_exception());
+        std::rethrow_exception(thrown);
       } catch (const std::bad_alloc&) {
         _exit(kEnded);
       } catch (const std::exception& error) {
