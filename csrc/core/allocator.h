@@ -128,7 +128,7 @@ class POOLALLOC_API Allocator {
   // From now on everything asked of the allocator is written to a file (event_log.h), beginning with the blocks that
   // are there. Throws UsageError if the file cannot be written, or another recording is going on.
   // With `stacks` every allocation names where the program was (StackSource).
-  void start_log(const std::string& path, const std::string& header, StackSource stacks = nullptr);
+  void start_log(const std::string& path, const std::string& header, StackSource stacks = {});
   bool recording() const { return log_.load(std::memory_order_acquire) != nullptr; }
   // Ends the file. Returns how many events it has. Throws UsageError if there is no recording, or part of it could not
   // be written.

@@ -45,14 +45,18 @@ static_assert(sizeof(LogEvent) == 48);
 
 class EventLog;
 
-// The number that EventLog::add_stack gave to where the calling thread's program is, or 0. Called before a request and
-// under no lock, since it may wait for an interpreter.
-using StackSource = std::uint32_t (*)(EventLog& log);
+// Tells the number that EventLog::add_stack gave to where the calling thread's program is, or 0. Asked before a request
+// and under no lock, since it may wait for an interpreter; and only while it may know something, since asking costs as
+// much as half an event.
+struct StackSource {
+  std::uint32_t (*number)(EventLog& log) = nullptr;
+  const std::atomic<bool>* knows = nullptr;
+};
 
 class POOLALLOC_API EventLog final : public Observer {
  public:
   // `header`: JSON, kept as it is. Throws UsageError if the file cannot be written.
-  EventLog(const std::string& path, const std::string& header, StackSource stacks = nullptr);
+  EventLog(const std::string& path, const std::string& header, StackSource stacks = {});
   ~EventLog() { close(); }
   EventLog(const EventLog&) = delete;
   EventLog& operator=(const EventLog&) = delete;
@@ -62,7 +66,10 @@ class POOLALLOC_API EventLog final : public Observer {
            std::uint32_t stack = 0);
   void mark(const std::string& text);
   // The calling thread's stack, for the event that it adds next; 0 where stacks are not recorded.
-  std::uint32_t stack() { return stacks_ != nullptr ? stacks_(*this) : 0; }
+  std::uint32_t stack() {
+    const bool asked = stacks_.knows != nullptr && stacks_.knows->load(std::memory_order_relaxed);
+    return asked ? stacks_.number(*this) : 0;
+  }
   // A stack that has no number yet. Returns its number.
   std::uint32_t add_stack(const std::string& frames);
   // For a thread that holds no lock, before it adds.

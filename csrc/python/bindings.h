@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <atomic>
+
 #include "core/allocator.h"
 
 namespace poolalloc::python {
@@ -31,6 +33,8 @@ OomCallbacks::Callback oom_callback_of(pybind11::function callable);
 
 // The scope that the calling thread is in; 0 is none. Takes no lock.
 std::uint32_t scope_here();
+// Whether any scope was ever named.
+const std::atomic<bool>& any_scope();
 // Under the interpreter's lock.
 const std::string& scope_name(std::uint32_t scope);
 

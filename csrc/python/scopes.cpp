@@ -36,6 +36,7 @@ struct Here {
 };
 constinit thread_local Here here;
 constinit std::atomic<std::uint32_t> pass{1};
+constinit std::atomic<bool> named{false};
 
 bool over(const Here& where) { return where.pass != 0 && where.pass != pass.load(std::memory_order_relaxed); }
 
@@ -45,6 +46,7 @@ std::uint32_t number_of(const std::string& name) {
   auto& [texts, numbers] = names();
   if (const auto found = numbers.find(name); found != numbers.end()) return found->second;
   if (texts.size() == kMostNames) return 0;
+  named.store(true, std::memory_order_relaxed);
   texts.push_back(name);
   return numbers.emplace(name, static_cast<std::uint32_t>(texts.size() - 1)).first->second;
 }
@@ -69,6 +71,8 @@ void end_pass() {
 }  // namespace
 
 std::uint32_t scope_here() { return over(here) ? here.beneath : here.scope; }
+
+const std::atomic<bool>& any_scope() { return named; }
 
 const std::string& scope_name(std::uint32_t scope) { return names().texts.at(scope); }
 

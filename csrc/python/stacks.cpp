@@ -5,6 +5,7 @@
 // are asked for once per stack. Everything here happens under the interpreter's lock, which guards the table too.
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -123,8 +124,9 @@ std::uint32_t number_of_stack(EventLog& log, bool with_frames) {
 }  // namespace
 
 StackSource python_stacks(bool with_frames) {
-  if (with_frames) return [](EventLog& log) { return number_of_stack(log, true); };
-  return [](EventLog& log) { return scope_here() != 0 ? number_of_stack(log, false) : 0; };
+  static constexpr std::atomic<bool> kAlways{true};
+  if (with_frames) return {[](EventLog& log) { return number_of_stack(log, true); }, &kAlways};
+  return {[](EventLog& log) { return scope_here() != 0 ? number_of_stack(log, false) : 0; }, &any_scope()};
 }
 
 void forget_python_stacks() {
