@@ -12,6 +12,6 @@ for flavour in plain asan tsan; do
   # shellcheck disable=SC2086
   cmake -G Ninja -S . -B "build/native-$flavour" -DPOOLALLOC_PYTHON=OFF -DPOOLALLOC_TESTS=ON -DPOOLALLOC_WERROR=ON $flags >/dev/null
   cmake --build "build/native-$flavour" --parallel 2
-  ctest --test-dir "build/native-$flavour" --output-on-failure
+  ctest --test-dir "build/native-$flavour" --output-on-failure --parallel 2
   if [ "$flavour" = plain ]; then python3 tools/check_instructions.py build/native-plain; fi
 done
