@@ -27,13 +27,13 @@ _KEY = "poolalloc scope"  # in the metadata of a node of the autograd graph
 
 class _Thread(threading.local):
     def __init__(self) -> None:
-        self.calls: list[tuple[object, tuple[int, int, int]]] = []
-        """The modules that this thread is calling, innermost last, with what brings back the scope around each."""
+        self.calls: list[tuple[object, int, tuple[int, int, int]]] = []
+        """The modules that this thread is calling, innermost last: each with its scope, and what ends that."""
 
 
 _thread = _Thread()
-_around: dict[str, str] = {}
-"""Of the scope of a module: the one around it that is no module's."""
+_around: dict[int, str] = {}
+"""By number of a module's scope: the name of the one around it that is no module's."""
 _last_pass = 0
 
 
@@ -106,21 +106,21 @@ def _hook(module: torch.nn.Module, path: str) -> list[Any]:
     def enter(called: Any, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        _tag((args, kwargs))
-        here = _core.scope_here()
-        around = _around.get(here, here)
-        full = _join(around, path)
-        number = _core.scope_number(full)
+        here = _core.scope_number_here()
+        _tag((args, kwargs), here)
+        around = _around[here] if here in _around else _core.scope_here()
+        number = _core.scope_number(_join(around, path))
         if number != 0:
-            _around[full] = around
-        _thread.calls.append((called, _core.enter_scope(number)))
+            _around[number] = around
+        _thread.calls.append((called, number, _core.enter_scope(number)))
 
     def leave(called: Any, _args: Any, output: Any) -> None:
         # Where another hook failed before enter() was reached, this is called all the same.
         if torch.compiler.is_compiling() or not _thread.calls or _thread.calls[-1][0] is not called:
             return
-        _tag(output)
-        _core.return_to_scope(_thread.calls.pop()[1])
+        _, number, before = _thread.calls.pop()
+        _tag(output, number)
+        _core.return_to_scope(before)
 
     return [
         module.register_forward_pre_hook(enter, with_kwargs=True),
@@ -128,20 +128,17 @@ def _hook(module: torch.nn.Module, path: str) -> list[Any]:
     ]
 
 
-def _tag(values: Any) -> None:
-    """Let the backward pass be in the scope of here from the nodes of these tensors on, but where they have one."""
+def _tag(values: Any, number: int) -> None:
+    """Let the backward pass be in this scope from the nodes of these tensors on, but where they have one."""
     import torch
     from torch.utils import _pytree
 
     if not torch.is_grad_enabled():
         return
-    number = None
     for value in _pytree.tree_leaves(values):
         node: Any = value.grad_fn if isinstance(value, torch.Tensor) else None
         if node is None or _KEY in node.metadata:
             continue
-        if number is None:
-            number = _core.scope_number(_core.scope_here())
         node.metadata[_KEY] = number
         node.register_prehook(_Entry(number))
 

@@ -84,6 +84,7 @@ void bind_scopes(py::module_& module) {
   module.def("enter_scope_in_pass", enter_in_pass, py::arg("scope"),
              "The same until the backward pass is over. Returns the number of this pass.");
   module.def("end_pass", end_pass, "A backward pass is over.");
+  module.def("scope_number_here", scope_here, "The number of the calling thread's scope.");
   module.def("scope_here", [] { return scope_name(scope_here()); }, "The calling thread's scope, or ''.");
 }
 
