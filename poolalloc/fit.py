@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from poolalloc.config import Config
-from poolalloc.live_set import LiveSet, largest_live_set
+from poolalloc.live_set import LiveSet, largest_live_set, phases_of
 from poolalloc.replay import MOST_MEMORY, OutOfMemory, Recorded, Replayer, recorded_figures, require_memory
 from poolalloc.trace import files
 from poolalloc.trace.format import Trace, requested_over_time
@@ -157,6 +157,7 @@ def fit(
     others = dict(also or {})
     devices = trace.used_devices()
     counted = _Progress(len(devices) * (1 + len(others) + len(against)), progress)
+    phases = phases_of(trace)
     results, verdicts = [], []
     for device in devices:
         alone = trace.of_device(device)
@@ -178,7 +179,7 @@ def fit(
                 peak_reserved=mine.peak_reserved,
                 out_of_memory=lost,
                 recorded=recorded_figures(trace, device),
-                live_set=largest_live_set(trace, device),
+                live_set=largest_live_set(trace, device, phases),
             )
         )
     return Fit(memory, "" if config is None else config.to_conf(), counted.done, tuple(results), tuple(verdicts))

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from poolalloc import _core
 from poolalloc.trace import steps
-from poolalloc.trace.format import SCOPE_FILE, Events, Frame, Op, Trace, requested_over_time
+from poolalloc.trace.format import SCOPE_FILE, Events, Frame, Op, Trace, frames_to_json, requested_over_time
 
 BEFORE = "before the recording began"
 BEFORE_MARKS = "before the first mark"
@@ -45,7 +45,7 @@ class Share:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
-        return {**vars(self), "frames": [frame._asdict() for frame in self.frames]}
+        return {**vars(self), "frames": frames_to_json(self.frames)}
 
 
 @dataclass(frozen=True)
@@ -74,30 +74,48 @@ class LiveSet:
         }
 
 
-def largest_live_set(trace: Trace, device: int) -> LiveSet:
-    """Return what the program held on a device when it held most."""
+class Phases(NamedTuple):
+    """Where the phases of a trace begin, and what each is called; the first name is that of what comes before."""
+
+    starts: Indexes
+    names: tuple[str, ...]
+
+
+def phases_of(trace: Trace) -> Phases:
+    """Return the phases that the program's marks begin; without marks, the steps found."""
+    marks = np.flatnonzero(trace.events["op"] == Op.MARK)
+    if len(marks):
+        return Phases(marks, (BEFORE_MARKS, *(trace.marks[each] for each in trace.events["id"][marks].tolist())))
+    starts = steps.find(trace)
+    before = BEFORE_STEPS if len(starts) else DURING
+    return Phases(starts, (before, *(steps.name(number) for number in range(1, len(starts) + 1))))
+
+
+def largest_live_set(trace: Trace, device: int, phases: Phases | None = None) -> LiveSet:
+    """Return what the program held on a device when it held most. `phases`: phases_of(trace), where it is known."""
     ours = np.flatnonzero(trace.events["device"] == device)
-    return live_set(trace, device, int(ours[int(requested_over_time(trace.events[ours]).argmax())]))
+    return live_set(trace, device, int(ours[int(requested_over_time(trace.events[ours]).argmax())]), phases)
 
 
-def live_set(trace: Trace, device: int, event: int) -> LiveSet:
-    """Return what the program held on a device after an event."""
+def live_set(trace: Trace, device: int, event: int, phases: Phases | None = None) -> LiveSet:
+    """Return what the program held on a device after an event. `phases`: phases_of(trace), where it is known."""
     events = trace.events
     live = live_after(trace, device, event)
     blocks = events[live]
     requested = blocks["requested"]
     freed_later = np.isin(blocks["id"], events["id"][events["op"] == Op.FREE])
     lifetimes = np.where(freed_later, "freed later", "kept to the end of the recording")
+    by_line = _by_label(trace, blocks, stack_label, NO_STACK)
     return LiveSet(
         event=event,
         seconds=(int(events["time_ns"][event]) - int(events["time_ns"][0])) / 1e9,
         blocks=len(live),
         requested=int(requested.sum()),
         by_size=_group(requested, _size_classes(requested)),
-        by_phase=_group(requested, _phases(trace, live)),
+        by_phase=_group(requested, _phase_of(trace, live, phases_of(trace) if phases is None else phases)),
         by_lifetime=_group(requested, lifetimes),
-        by_stack=_by_stack(trace, blocks),
-        by_line=_by_label(trace, blocks, stack_label, NO_STACK),
+        by_stack=_by_stack(trace, blocks) if by_line else (),
+        by_line=by_line,
         by_scope=_by_label(trace, blocks, lambda frames: scope_of(frames) or NO_SCOPE, NO_SCOPE),
     )
 
@@ -127,15 +145,9 @@ def _size_classes(requested: npt.NDArray[np.uint64]) -> npt.NDArray[Any]:
     return np.array([str(size) for size in classes])[of]
 
 
-def _phases(trace: Trace, live: Indexes) -> npt.NDArray[Any]:
-    """The mark in force when each block was allocated; without marks, the step found."""
-    marks = np.flatnonzero(trace.events["op"] == Op.MARK)
-    if len(marks):
-        texts = [BEFORE_MARKS, *(trace.marks[number] for number in trace.events["id"][marks].tolist())]
-    else:
-        marks = steps.find(trace)
-        texts = [BEFORE_STEPS if len(marks) else DURING, *(steps.name(number) for number in range(1, len(marks) + 1))]
-    labels = np.array(texts, dtype=object)[np.searchsorted(marks, live, side="right")]
+def _phase_of(trace: Trace, live: Indexes, phases: Phases) -> npt.NDArray[Any]:
+    """The name of the phase in which each block was allocated."""
+    labels = np.array(phases.names, dtype=object)[np.searchsorted(phases.starts, live, side="right")]
     labels[live < trace.initial_events] = BEFORE
     return labels.astype(str)
 
@@ -144,8 +156,6 @@ def _phases(trace: Trace, live: Indexes) -> npt.NDArray[Any]:
 
 
 def _by_stack(trace: Trace, blocks: Events) -> tuple[Share, ...]:
-    if not _frames_recorded(trace, blocks):
-        return ()
     shares = []
     for share in _group(blocks["requested"], blocks["stack"]):
         frames = trace.stacks[int(share.label)]
@@ -167,10 +177,6 @@ def labels_of(
     """Return what `label` says of each stack; it is asked once for each that differs."""
     numbers, of = np.unique(stacks, return_inverse=True)
     return np.array([label(trace.stacks[number]) for number in numbers.tolist()], dtype=str)[of]
-
-
-def _frames_recorded(trace: Trace, blocks: Events) -> bool:
-    return any(in_files(trace.stacks[number]) for number in np.unique(blocks["stack"]).tolist())
 
 
 def in_files(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from poolalloc.live_set import LiveSet, largest_live_set, live_set
+from poolalloc.live_set import LiveSet, Phases, largest_live_set, live_set, phases_of
 from poolalloc.report.growth import Growth, growth
 from poolalloc.trace import steps
 from poolalloc.trace.format import Op, Trace
@@ -69,16 +69,16 @@ def report(trace: Trace) -> Report:
     """Return who holds the memory of a recorded program."""
     events = trace.events
     times = events["time_ns"]
-    starts = steps.beginnings(trace)
+    starts, phases = steps.beginnings(trace), phases_of(trace)
     return Report(
         events=len(trace),
         seconds=(int(times[-1]) - int(times[0])) / 1e9,
         steps=len(starts),
-        devices=tuple(_device(trace, device, starts) for device in trace.used_devices()),
+        devices=tuple(_device(trace, device, starts, phases) for device in trace.used_devices()),
     )
 
 
-def _device(trace: Trace, device: int, starts: steps.Indexes) -> DeviceReport:
+def _device(trace: Trace, device: int, starts: steps.Indexes, phases: Phases) -> DeviceReport:
     later = trace.events[trace.initial_events :]
     made = later[(later["op"] == Op.ALLOC) & (later["device"] == device)]
     return DeviceReport(
@@ -86,7 +86,7 @@ def _device(trace: Trace, device: int, starts: steps.Indexes) -> DeviceReport:
         name=trace.device_info(device).name,
         allocations=len(made),
         allocated=int(made["requested"].sum()),
-        peak=largest_live_set(trace, device),
-        end=live_set(trace, device, int(np.flatnonzero(trace.events["device"] == device)[-1])),
+        peak=largest_live_set(trace, device, phases),
+        end=live_set(trace, device, int(np.flatnonzero(trace.events["device"] == device)[-1]), phases),
         growth=growth(trace, device, starts),
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from poolalloc.live_set import NO_STACK, live_after, scope_of, stack_label
 from poolalloc.sizes import format_size
-from poolalloc.trace.format import Events, Frame, Trace
+from poolalloc.trace.format import Events, Frame, Trace, frames_to_json
 from poolalloc.trace.steps import Indexes
 
 FEWEST = 8
@@ -59,9 +59,7 @@ class Growth:
             "steps": self.steps,
             "steps_are_the_programs": self.found,
             "bytes_per_step": self.per_step,
-            "left_behind": [
-                {**vars(each), "frames": [frame._asdict() for frame in each.frames]} for each in self.left_behind
-            ],
+            "left_behind": [{**vars(each), "frames": frames_to_json(each.frames)} for each in self.left_behind],
         }
 
 

@@ -61,7 +61,8 @@ def write_png(trace: Trace, title: str, path: Path, depth: int) -> None:
 
 def _draw(axes: Any, trace: Trace, device: int, depth: int) -> None:
     events = trace.events
-    at = _points(requested_over_time(events))
+    held = requested_over_time(events)
+    at = _points(held)
     names, heights = _areas(trace, at, depth)
     scale, unit = picture.unit_of(int(np.sum(heights, axis=0).max()))
     x = (events["time_ns"][at] - events["time_ns"][0]) / 1e9
@@ -76,8 +77,7 @@ def _draw(axes: Any, trace: Trace, device: int, depth: int) -> None:
         antialiased=False,
     )
     picture.dress(axes, unit, float(x[-1]))
-    peak = int(requested_over_time(events).max())
-    axes.set_title(f"device {device}: {format_size(peak)} at the peak", loc="left", size=10.5, pad=6)
+    axes.set_title(f"device {device}: {format_size(int(held.max()))} at the peak", loc="left", size=10.5, pad=6)
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8)
 

@@ -82,6 +82,11 @@ class Frame(NamedTuple):
         return f"{self.function} ({where})" if where else self.function
 
 
+def frames_to_json(frames: Iterable[Frame]) -> list[dict[str, Any]]:
+    """Return the lines of a stack as plain values."""
+    return [frame._asdict() for frame in frames]
+
+
 @dataclass(frozen=True)
 class Stacks:
     """Stacks, innermost frame first, each frame and text stored once. Stack 0 is the empty one: not recorded."""
