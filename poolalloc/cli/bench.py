@@ -94,13 +94,14 @@ def bench(  # noqa: PLR0917
 
     def keep(results: Results) -> None:
         if json_path is not None:
-            write_text(json_path, json.dumps(results.to_json(), indent=1) + "\n")
+            document = json.dumps(results.to_json(), indent=1) + "\n"
+            write_file(json_path, lambda path: write_text(path, document), silent=True)
 
     with Progress(cells, device) as progress:
         results = harness.run_cells(cells, harness.Setting(device, torch, timeout), command, progress, keep)
     print_results(results)
     if json_path is not None:
-        write_file(json_path, lambda _path: keep(results))
+        print(f"wrote {json_path}")
     if html_path is not None:
         write_file(html_path, lambda path: report.write_html(results, path))
     if png_path is not None:
@@ -112,7 +113,7 @@ def print_results(results: Results) -> None:
     """Print the table on stdout, what was skipped under it, and the errors of cells that failed on stderr."""
     from poolalloc.bench.panels import device_text
     from poolalloc.bench.table import HEADINGS, NAMES, SILENT, cells
-    from poolalloc.cli.tables import Table, stdout_console
+    from poolalloc.cli.tables import Table, say, stdout_console
 
     console = stdout_console()
     table = Table(device_text(results), HEADINGS[:NAMES], HEADINGS[NAMES:], SILENT)
@@ -121,7 +122,7 @@ def print_results(results: Results) -> None:
     table.print(console)
     skipped = {row.workload: row.skipped for row in results.rows if row.skipped is not None}
     for workload, reason in skipped.items():
-        console.print(f"{workload} skipped: {reason}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"{workload} skipped: {reason}")
     for row in results.rows:
         if row.error is not None:
             print(f"{row.workload} under {row.allocator} failed: {row.error}", file=sys.stderr, flush=True)

@@ -76,14 +76,14 @@ def fit(
 
 def print_fit(found: Fit, name: str, config: str) -> None:
     """Print the verdict for each device and what its largest live set consists of; `config` is what was asked for."""
-    from poolalloc.cli.tables import stdout_console
+    from poolalloc.cli.tables import say, stdout_console
 
     console = stdout_console()
     if len(found.verdicts) > len(found.devices):
         _print_verdicts(console, found, config)
     for device in found.devices:
         for line in _verdict(found, device, name):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(console, line)
         _print_live_set(console, device)
 
 

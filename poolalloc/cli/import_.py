@@ -83,7 +83,7 @@ def read_any(data: bytes, name: str) -> tuple[Trace, Report]:
 
 def print_report(report: Report, trace: Trace) -> None:
     """Print the account as tables."""
-    from poolalloc.cli.tables import Table, stdout_console
+    from poolalloc.cli.tables import Table, say, stdout_console
 
     console = stdout_console()
     table = Table(f"{report.kind} {report.source}", ["", "what"], ["count"])
@@ -115,7 +115,7 @@ def print_report(report: Report, trace: Trace) -> None:
         known = _device_figures(row)
         if known:
             line = f"device {row['device']}, says the recorded allocator: {known}"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(console, line)
     streams, pools = len(set(trace.events["stream"].tolist())), len(set(trace.events["pool"].tolist()))
     console.print(
         f"{count_of(len(trace), 'event')}, {trace.initial_events:,} of them the initial state; "

@@ -71,7 +71,7 @@ def plan(
 
 
 def _print(plan: Plan, found: list[Found], name: str) -> None:
-    from poolalloc.cli.tables import Table, stdout_console
+    from poolalloc.cli.tables import Table, say, stdout_console
 
     console = stdout_console()
     table = Table(
@@ -97,7 +97,7 @@ def _print(plan: Plan, found: list[Found], name: str) -> None:
         )
     table.print(console)
     for line in _not_planned(found):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def _not_planned(found: list[Found]) -> list[str]:

@@ -164,7 +164,7 @@ def print_performed(performed: list[Performed]) -> None:
     """Print what torch's allocators reserved for the same requests."""
     if not performed:
         return
-    from poolalloc.cli.tables import Table, stdout_console
+    from poolalloc.cli.tables import Table, say, stdout_console
 
     console = stdout_console()
     real = next((one.device_name for one in performed if one.device_name is not None), None)
@@ -190,7 +190,7 @@ def print_performed(performed: list[Performed]) -> None:
     for one in performed:
         if one.row.error is not None:
             line = f"{one.row.allocator} failed: {one.row.error.splitlines()[0]}"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(console, line)
 
 
 def _facts(driver_calls: Mapping[str, int], of: DriverTime | Performed) -> dict[str, str]:
@@ -241,7 +241,7 @@ def load_config(config: str | None, conf: str | None) -> Config:
 
 def print_result(result: Result, trace: Trace, name: str) -> None:
     """Print the figures as a table, and below it what else happened."""
-    from poolalloc.cli.tables import Table, stdout_console
+    from poolalloc.cli.tables import Table, say, stdout_console
 
     console = stdout_console()
     where = f"{format_size(result.memory_bytes)} a device ({result.memory_source})"
@@ -285,7 +285,7 @@ def print_result(result: Result, trace: Trace, name: str) -> None:
         )
         lines.append(lost.message)
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def _rows(device: DeviceResult, *, whole: bool) -> list[tuple[str, ...]]:

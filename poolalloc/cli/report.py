@@ -70,22 +70,20 @@ def report(
 
 def print_report(found: Report, name: str, rows: int, depth: int) -> None:
     """Print everything as tables."""
-    from poolalloc.cli.tables import stdout_console
+    from poolalloc.cli.tables import say, stdout_console
 
     console = stdout_console()
     steps = f"{found.steps:,} steps" if found.steps else "no steps known"
-    _say(console, f"{name}: {found.events:,} events in {found.seconds:.3f} s, {steps}")
+    say(console, f"{name}: {found.events:,} events in {found.seconds:.3f} s, {steps}")
     for device in found.devices:
         _print_device(console, device, rows, depth)
 
 
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
 def _print_device(console: Console, device: DeviceReport, rows: int, depth: int) -> None:
+    from poolalloc.cli.tables import say
+
     name = f" ({device.name})" if device.name else ""
-    _say(
+    say(
         console,
         f"device {device.device}{name}: {device.allocations:,} allocations of {format_size(device.allocated)} in all, "
         f"{format_size(device.peak.requested)} held at the peak, {format_size(device.end.requested)} at the end",
@@ -99,6 +97,7 @@ def _print_device(console: Console, device: DeviceReport, rows: int, depth: int)
 
 def _print_live_set(console: Console, live: LiveSet, title: str, rows: int, depth: int) -> None:
     from poolalloc.cli.live_set import by, by_scope, table_of
+    from poolalloc.cli.tables import say
 
     groups = [by_scope(live, 2 * rows, depth)] if live.by_scope else []
     least = live.requested // 1000
@@ -107,21 +106,21 @@ def _print_live_set(console: Console, live: LiveSet, title: str, rows: int, dept
     size = f"{format_size(live.requested)} in {live.blocks:,} blocks"
     table_of(live, f"{title}: {size}", groups).print(console)
     if not live.by_line:
-        _say(console, "  by line: no stacks were recorded (poolalloc run --record FILE --stacks)")
+        say(console, "  by line: no stacks were recorded (poolalloc run --record FILE --stacks)")
 
 
 def _print_growth(console: Console, growth: Growth, rows: int) -> None:
     from poolalloc.cli.live_set import shown
-    from poolalloc.cli.tables import Table
+    from poolalloc.cli.tables import Table, say
     from poolalloc.report.growth import FEWEST
 
     step = "step" if growth.found else "part"  # a twentieth of the recording
     if growth.steps == 0:
-        _say(console, f"growth: the recording is too short to tell; {FEWEST} steps are enough")
+        say(console, f"growth: the recording is too short to tell; {FEWEST} steps are enough")
         return
     if not growth.left_behind:
         parts = "" if growth.found else " of the recording"
-        _say(console, f"growth: none in the {growth.steps:,} {step}s{parts} looked at")
+        say(console, f"growth: none in the {growth.steps:,} {step}s{parts} looked at")
         return
     title = f"growth: every {step} leaves {format_size(round(growth.per_step))} behind; {growth.steps:,} looked at"
     table = Table(
@@ -138,4 +137,4 @@ def _print_growth(console: Console, growth: Growth, rows: int) -> None:
         )
     table.print(console)
     if len(growth.left_behind) > rows:
-        _say(console, f"  and {len(growth.left_behind) - rows:,} more")
+        say(console, f"  and {len(growth.left_behind) - rows:,} more")

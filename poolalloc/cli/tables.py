@@ -24,6 +24,11 @@ def stdout_console() -> Console:
     return console
 
 
+def say(console: Console, line: str, style: str = "") -> None:
+    """Print a line as it is: whole, however narrow the terminal, and nothing in it taken for markup."""
+    console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
 class Table:
     """Rows under headings: first columns of names, then columns of figures."""
 
@@ -62,7 +67,7 @@ class Table:
         """Print it; where a terminal is narrower than the figures, the terminal breaks the lines."""
         console = console or stdout_console()
         if self._title:
-            console.print(self._title, style="bold", highlight=False, markup=False, soft_wrap=True)
+            say(console, self._title, "bold")
         shown = [index for index in range(len(self._headings)) if self._says_something(index)]
         borders = 3 * len(shown) + 1
         widths = self._widths(shown, console.width - borders)

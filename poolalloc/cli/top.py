@@ -176,7 +176,7 @@ def _look_again(url: str) -> Look:
 
 def _print(console: Console, looks: list[Look], before: list[Look | None]) -> None:
     """Print one row for each device, with rates where a look before this one is known; then who says nothing."""
-    from poolalloc.cli.tables import Table
+    from poolalloc.cli.tables import Table, say
 
     headings = [*_BYTES, "peak", "overhead", "allocations/s", "driver calls/s", "out of memory"]
     nothing = {"pending": ("0 B",), "kept": ("0 B",), "out of memory": ("0",)}
@@ -203,7 +203,7 @@ def _print(console: Console, looks: list[Look], before: list[Look | None]) -> No
         table.print(console)
     for now in looks:
         if now.problem:
-            console.print(now.problem, highlight=False, markup=False, soft_wrap=True)
+            say(console, now.problem)
 
 
 def _rate(now: int, before: int | None, seconds: float) -> str:

@@ -116,7 +116,7 @@ def tune(
 
 def print_found(found: Tuned) -> None:
     """Print what the options gain on both parts."""
-    from poolalloc.cli.tables import Table, stdout_console
+    from poolalloc.cli.tables import Table, say, stdout_console
 
     table = Table(
         f"{found.trials} configurations tried, objective {found.objective}",
@@ -131,7 +131,7 @@ def print_found(found: Tuned) -> None:
     console = stdout_console()
     table.print(console)
     options = found.config.to_conf() or "the defaults: nothing was better"
-    console.print(f"options: {options}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"options: {options}")
     objective = found.objective
     if found.after.held_out.value(objective) > found.before.held_out.value(objective):
         console.print(
