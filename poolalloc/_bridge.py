@@ -5,8 +5,8 @@ Not for choosing between bridge and plugin, or for what the user sees: _install.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
-import fcntl
 import hashlib
 import os
 import shutil
@@ -15,12 +15,12 @@ import sysconfig
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from poolalloc import _core
+from poolalloc._private_folder import PrivateFolder
 
 PACKAGE = Path(__file__).resolve().parent
 HEADERS = ("core", "driver", "plugin")
@@ -33,18 +33,28 @@ class BridgeError(RuntimeError):
     """The bridge cannot be built or loaded; the message is one line that says why, and where known what to do."""
 
 
+class NotKeptError(BridgeError):
+    """The cache folder cannot be used: it cannot be written, or others may change it."""
+
+
 @dataclass(frozen=True)
 class Plan:
-    """One build of the bridge: the command, and where its result is kept."""
+    """One build of the bridge: the command, and the name of its result."""
 
     command: tuple[str, ...]
     source: str
-    library: Path
+    name: str
 
-    @property
-    def built(self) -> bool:
-        """Whether the result is there already."""
-        return self.library.is_file()
+
+@dataclass(frozen=True)
+class Library:
+    """A bridge that was built, and checked to be the user's own."""
+
+    path: Path
+    descriptor: int
+    """The open file, for as long as the process lives."""
+    built: bool
+    """Whether it was compiled just now."""
 
 
 def sources() -> Path:
@@ -58,9 +68,12 @@ def sources() -> Path:
 def cache_folder() -> Path:
     """Where built bridges are kept: POOLALLOC_CACHE_DIR, or poolalloc in the user's cache folder."""
     if own := os.environ.get("POOLALLOC_CACHE_DIR"):
-        return Path(own)
+        return Path(own).absolute()
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "poolalloc"
+    try:
+        return (Path(base).absolute() if base else Path.home() / ".cache") / "poolalloc"
+    except RuntimeError as error:  # a user without an entry in the password file, and no HOME
+        raise NotKeptError(f"there is no cache folder ({error}); POOLALLOC_CACHE_DIR names one") from error
 
 
 def plan(torch: ModuleType) -> Plan:
@@ -98,7 +111,7 @@ def plan(torch: ModuleType) -> Plan:
     name = f"bridge-torch{torch.__version__}-{abi}-{digest.hexdigest()[:16]}.so"
     # One translation unit: torch's headers are most of the work.
     source = "".join(f'#include "bridge/{part.name}"\n' for part in parts)
-    return Plan(command, source, cache_folder() / name)
+    return Plan(command, source, name)
 
 
 def _digest_of_headers(folder: Path) -> str:
@@ -146,47 +159,82 @@ def _cuda_includes(site_packages: Path) -> list[str]:
     return [f"-isystem{folders[0]}", *(flag for folder in folders[1:] for flag in ("-idirafter", str(folder)))]
 
 
-def build(torch: ModuleType, force: bool = False) -> Path:
-    """The bridge for this torch, built if it is not there yet. Raises BridgeError with the compiler's first error."""
+def build(torch: ModuleType, force: bool = False) -> Library:
+    """The bridge for this torch, in the cache folder; built if it is not there yet.
+
+    Raises BridgeError with the compiler's first error, and NotKeptError with the reason why the folder is not used.
+    """
+    return _build_in_cache(plan(torch), force)
+
+
+def build_somewhere(torch: ModuleType) -> Library:
+    """The same, in a temporary folder, with a warning, where the cache folder cannot be used."""
     wanted = plan(torch)
-    if wanted.built and not force:
-        return wanted.library
     try:
-        wanted.library.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(wanted.library.with_suffix(".lock")):
-            if force or not wanted.built:  # another process may have built it meanwhile
-                _compile(wanted)
+        return _build_in_cache(wanted, force=False)
+    except NotKeptError as error:
+        problem = error
+    for folder in _temporary_folders():
+        try:
+            library = _build_in(folder, wanted, force=False)
+        except OSError:
+            continue
+        warnings.warn(f"{problem}. It is kept in {folder} instead", RuntimeWarning, stacklevel=6)
+        return library
+    raise problem
+
+
+def _build_in_cache(wanted: Plan, force: bool) -> Library:
+    folder = cache_folder()
+    try:
+        return _build_in(folder, wanted, force)
     except OSError as error:
-        raise BridgeError(
-            f"the bridge cannot be kept in {wanted.library.parent}: {error.strerror or error}; POOLALLOC_CACHE_DIR "
-            "names another folder"
+        raise NotKeptError(
+            f"the bridge cannot be kept in {folder}: {error.strerror or error}; POOLALLOC_CACHE_DIR names another "
+            "folder"
         ) from error
-    return wanted.library
 
 
-def _compile(wanted: Plan) -> None:
-    with tempfile.TemporaryDirectory(prefix="build-", dir=wanted.library.parent) as folder:
-        result = Path(folder) / wanted.library.name
-        done = subprocess.run(
-            [*wanted.command, "-o", str(result)], input=wanted.source, capture_output=True, text=True, check=False
-        )
+def _temporary_folders() -> Iterator[Path]:
+    """One that the user's next process finds too; then, where somebody else took its name, one for this process."""
+    yield Path(tempfile.gettempdir()) / f"poolalloc-{os.geteuid()}"
+    folder = tempfile.mkdtemp(prefix="poolalloc-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    yield Path(folder)
+
+
+def _build_in(path: Path, wanted: Plan, force: bool) -> Library:
+    with PrivateFolder(path) as folder:
+        if not force and (found := folder.open(wanted.name)) is not None:
+            return Library(path / wanted.name, found, built=False)
+        with folder.lock(f"{wanted.name}.lock"):
+            found = None if force else folder.open(wanted.name)  # another process may have built it meanwhile
+            if built := found is None:
+                _compile(wanted, folder)
+                found = folder.open(wanted.name)
+            if found is None:
+                raise FileNotFoundError(f"{wanted.name} was removed as soon as it was built")
+            return Library(path / wanted.name, found, built)
+
+
+def _compile(wanted: Plan, folder: PrivateFolder) -> None:
+    with tempfile.TemporaryDirectory(prefix="poolalloc-build-") as work:
+        result = Path(work) / wanted.name
+        try:
+            done = subprocess.run(
+                [*wanted.command, "-o", str(result)], input=wanted.source, capture_output=True, text=True, check=False
+            )
+        except OSError as error:
+            raise BridgeError(f"{wanted.command[0]} cannot be started: {error.strerror or error}") from error
         if done.returncode != 0:
             raise BridgeError(f"{wanted.command[0]} failed: {_first_error(done.stderr, done.returncode)}")
-        result.replace(wanted.library)
+        folder.put(wanted.name, result)
 
 
 def _first_error(text: str, code: int) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower() or "undefined reference" in line]
     return (errors or lines or [f"exit code {code}"])[0]
-
-
-@contextmanager
-def _only_one(file: Path) -> Iterator[None]:
-    """One process builds, the others wait for it."""
-    with file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _warn(text: bytes) -> None:
@@ -198,12 +246,14 @@ _WARN = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_warn)
 """Called by the bridge, for as long as the process lives."""
 
 
-def load(library: Path) -> None:
+def load(library: Library) -> None:
     """Let the bridge take over torch's CUDA memory. Raises BridgeError if it cannot be loaded, or torch refuses it."""
+    checked = f"/proc/self/fd/{library.descriptor}"
     try:
-        install = ctypes.CDLL(str(library)).poolalloc_bridge_install
+        # By descriptor: another file may stand at the path by now. Without /proc there is only the path.
+        install = ctypes.CDLL(checked if os.path.exists(checked) else str(library.path)).poolalloc_bridge_install
     except (OSError, AttributeError) as error:
-        raise BridgeError(f"{library.name} cannot be loaded: {error}") from error
+        raise BridgeError(f"{library.path.name} cannot be loaded: {error}") from error
     install.restype = ctypes.c_char_p
     problem = install(_WARN)
     if problem is not None:

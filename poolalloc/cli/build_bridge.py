@@ -31,15 +31,19 @@ def build_bridge(
 
     try:
         torch = _install.import_torch()
-        was_there = not force and _bridge.plan(torch).built
         started = time.monotonic()
         library = _bridge.build(torch, force=force)
     except (TorchError, _bridge.BridgeError) as error:
         fail(f"build-bridge: {error}")
     seconds = time.monotonic() - started
     if json:
-        result = {"library": str(library), "torch": torch.__version__, "built": not was_there, "seconds": seconds}
+        result = {
+            "library": str(library.path),
+            "torch": torch.__version__,
+            "built": library.built,
+            "seconds": seconds,
+        }
         print(json_format.dumps(result, indent=2))
     else:
-        done = "was built before" if was_there else f"built in {seconds:.1f} s"
-        print(f"bridge for torch {torch.__version__}: {done}\n{library}")
+        done = f"built in {seconds:.1f} s" if library.built else "was built before"
+        print(f"bridge for torch {torch.__version__}: {done}\n{library.path}")

@@ -544,17 +544,17 @@ def test_every_source_of_the_bridge_is_a_key_of_the_cache(tmp_path: Path, monkey
     for folder in ("bridge", *_bridge.HEADERS):
         shutil.copytree(ROOT / "csrc" / folder, sources / folder)
     monkeypatch.setattr(_bridge, "sources", lambda: sources)
-    before = _bridge.plan(torch).library
-    assert _bridge.plan(torch).library == before
+    before = _bridge.plan(torch).name
+    assert _bridge.plan(torch).name == before
     for file in ("bridge/pools.cpp", "bridge/torch_allocator.h"):
         with (sources / file).open("a") as stream:
             stream.write("// changed\n")
-        after = _bridge.plan(torch).library
+        after = _bridge.plan(torch).name
         assert after != before, file
         before = after
     monkeypatch.setattr(_bridge._core, "HEADERS_DIGEST", "of another build")
     monkeypatch.setattr(_bridge, "_digest_of_headers", lambda folder: "of another build")
-    assert _bridge.plan(torch).library != before
+    assert _bridge.plan(torch).name != before
 
 
 @pytest.mark.parametrize("file", ["core/allocator.h", "core/options.def", "plugin/plugin.h", "driver/driver.h"])
