@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "plugin/ipc.h"
+#include "plugin/ipc_listener.h"
 #include "plugin/ipc_protocol.h"
 #include "plugin/plugin.h"
 
@@ -23,74 +24,98 @@ constexpr timeval kPatience{30, 0};  // for an answer: the other process may be 
 class Descriptors {
  public:
   Descriptors() = default;
-  ~Descriptors() {
-    for (const int descriptor : all) close(descriptor);
-  }
+  ~Descriptors() { clear(); }
   Descriptors(const Descriptors&) = delete;
   Descriptors& operator=(const Descriptors&) = delete;
+
+  void clear() {
+    for (const int descriptor : all) close(descriptor);
+    all.clear();
+  }
 
   std::vector<int> all;
 };
 
 std::string whose(const Name& name) { return "process " + std::to_string(name.process); }
 
+// Whatever is at the other end is another process's word: what it says is checked before it is used.
 class Connection {
  public:
-  explicit Connection(const Name& name) : name_(name), socket_(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)) {
-    sockaddr_un address;
-    const socklen_t length = ipc::address_of(name, &address);
-    setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &kPatience, sizeof kPatience);
-    if (socket_ >= 0 && connect(socket_, reinterpret_cast<sockaddr*>(&address), length) == 0) return;
-    const int error = errno;
-    if (socket_ >= 0) close(socket_);
-    throw DriverError("the CUDA memory of " + whose(name) + " cannot be opened: the process has ended, or is in " +
-                      "another network namespace (" + std::strerror(error) +
-                      "). It must live while others use its memory");
-  }
-  ~Connection() { close(socket_); }
-  Connection(const Connection&) = delete;
-  Connection& operator=(const Connection&) = delete;
+  explicit Connection(const Name& name) : name_(name) { connect_again(); }
 
-  // Appends the descriptors of so many pages.
-  void ask(std::uint64_t first, std::uint64_t count, std::vector<int>* descriptors) {
+  // The descriptors of so many pages, in the place of those that are there.
+  void ask(std::uint64_t first, std::uint64_t count, Descriptors* descriptors) {
     const Request request{name_, first, count};
-    if (send(socket_, &request, sizeof request, MSG_NOSIGNAL) != static_cast<ssize_t>(sizeof request)) gone();
     Reply reply;
-    iovec bytes{&reply, sizeof reply};
+    bool cut = false;
+    // The other side may close a connection that was silent while others came. Every request stands alone.
+    if (!try_ask(request, &reply, descriptors, &cut)) {
+      if (errno == EAGAIN) gone();
+      connect_again();
+      if (!try_ask(request, &reply, descriptors, &cut)) gone();
+    }
+    if (reply.answer == Answer::kFreed)
+      fail("it was freed there. The process that shares a tensor must keep it until others have opened it");
+    if (reply.answer == Answer::kRefused) fail("it runs another version of poolalloc");
+    if (reply.answer != Answer::kPages) fail(std::string(reply.text, strnlen(reply.text, sizeof reply.text)));
+    if (cut) fail("this process may open no more files (ulimit -n)");
+    if (descriptors->all.size() != count) fail("its answer makes no sense");
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& reason) const {
+    throw DriverError("the CUDA memory of " + whose(name_) + " cannot be opened: " + reason);
+  }
+  [[noreturn]] void gone() const {
+    fail(std::string("the process ") + (errno == EAGAIN ? "does not answer" : "has ended"));
+  }
+
+  void connect_again() {
+    socket_.clear();
+    const int made = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (made < 0) fail(std::string("there is no socket (") + std::strerror(errno) + ")");
+    socket_.all.push_back(made);
+    sockaddr_un address;
+    const socklen_t length = ipc::address_of(name_, &address);
+    setsockopt(made, SOL_SOCKET, SO_RCVTIMEO, &kPatience, sizeof kPatience);
+    setsockopt(made, SOL_SOCKET, SO_SNDTIMEO, &kPatience, sizeof kPatience);  // of connect() too
+    if (connect(made, reinterpret_cast<sockaddr*>(&address), length) != 0)
+      fail(std::string("the process has ended, or is in another network namespace (") + std::strerror(errno) +
+           "). It must live while others use its memory");
+    uid_t user = 0;
+    if (!ipc::runs_as(made, geteuid(), &user))
+      fail("it belongs to another user (number " + std::to_string(user) + "; this process is number " +
+           std::to_string(geteuid()) + "), and only processes of one user share memory");
+  }
+
+  // False if the connection has ended, or nothing came.
+  bool try_ask(const Request& request, Reply* reply, Descriptors* descriptors, bool* cut) const {
+    descriptors->clear();
+    const int to = socket_.all.front();
+    if (send(to, &request, sizeof request, MSG_NOSIGNAL) != static_cast<ssize_t>(sizeof request)) return false;
+    iovec bytes{reply, sizeof *reply};
     alignas(cmsghdr) char control[CMSG_SPACE(ipc::kBatch * sizeof(int))];
     msghdr message{};
     message.msg_iov = &bytes;
     message.msg_iovlen = 1;
     message.msg_control = control;
     message.msg_controllen = sizeof control;
-    const ssize_t got = recvmsg(socket_, &message, MSG_CMSG_CLOEXEC);
+    errno = 0;
+    const ssize_t got = recvmsg(to, &message, MSG_CMSG_CLOEXEC);
     if (got > 0)
       for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
         if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
-        const std::size_t old = descriptors->size();
-        descriptors->resize(old + (part->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-        std::memcpy(descriptors->data() + old, CMSG_DATA(part), part->cmsg_len - CMSG_LEN(0));
+        std::vector<int>& all = descriptors->all;
+        const std::size_t old = all.size();
+        all.resize(old + (part->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        std::memcpy(all.data() + old, CMSG_DATA(part), part->cmsg_len - CMSG_LEN(0));
       }
-    if (got != static_cast<ssize_t>(sizeof reply)) gone();
-    if (reply.answer == Answer::kFreed)
-      throw DriverError("the CUDA memory of " + whose(name_) + " cannot be opened: it was freed there. The process " +
-                        "that shares a tensor must keep it until others have opened it");
-    if (reply.answer != Answer::kPages)
-      throw DriverError("the CUDA memory of " + whose(name_) + " cannot be opened: " +
-                        (reply.answer == Answer::kRefused ? "it runs another version of poolalloc" : reply.text));
-    if ((message.msg_flags & MSG_CTRUNC) != 0 || reply.count != count)
-      throw DriverError("the CUDA memory of " + whose(name_) +
-                        " cannot be opened: this process may open no more files (ulimit -n)");
-  }
-
- private:
-  [[noreturn]] void gone() const {
-    throw DriverError("the CUDA memory of " + whose(name_) +
-                      " cannot be opened: the process ended or does not answer (" + std::strerror(errno) + ")");
+    *cut = (message.msg_flags & MSG_CTRUNC) != 0;
+    return got == static_cast<ssize_t>(sizeof *reply);
   }
 
   const Name& name_;
-  const int socket_;
+  Descriptors socket_;  // one
 };
 
 // What is open now, by name and device. Never destroyed: tensors may die after static destructors.
@@ -124,8 +149,10 @@ std::shared_ptr<void> ipc_open(const std::string& text, DeviceIndex device) {
   if (text.size() == sizeof name) std::memcpy(&name, text.data(), sizeof name);
   if (text.size() != sizeof name || name.version != ipc::kVersion)
     throw UsageError(
-        "this CUDA memory was shared by a process without poolalloc, or with another version of it; install the same "
-        "in every process that shares CUDA tensors");
+        "process " + std::to_string(getpid()) + " runs on poolalloc and was given CUDA memory that " +
+        (text.starts_with("pa-") ? "was shared by a process with another version of poolalloc"
+                                 : "was shared by a process without poolalloc, by torch's own allocator") +
+        "; install the same poolalloc in every process that shares CUDA tensors");
   if (auto found = find_open(text, device)) return found;
   // Nothing is locked while another process is asked: of two threads that open one name, the second keeps the first's.
   Address address = 0;
@@ -135,9 +162,7 @@ std::shared_ptr<void> ipc_open(const std::string& text, DeviceIndex device) {
     const std::uint64_t pages = name.bytes / kPageBytes;
     address = plugin_allocator().open_shared(device, pages, [&](std::size_t page) {
       if (page % ipc::kBatch == 0) {
-        for (const int descriptor : descriptors.all) close(descriptor);
-        descriptors.all.clear();
-        connection.ask(page, std::min<std::uint64_t>(pages - page, ipc::kBatch), &descriptors.all);
+        connection.ask(page, std::min<std::uint64_t>(pages - page, ipc::kBatch), &descriptors);
       }
       return descriptors.all[page % ipc::kBatch];
     });

@@ -1,6 +1,7 @@
 # Native tests: each tests/native/*_test.cpp is one program, run by ctest. They link core and driver as a static library,
 # because libpoolalloc.so shows only what POOLALLOC_API marks. The sanitizer options of the main build apply.
-file(GLOB testing_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/csrc/core/*.cpp ${CMAKE_SOURCE_DIR}/csrc/driver/*.cpp)
+file(GLOB testing_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/csrc/core/*.cpp ${CMAKE_SOURCE_DIR}/csrc/driver/*.cpp
+     ${CMAKE_SOURCE_DIR}/csrc/plugin/ipc_listener.cpp)
 add_library(poolalloc_testing STATIC EXCLUDE_FROM_ALL ${testing_sources} ${CMAKE_SOURCE_DIR}/tests/native/page_checker.cpp)
 target_include_directories(poolalloc_testing PUBLIC ${CMAKE_SOURCE_DIR}/csrc ${CMAKE_SOURCE_DIR}/tests/native)
 target_link_libraries(poolalloc_testing PUBLIC Threads::Threads ${CMAKE_DL_LIBS})
