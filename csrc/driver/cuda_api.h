@@ -67,6 +67,7 @@ static_assert(sizeof(AllocationProperties) == 32 && sizeof(AccessDescription) ==
   X(DeviceGetAttribute, (int* value, int attribute, Device device))                                            \
   X(DevicePrimaryCtxRetain, (Context* context, Device device))                                                 \
   X(DevicePrimaryCtxRelease, (Device device))                                                                  \
+  X(DevicePrimaryCtxGetState, (Device device, unsigned* flags, int* active))                                   \
   X(CtxGetCurrent, (Context* context))                                                                         \
   X(CtxPushCurrent, (Context context))                                                                         \
   X(CtxPopCurrent, (Context* context))                                                                         \

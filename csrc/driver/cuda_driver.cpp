@@ -67,7 +67,7 @@ CudaDriver::~CudaDriver() {
     if (device.context.load() != nullptr) api().DevicePrimaryCtxRelease(device.ordinal);
 }
 
-CudaDriver::Device* CudaDriver::open(DeviceIndex index, const char* call) {
+CudaDriver::Device* CudaDriver::find(DeviceIndex index, const char* call) {
   if (!available()) {
     set_last_error("%s: %s", call, api().problem.c_str());
     return nullptr;
@@ -77,26 +77,47 @@ CudaDriver::Device* CudaDriver::open(DeviceIndex index, const char* call) {
     return nullptr;
   }
   Device& device = devices_[index];
-  if (device.context.load(std::memory_order_acquire) != nullptr) return &device;
+  if (device.known.load(std::memory_order_acquire)) return &device;
   std::lock_guard guard(mutex_);
-  if (device.context.load(std::memory_order_relaxed) != nullptr) return &device;
-  cuda::Result result = api().DeviceGet(&device.ordinal, index);
+  if (device.known.load(std::memory_order_relaxed)) return &device;
   int rdma = 0;
+  int shareable = 0;
+  cuda::Result result = api().DeviceGet(&device.ordinal, index);
   if (result == cuda::kSuccess)
     result = api().DeviceGetAttribute(&rdma, cuda::kAttributeRdmaWithVirtualMemory, device.ordinal);
-  int shareable = 0;
   if (result == cuda::kSuccess)
     result = api().DeviceGetAttribute(&shareable, cuda::kAttributePosixDescriptors, device.ordinal);
+  if (result != cuda::kSuccess) {
+    refused(result, "%s: finding device %d", call, index);
+    return nullptr;
+  }
   device.rdma = rdma != 0;
   device.shareable = shareable != 0;
+  device.known.store(true, std::memory_order_release);
+  return &device;
+}
+
+CudaDriver::Device* CudaDriver::open(DeviceIndex index, const char* call) {
+  Device* device = find(index, call);
+  if (device == nullptr || device->context.load(std::memory_order_acquire) != nullptr) return device;
+  std::lock_guard guard(mutex_);
+  if (device->context.load(std::memory_order_relaxed) != nullptr) return device;
   cuda::Context context = nullptr;
-  if (result == cuda::kSuccess) result = api().DevicePrimaryCtxRetain(&context, device.ordinal);
-  if (result != cuda::kSuccess) {
+  if (const cuda::Result result = api().DevicePrimaryCtxRetain(&context, device->ordinal); result != cuda::kSuccess) {
     refused(result, "%s: opening device %d", call, index);
     return nullptr;
   }
-  device.context.store(context, std::memory_order_release);
-  return &device;
+  device->context.store(context, std::memory_order_release);
+  return device;
+}
+
+bool CudaDriver::in_use(DeviceIndex index) {
+  const Device* device = find(index, "in_use");
+  if (device == nullptr) return false;
+  if (device->context.load(std::memory_order_acquire) != nullptr) return true;
+  unsigned flags = 0;
+  int active = 0;
+  return api().DevicePrimaryCtxGetState(device->ordinal, &flags, &active) == cuda::kSuccess && active != 0;
 }
 
 class CudaDriver::Scope {
@@ -133,23 +154,23 @@ int CudaDriver::device_count() {
   return api().devices;
 }
 
-Status CudaDriver::device_info(DeviceIndex device, DeviceInfo* info) {
-  Scope scope(*this, device, "device_info");
-  if (!scope) return Status::failed;
+Status CudaDriver::device_info(DeviceIndex index, DeviceInfo* info) {
+  const Device* device = find(index, "device_info");
+  if (device == nullptr) return Status::failed;
   char name[256] = "";
   std::size_t total = 0;
   std::size_t granularity = kPageBytes;
   int virtual_memory = 0;
-  cuda::Result result = api().DeviceGetName(name, sizeof name, scope->ordinal);
-  if (result == cuda::kSuccess) result = api().DeviceTotalMem(&total, scope->ordinal);
+  cuda::Result result = api().DeviceGetName(name, sizeof name, device->ordinal);
+  if (result == cuda::kSuccess) result = api().DeviceTotalMem(&total, device->ordinal);
   if (result == cuda::kSuccess)
-    result = api().DeviceGetAttribute(&virtual_memory, cuda::kAttributeVirtualMemory, scope->ordinal);
+    result = api().DeviceGetAttribute(&virtual_memory, cuda::kAttributeVirtualMemory, device->ordinal);
   if (result == cuda::kSuccess && virtual_memory != 0) {
-    cuda::AllocationProperties properties = properties_of(scope->ordinal, scope->rdma, scope->shareable);
+    cuda::AllocationProperties properties = properties_of(device->ordinal, device->rdma, device->shareable);
     result = api().MemGetAllocationGranularity(&granularity, &properties, cuda::kGranularityMinimum);
   }
-  if (result != cuda::kSuccess) return refused(result, "properties of device %d", device);
-  *info = {name, total, granularity, virtual_memory != 0, virtual_memory != 0 && scope->shareable};
+  if (result != cuda::kSuccess) return refused(result, "properties of device %d", index);
+  *info = {name, total, granularity, virtual_memory != 0, virtual_memory != 0 && device->shareable};
   return Status::ok;
 }
 

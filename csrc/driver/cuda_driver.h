@@ -22,6 +22,9 @@ class POOLALLOC_API CudaDriver final : public Driver {
 
   // Whether there is a driver with a device; if not, one line that says what is missing in *why, if not null.
   static bool available(std::string* why = nullptr);
+  // Whether the process has a context of the device, its own or torch's. One takes hundreds of MiB of the device, so
+  // nothing opens one that does not have to.
+  bool in_use(DeviceIndex device);
 
   int device_count() override;
   Status device_info(DeviceIndex device, DeviceInfo* info) override;
@@ -52,7 +55,8 @@ class POOLALLOC_API CudaDriver final : public Driver {
  private:
   static constexpr int kMaxDevices = 64;
   struct Device {
-    std::atomic<void*> context{nullptr};  // set last; null until first used
+    std::atomic<bool> known{false};       // set after ordinal and what the device can do
+    std::atomic<void*> context{nullptr};  // null until first used
     int ordinal = 0;
     bool rdma = false;       // memory can be reached by network cards, as torch's own allocations can
     bool shareable = false;  // memory can be exported as a file descriptor
@@ -63,10 +67,11 @@ class POOLALLOC_API CudaDriver final : public Driver {
   };
   class Scope;  // makes the context of a device current for one call
 
+  Device* find(DeviceIndex device, const char* call);  // without a context
   Device* open(DeviceIndex device, const char* call);
 
   Device devices_[kMaxDevices];
-  std::mutex mutex_;                          // of opening a device, and of wider_
+  std::mutex mutex_;                          // of finding and opening a device, and of wider_
   std::unordered_map<Address, Range> wider_;  // reserved with room to align them: what the driver knows them as
 };
 

@@ -2,6 +2,7 @@
 //
 // Contract
 // - Every call may come from any thread, and several at once. None throws.
+// - device_count and device_info open no context of a device; every other call may.
 // - Results: `ok`; `out_of_memory` (the device has no room: the caller may free memory and try again, nothing has
 //   changed); `not_ready` (query_event only); `not_supported`; `failed` (anything else: last_error() of the same
 //   thread names the call and the driver's code; nothing has changed).

@@ -69,18 +69,19 @@ py::dict probe_devices() {
   const int count = available ? driver.device_count() : 0;
   for (int device = 0; device < count; ++device) {
     DeviceInfo info;
-    Bytes free_bytes = 0;
-    Bytes total_bytes = 0;
-    if (driver.device_info(device, &info) != Status::ok ||
-        driver.memory_info(device, &free_bytes, &total_bytes) != Status::ok) {
+    if (driver.device_info(device, &info) != Status::ok) {
       problem = driver.last_error();
       continue;
     }
+    // What is free only a context tells, and opening one would take memory of a device that nobody uses here.
+    Bytes free_bytes = 0;
+    Bytes total_bytes = 0;
+    const bool told = driver.in_use(device) && driver.memory_info(device, &free_bytes, &total_bytes) == Status::ok;
     py::dict row;
     row["device"] = device;
     row["name"] = info.name;
-    row["total_bytes"] = total_bytes;
-    row["free_bytes"] = free_bytes;
+    row["total_bytes"] = told ? total_bytes : info.total_bytes;
+    row["free_bytes"] = told ? py::object(py::int_(free_bytes)) : py::object(py::none());
     row["virtual_memory"] = info.virtual_memory;
     row["granularity"] = info.granularity;
     devices.append(row);
@@ -105,7 +106,8 @@ void bind_plugin(py::module_& module) {
       py::arg("conf"), py::arg("plan") = py::none(),
       "Fixes the options of the process's allocator, and its plan. The same again are accepted.");
   module.def("plugin_state", &state_dict, "What the door to torch has seen: configured, used, hook_calls, failures.");
-  module.def("probe_devices", &probe_devices, "The devices the CUDA driver shows, without torch.");
+  module.def("probe_devices", &probe_devices,
+             "The devices that the CUDA driver shows, without torch and without opening any.");
 
   module.def("devices", [] { return plugin_allocator().devices(); }, "The devices this process has used.");
   module.def("stats", &device_stats, py::arg("device"), "Statistics of one device, by the names of the manual.");

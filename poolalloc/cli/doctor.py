@@ -50,11 +50,12 @@ def doctor(
 
 
 def examine() -> dict[str, Any]:
-    """The findings. Imports torch, and uses a device if there is one."""
+    """The findings. Imports torch, and uses the first device if there is one; the others stay untouched."""
     from poolalloc import _core
 
-    probe = _core.probe_devices()
     torch = _torch()
+    swap = _try_swap(bool(_core.probe_devices()["devices"]))
+    probe = _core.probe_devices()  # of a device in use it tells what is free, too
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
     libcuda = sorted(path for path in mapped if Path(path).name.startswith("libcuda.so"))
     return {
@@ -67,7 +68,7 @@ def examine() -> dict[str, Any]:
         "simulator": {"problem": _simulator_problem(torch)},
         "devices": probe["devices"],
         "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
-        "swap": _try_swap(bool(probe["devices"])),
+        "swap": swap,
         "profiles": describe_profiles(),
         "missing": dict(_missing()),
     }
@@ -144,10 +145,10 @@ def describe(findings: dict[str, Any]) -> list[str]:
     for device in findings["devices"]:
         manages = "with" if device["virtual_memory"] else "without"
         means = "" if device["virtual_memory"] else ", so memory comes in whole segments"
+        free = "" if device["free_bytes"] is None else f"{format_size(device['free_bytes'])} free, "
         lines.append(
             f"GPU {device['device']:<6} {device['name']}{' (simulated)' if findings['simulated'] else ''}, "
-            f"{format_size(device['total_bytes'])}, {format_size(device['free_bytes'])} free, "
-            f"{manages} virtual memory management{means}"
+            f"{format_size(device['total_bytes'])}, {free}{manages} virtual memory management{means}"
         )
     for name, value in findings["settings"].items():
         takes = "what has a counterpart counts" if swap.get("backend") == "bridge" else "it has no effect"

@@ -26,6 +26,7 @@ def test_on_a_simulated_gpu_everything_is_found(clean_environment: dict[str, str
     assert findings["simulated"] is True
     assert findings["driver"]["library"].endswith("libcuda.so.1")
     assert [device["device"] for device in findings["devices"]] == [0, 1]
+    assert [device["free_bytes"] is None for device in findings["devices"]] == [False, True]  # one was used
     assert all("A100" in device["name"] and device["virtual_memory"] for device in findings["devices"])
     assert findings["torch"]["cuda"]
     assert list(findings["missing"]) == ["allocateWithAddress (C++ only)"]
