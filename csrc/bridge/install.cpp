@@ -29,4 +29,9 @@ POOLALLOC_API const char* poolalloc_bridge_install(poolalloc::bridge::Warn warn)
     return text->c_str();
   }
 }
+// What poolalloc makes of each of torch's settings, for tests (settings.h). The text lives as long as the process.
+POOLALLOC_API const char* poolalloc_bridge_settings() {
+  static auto* const text = new std::string(poolalloc::bridge::describe_settings());
+  return text->c_str();
+}
 }

@@ -56,7 +56,15 @@ bool run_free_memory_callbacks() {
 
 }  // namespace
 
-TorchAllocator::TorchAllocator() : CUDAPluggableAllocator(&poolalloc_malloc, &poolalloc_free) {}
+TorchAllocator::TorchAllocator()
+    : CUDAPluggableAllocator(&poolalloc_malloc, &poolalloc_free), caching_(!without_caching()) {}
+
+std::string TorchAllocator::name() {
+  const std::string& parsed = backend_being_parsed();
+  return parsed.empty() ? CUDAPluggableAllocator::name() : parsed;
+}
+
+void TorchAllocator::enable(bool value) { caching_ = value && !without_caching(); }
 
 // --- the hot path ------------------------------------------------------------------------------------------------
 
@@ -153,7 +161,7 @@ void TorchAllocator::raw_delete(void* memory) {
   free_block(memory, [](void* block) { plugin_allocator().free(address_of(block)); });
 }
 
-// --- torch.cuda.caching_allocator_enable(False) --------------------------------------------------------------------
+// --- torch.cuda.caching_allocator_enable(False), PYTORCH_NO_CUDA_MEMORY_CACHING -------------------------------------
 
 // Straight from CUDA and back, as with torch's own allocator: in no figure, no pool and under no limit.
 c10::DataPtr TorchAllocator::allocate_uncached(std::size_t bytes, DeviceIndex device) {
@@ -170,7 +178,8 @@ c10::DataPtr TorchAllocator::allocate_uncached(std::size_t bytes, DeviceIndex de
       raise_out_of_memory(bytes, device, current_stream(device),
                           "poolalloc: cudaMalloc(" + std::to_string(bytes) + " bytes) on device " +
                               std::to_string(device) +
-                              ": the caching allocator is switched off (torch.cuda.caching_allocator_enable)");
+                              ": the caching allocator is switched off (torch.cuda.caching_allocator_enable or "
+                              "PYTORCH_NO_CUDA_MEMORY_CACHING)");
     }
     C10_CUDA_CHECK(result);
     if (const c10::impl::PyInterpreter* tracer = c10::impl::GPUTrace::get_trace())

@@ -57,7 +57,8 @@ class TorchAllocator final : public torch::cuda::CUDAPluggableAllocator::CUDAPlu
   void attachOutOfMemoryObserver(OutOfMemoryObserver observer) override;
   void attachOomRejectionObserver(RejectionObserver) {}  // memory is never refused before it was tried for
   void init(int device_count) override;
-  void enable(bool value) override { caching_ = value; }
+  std::string name() override;
+  void enable(bool value) override;
   bool isEnabled() const override { return caching_; }
   void emptyCache(MempoolId_t pool = {0, 0}) override;
   double getMemoryFraction(DeviceIndex device) override;
@@ -122,9 +123,9 @@ class TorchAllocator final : public torch::cuda::CUDAPluggableAllocator::CUDAPlu
   [[noreturn]] void raise_out_of_memory(std::size_t bytes, DeviceIndex device, cudaStream_t stream,
                                         const std::string& text);
 
-  int devices_ = 0;                  // visible ones; 0: not known yet
-  std::atomic<bool> caching_{true};  // torch.cuda.caching_allocator_enable
-  std::mutex mutex_;                 // guards what follows; never held while a callback runs
+  int devices_ = 0;            // visible ones; 0: not known yet
+  std::atomic<bool> caching_;  // torch.cuda.caching_allocator_enable, PYTORCH_NO_CUDA_MEMORY_CACHING
+  std::mutex mutex_;           // guards what follows; never held while a callback runs
   std::vector<OutOfMemoryObserver> out_of_memory_observers_;
   std::unordered_map<DeviceIndex, TorchStats> accumulated_since_;
 };

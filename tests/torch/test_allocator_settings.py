@@ -123,10 +123,72 @@ def test_a_wrong_environment_is_torchs_error(run: Callable) -> None:
     assert "no_such_key" in outcome.err
 
 
-def test_the_manual_has_every_setting(run: Callable) -> None:
-    source = (ROOT / "csrc" / "bridge" / "settings.cpp").read_text()
-    known = set(re.findall(r'key == "([a-z_0-9]+)"', source)) | set(
-        re.findall(r'starts_with\("([a-z_0-9]+)"\)', source)
+@pytest.mark.parametrize("variable", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_a_backend_in_the_environment_does_no_harm(on_sim: Callable, variable: str) -> None:
+    program = """
+torch.ones(1).pin_memory()  # reads the settings too
+torch.ones(1, device="cuda")
+assert named() == ["backend"], caught
+assert torch.cuda.get_allocator_backend() == "pluggable"
+torch._C._accelerator_setAllocatorSettings("backend:native")
+assert named() == ["backend"] and torch.cuda.get_allocator_backend() == "pluggable"
+assert poolalloc.memory_stats()["live_blocks"] == 0 and poolalloc.memory_stats()["allocations"] == 1
+"""
+    conf = {variable: "backend:cudaMallocAsync,pinned_use_background_threads:False", "PYTHONPATH": str(ROOT)}
+    on_sim(PRELUDE + program, command=(PYTHON,), environment=conf)
+
+
+def test_the_plain_plugin_survives_a_backend_and_says_what_has_no_effect(on_sim: Callable) -> None:
+    program = (
+        PRELUDE.replace("bridge=True", "bridge=False").replace('== "bridge"', '== "plugin"')
+        + """
+import os
+torch.ones(1).pin_memory()
+torch.ones(1, device="cuda")
+assert named() == ["backend", "PYTORCH_NO_CUDA_MEMORY_CACHING"], caught
+assert caught[-1][1] == __file__, caught
+assert os.environ["PYTORCH_ALLOC_CONF"] == "pinned_use_background_threads:False"
+"""
     )
+    conf = {"PYTORCH_ALLOC_CONF": "backend:cudaMallocAsync,pinned_use_background_threads:False"}
+    on_sim(program, command=(PYTHON,), environment={**conf, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+
+
+def test_without_caching_nothing_is_kept(on_sim: Callable) -> None:
+    program = """
+free = lambda: torch.cuda.mem_get_info()[0]
+torch.cuda.init()
+before = free()
+tensor = torch.empty(50 * MiB, dtype=torch.uint8, device="cuda")
+assert free() == before - 50 * MiB and torch.cuda.memory_reserved() == 0
+torch.cuda.caching_allocator_enable(True)  # the variable is stronger, as under torch
+del tensor
+assert free() == before
+other = torch.empty(50 * MiB, dtype=torch.uint8, device="cuda")
+assert torch.cuda.memory_reserved() == 0
+"""
+    on_sim(PRELUDE + program, command=(PYTHON,), environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+
+
+def test_every_setting_and_variable_of_torch_is_known(run: Callable) -> None:
+    """Of the torch that is here: what its parser takes is in the table of settings.cpp and in the manual."""
+    described = run(
+        """
+import ctypes
+settings = ctypes.CDLL(str(poolalloc.installation().library)).poolalloc_bridge_settings
+settings.restype = ctypes.c_char_p
+print(json.dumps([settings().decode(), torch.__file__]))
+"""
+    ).value
+    rules = dict(line.partition(" ")[::2] for line in described[0].splitlines())
+    assert {"max_split_size_mb", "per_process_memory_fraction", "backend"} <= set(rules), rules
+    assert [key for key, rule in rules.items() if rule == "unknown"] == []
     manual = (ROOT / "docs" / "torch-interface.md").read_text().split("## Settings")[1].split("\n## ")[0]
-    assert all(key.rstrip("_") in manual for key in known), known
+    named, begun = (re.findall(rf"`([a-z_0-9]+){rest}`", manual) for rest in ("", r"\.\.\."))
+    assert [key for key in rules if key not in named and not key.startswith(tuple(begun))] == []
+    library = (Path(described[1]).parent / "lib" / "libc10_cuda.so").read_bytes()
+    variables = {name.decode() for name in re.findall(rb"\0(PYTORCH_[A-Z_]+)(?=\0)", library)}
+    assert "PYTORCH_NO_CUDA_MEMORY_CACHING" in variables
+    others = {"PYTORCH_USE_CUDA_DSA"}  # assertions in kernels, no memory
+    of_rocm = {name for name in variables if "HIP" in name}
+    assert [name for name in variables - others - of_rocm if f"`{name}`" not in manual] == []
