@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
+import atexit
+import contextlib
 import os
+import re
+import sys
 import threading
 import warnings
 from collections.abc import Mapping
@@ -12,11 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from poolalloc import _bridge, _core, recording
+from poolalloc import _bridge, _core, _shared_tensors, _torch_slot, recording
 from poolalloc._first_touch import first_touch
 from poolalloc._version import __version__
 from poolalloc.config import Config
-from poolalloc.errors import AlreadyInitializedError, ConfigError, NotInstalledError, TorchError
+from poolalloc.errors import AlreadyInitializedError, ConfigError, NotInstalledError, TorchError, UsageError
 
 MISSING = {
     "torch.cuda.memory_stats, memory_allocated, max_memory_allocated, memory_reserved, memory_summary": (
@@ -68,8 +71,10 @@ class Installation:
         return f"poolalloc {__version__} serves torch {self.torch_version} ({self.backend})"
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _installation: Installation | None = None
+_importing = threading.local()
+"""Has `torch` set in a thread whose install() imports torch, `ended` in one where torch's import is as good as over."""
 
 
 def install(
@@ -93,52 +98,143 @@ def install(
 
     Calling it again with the same configuration, or with None, returns the first result.
 
-    Raises AlreadyInitializedError if torch has already initialised CUDA, PlanError for a file that is no plan,
-    ConfigError for options that do not exist, and for those or a plan that differ from an earlier call's, TorchError if
-    there is no torch, it is not built for CUDA, or the bridge was demanded and cannot be built.
+    Raises AlreadyInitializedError if torch has already initialised CUDA or has another library's allocator, PlanError
+    for a file that is no plan, ConfigError for options that do not exist, and for those or a plan that differ from an
+    earlier call's, TorchError if there is no torch, it is not built for CUDA, it is half imported, or the bridge was
+    demanded and cannot be built, UsageError if it is called again while it imports torch.
     """
-    global _installation  # noqa: PLW0603
-    with _lock:
-        if _installation is not None:
-            if config is not None and (asked := Config.load(config)) != _installation.config:
-                raise ConfigError(
-                    f"poolalloc is already installed with {_installation.config.to_conf() or 'the defaults'}, and "
-                    f"cannot change to {asked.to_conf() or 'the defaults'}; call install() once, or without a "
-                    "configuration where it may have been called before"
-                )
-            if plan is not None and Path(plan) != _installation.plan:
-                raise ConfigError(
-                    f"poolalloc is already installed with {_installation.plan or 'no plan'}, and cannot change to "
-                    f"{os.fspath(plan)}; name the plan in the first call of install()"
-                )
-            return _installation
+    if (done := _installation) is None:
+        config = Config.load(config)
         path = plan if plan is not None else os.environ.get("POOLALLOC_PLAN") or None
-        _installation = _install(
-            Config.load(config), None if path is None else Path(path), _bridge_wanted() if bridge is None else bridge
+        wanted = _bridge_wanted() if bridge is None else bridge
+        # Not under the lock: what torch's import runs may install poolalloc itself, and other threads may wait for it.
+        _import_torch_for_install()
+        with _lock:
+            if (done := _installation) is None:
+                return _install_first(config, None if path is None else Path(path), wanted)
+    _require_same(done, config, plan)
+    if (problem := replaced()) is not None:
+        raise AlreadyInitializedError(f"{problem}. poolalloc cannot take the place back: remove that call")
+    return done
+
+
+def _import_torch_for_install() -> None:
+    if in_progress():
+        raise UsageError(
+            "poolalloc.install() was called again while it imports torch, by something that this import runs; the "
+            "first call goes on to install it. Where both may happen, use `import poolalloc.auto`, which leaves it to "
+            "the first"
         )
-    if record := _installation.config.record:
-        recording.record(record, stacks=_installation.config.record_stacks)
-    return _installation
+    _importing.torch = True
+    try:
+        import_torch()
+    finally:
+        _importing.torch = False
+
+
+def in_progress() -> bool:
+    """Whether this thread is in the middle of install(), where torch is being imported."""
+    return getattr(_importing, "torch", False)
+
+
+def install_at_end_of_import(config: Config, plan: str | None) -> None:
+    """install() for hooks that torch's import runs at its very end, when all of it is there."""
+    _importing.ended = True
+    try:
+        install(config, plan=plan)
+    finally:
+        _importing.ended = False
+
+
+def _install_first(config: Config, plan: Path | None, bridge: bool | None) -> Installation:
+    """Under the lock."""
+    global _installation  # noqa: PLW0603
+    done = _install(config, plan, bridge)
+    _watch_over()
+    _installation = done
+    _warn_of_preloads()
+    if done.config.record:
+        recording.record(done.config.record, stacks=done.config.record_stacks)
+    return done
+
+
+def _require_same(
+    done: Installation,
+    config: Config | Mapping[str, Any] | str | os.PathLike[str] | None,
+    plan: str | os.PathLike[str] | None,
+) -> None:
+    if config is not None and (asked := Config.load(config)) != done.config:
+        raise ConfigError(
+            f"poolalloc is already installed with {done.config.to_conf() or 'the defaults'}, and "
+            f"cannot change to {asked.to_conf() or 'the defaults'}; call install() once, or without a "
+            "configuration where it may have been called before"
+        )
+    if plan is not None and Path(plan) != done.plan:
+        raise ConfigError(
+            f"poolalloc is already installed with {done.plan or 'no plan'}, and cannot change to "
+            f"{os.fspath(plan)}; name the plan in the first call of install()"
+        )
 
 
 def is_installed() -> bool:
     """Whether poolalloc serves this process's CUDA memory."""
-    return _installation is not None
+    return _installation is not None and not _watch.changed()
 
 
 def installation() -> Installation | None:
-    """What install() returned, or None before it."""
+    """What install() returned; None before it, and after another library has put its own allocator in the place."""
+    if (problem := replaced()) is not None:
+        _say_once(problem)
+        return None
     return _installation
 
 
 def require_installed() -> Installation:
-    """Return what install() returned. Raises NotInstalledError before it."""
+    """Return what install() returned. Raises NotInstalledError where poolalloc does not serve this process."""
     if _installation is None:
         raise NotInstalledError(
             "poolalloc is not installed in this process, so there are no figures; call poolalloc.install() before "
             "anything touches CUDA, or start the program with: poolalloc run"
         )
+    if (problem := replaced()) is not None:
+        raise NotInstalledError(f"{problem}, so there are no figures. Remove that call, or poolalloc")
     return _installation
+
+
+# --- another library's allocator ---------------------------------------------------------------------------------
+#
+# torch lets anybody change the allocator as often as they like until CUDA is first used, and tells nobody.
+_watch: _torch_slot.Watch
+_said = False
+
+
+def replaced() -> str | None:
+    """What to say where another allocator has taken poolalloc's place; None where none has."""
+    if _installation is None or not _watch.changed():
+        return None
+    return (
+        "poolalloc was installed, but does not serve torch: torch.cuda.memory.change_current_allocator was called "
+        "after it, so all CUDA memory comes from another library's allocator"
+    )
+
+
+def _watch_over() -> None:
+    global _watch  # noqa: PLW0603
+    _watch = _torch_slot.Watch()
+    atexit.register(_say_at_exit)
+
+
+def _say_once(problem: str) -> None:
+    global _said  # noqa: PLW0603
+    if not _said:
+        _said = True
+        warnings.warn(problem, RuntimeWarning, stacklevel=3)
+
+
+def _say_at_exit() -> None:
+    """For programs that never ask for figures."""
+    if not _said and (problem := replaced()) is not None:
+        print(f"poolalloc: {problem}", file=sys.stderr)
 
 
 def _bridge_wanted() -> bool | None:
@@ -178,27 +274,69 @@ def _without_bridge(error: Exception) -> str:
 
 
 def _install_bridge(config: Config, plan: Path | None, torch: ModuleType) -> Installation:
-    library = _bridge.build(torch)
+    library = _bridge.build_somewhere(torch)
     try:
         _bridge.load(library)
     except _bridge.BridgeError as error:
         if "already initialized" in str(error):
             raise AlreadyInitializedError(_too_late()) from error
         raise
-    return Installation(config, torch.__version__, library, backend="bridge", plan=plan)
+    _shared_tensors.name_the_sender()
+    return Installation(config, torch.__version__, library.path, backend="bridge", plan=plan)
+
+
+def _warn_of_preloads() -> None:
+    """Libraries that stand between a program and CUDA's allocation calls see none of poolalloc's memory."""
+    with contextlib.suppress(OSError):
+        if "torch_memory_saver_hook_mode_preload" in Path("/proc/self/maps").read_text():
+            warnings.warn(
+                "poolalloc: torch_memory_saver is preloaded into this process and has no effect: it pauses memory that "
+                "torch takes by cudaMalloc, and poolalloc takes none by it. Its pause and resume free nothing; start "
+                "the process without it, or without poolalloc",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+
+_BACKEND = re.compile(r"(^|,)\s*backend\s*:\s*([^,]*)")
+
+
+def _settings_of_torch_without_bridge() -> None:
+    """Say what has no effect, and keep torch from an internal error.
+
+    torch reads the variables when CUDA is first used, and insists that a backend named there is the one in use.
+    """
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        text = os.environ.get(name, "")
+        if (found := _BACKEND.search(text)) is None:
+            continue
+        if (rest := _BACKEND.sub("", text).strip(", ")) != "":
+            os.environ[name] = rest
+        else:
+            del os.environ[name]
+        if found[2].strip() != "native":
+            _no_effect(f"backend in {name}", "poolalloc has taken its place")
+    if "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ:
+        _no_effect("PYTORCH_NO_CUDA_MEMORY_CACHING", "it takes the bridge")
+
+
+def _no_effect(setting: str, why: str) -> None:
+    text = f"poolalloc: torch's allocator setting {setting} has no effect: {why}"
+    warnings.warn(text, RuntimeWarning, stacklevel=7)
 
 
 def _install_plugin(config: Config, plan: Path | None, torch: ModuleType) -> Installation:
     library = _core.library_path()
+    _settings_of_torch_without_bridge()
     handle = torch.cuda.memory.CUDAPluggableAllocator(library, "poolalloc_malloc", "poolalloc_free")
     for setter, address in _core.hook_addresses().items():
         getattr(handle._allocator, setter)(address)
-    before = _allocators(torch)
+    before = _torch_slot.allocators(torch)
     try:
         torch.cuda.memory.change_current_allocator(handle)
     except RuntimeError as error:
         raise AlreadyInitializedError(_too_late()) from error
-    accelerator = _mend_accelerator(torch, before)
+    accelerator = _torch_slot.mend_accelerator(torch, before)
     return Installation(config, torch.__version__, Path(library), accelerator=accelerator, plan=plan)
 
 
@@ -208,6 +346,10 @@ def import_torch() -> ModuleType:
         import torch
     except ImportError as error:
         raise TorchError(f"poolalloc.install() needs torch, which cannot be imported: {error}") from error
+    if getattr(torch.__spec__, "_initializing", False) and not getattr(_importing, "ended", False):
+        raise TorchError(
+            "poolalloc.install() was called while torch is being imported; call it before `import torch` or after it"
+        )
     if torch.version.cuda is None:
         raise TorchError(
             f"poolalloc.install() needs a CUDA build of torch; this is torch {torch.__version__}, built without CUDA. "
@@ -242,41 +384,3 @@ def _too_late() -> str:
         f"CUDA was first touched at {touch.filename}, line {touch.lineno}, in {touch.name}{line}. Move "
         "poolalloc.install() above that line, or start the program with: poolalloc run"
     )
-
-
-# torch keeps the CUDA allocator in two places: c10::cuda::CUDACachingAllocator::allocator, which the swap changes, and
-# the table behind c10::GetAllocator, which it does not. torch.accelerator reads the second and would go on talking to
-# the built-in allocator, which holds nothing. Both are plain exported symbols, so they can be made to agree.
-_CUDA = 1  # c10::DeviceType::CUDA
-_GET = "_ZN3c1012GetAllocatorERKNS_10DeviceTypeE"
-_SET = "_ZN3c1012SetAllocatorENS_10DeviceTypeEPNS_9AllocatorEh"
-_CURRENT = "_ZN3c104cuda20CUDACachingAllocator9allocatorE"
-
-
-def _allocators(torch: ModuleType) -> tuple[int | None, int | None]:
-    """The CUDA allocator's address in both places; (None, None) where they cannot be read."""
-    folder = Path(str(torch.__file__)).parent / "lib"
-    try:
-        get = ctypes.CDLL(str(folder / "libc10.so"))[_GET]
-        current = ctypes.c_void_p.in_dll(ctypes.CDLL(str(folder / "libc10_cuda.so")), _CURRENT).value
-    except (OSError, AttributeError, ValueError):
-        return None, None
-    get.restype = ctypes.c_void_p
-    return current, get(ctypes.byref(ctypes.c_int8(_CUDA)))
-
-
-def _mend_accelerator(torch: ModuleType, before: tuple[int | None, int | None]) -> bool:
-    """Make the second place agree with the first; only if they did before, for then both hold the same pointer type."""
-    if before[0] is None or before[0] != before[1]:
-        return False
-    current, _ = _allocators(torch)
-    try:
-        set_allocator = ctypes.CDLL(str(Path(str(torch.__file__)).parent / "lib" / "libc10.so"))[_SET]
-    except (OSError, AttributeError):
-        return False
-    set_allocator.restype = None
-    for priority in range(256):  # what came with a higher one stays; torch 2.15 registers its own with 1, 2.11 with 0
-        set_allocator(ctypes.c_int8(_CUDA), ctypes.c_void_p(current), ctypes.c_uint8(priority))
-        if _allocators(torch) == (current, current):
-            return True
-    return False

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -194,3 +195,90 @@ def test_a_program_without_a_gpu_runs_on_the_cpu(without_gpu: Callable) -> None:
         assert torch.ones(3, device=device).sum() == 3
         """
     )
+
+
+def test_another_allocator_after_it_is_noticed(without_gpu: Callable, tmp_path: Path) -> None:
+    (tmp_path / "torch_memory_saver_hook_mode_preload.abi3.so").write_bytes(bytes(4096))
+    program = """
+import atexit, mmap, warnings
+with open("{folder}/torch_memory_saver_hook_mode_preload.abi3.so") as file:  # as if it were preloaded
+    mapped = mmap.mmap(file.fileno(), 4096, prot=mmap.PROT_READ)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    first = poolalloc.install()
+(text,) = [str(warning.message) for warning in caught if "torch_memory_saver" in str(warning.message)]
+assert "has no effect" in text
+import torch
+plain = torch.cuda.memory.CUDAPluggableAllocator(poolalloc._core.library_path(), "poolalloc_malloc", "poolalloc_free")
+torch.cuda.memory.CUDAPluggableAllocator(poolalloc._core.library_path(), "poolalloc_malloc", "poolalloc_free")
+assert poolalloc.installation() is first, "one that is only made takes no place"
+torch.cuda.memory.change_current_allocator(plain)
+assert not poolalloc.is_installed()
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert poolalloc.installation() is None and poolalloc.installation() is None
+(warning,) = caught
+assert "change_current_allocator was called after it" in str(warning.message) and warning.filename == __file__
+error = error_of(lambda: poolalloc.memory_stats(0))
+assert isinstance(error, poolalloc.NotInstalledError) and "another library" in str(error)
+error = error_of(poolalloc.install)
+assert isinstance(error, poolalloc.AlreadyInitializedError) and "remove that call" in str(error)
+"""
+    assert without_gpu(ERROR_OF + program.replace("{folder}", str(tmp_path))).err == ""
+
+
+def test_another_allocator_is_named_at_the_end_of_a_program_that_asks_for_no_figures(without_gpu: Callable) -> None:
+    program = """
+import poolalloc, torch
+poolalloc.install(bridge=False)
+plain = torch.cuda.memory.CUDAPluggableAllocator(poolalloc._core.library_path(), "poolalloc_malloc", "poolalloc_free")
+torch.cuda.memory.change_current_allocator(plain)
+"""
+    assert "poolalloc was installed, but does not serve torch" in without_gpu(program).err
+
+
+IMPORT_HOOK = """
+import importlib.abc, sys, threading
+class Hook(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == WHERE:
+            sys.meta_path.remove(self)
+            called()
+"""
+
+
+def test_install_called_again_by_the_import_of_torch_does_not_wait(without_gpu: Callable) -> None:
+    program = """
+WHERE = "torch"
+def called():
+    import poolalloc.auto  # leaves it to the call that goes on
+    assert not poolalloc.is_installed()
+    error = error_of(poolalloc.install)
+    assert isinstance(error, poolalloc.errors.UsageError) and "again while it imports torch" in str(error)
+    seen.append(1)
+seen = []
+sys.meta_path.insert(0, Hook())
+poolalloc.install()
+assert seen == [1] and poolalloc.is_installed()
+"""
+    without_gpu(ERROR_OF + IMPORT_HOOK + program)
+
+
+def test_install_in_the_middle_of_the_import_of_torch_says_so(without_gpu: Callable) -> None:
+    program = """
+WHERE = "torch.cuda"
+def called():
+    error = error_of(poolalloc.install)
+    assert isinstance(error, poolalloc.errors.TorchError) and "while torch is being imported" in str(error)
+    # Another thread waits for the import, and not for a lock that this thread would want.
+    other = threading.Thread(target=lambda: seen.append(poolalloc.install()))
+    other.start()
+    waits.append(other)
+seen, waits = [], []
+sys.meta_path.insert(0, Hook())
+import torch
+first = poolalloc.install()
+waits[0].join()
+assert seen == [first]
+"""
+    without_gpu(ERROR_OF + IMPORT_HOOK + program)
