@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
@@ -17,6 +18,14 @@ def text_table(rows: Iterable[tuple[str, ...]], align: str = "<", *, header: boo
     if header:
         lines.insert(1, "  ".join("-" * width for width in widths))
     return lines
+
+
+_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def harmless(text: str) -> str:
+    """Return text for a terminal, of any number of lines, without what a terminal takes for a command."""
+    return _COMMANDS.sub("?", text)
 
 
 def printable(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import typer
 
+from poolalloc._text import harmless
 from poolalloc.sizes import parse_size
 
 BAD_INPUT = 2
@@ -31,7 +32,7 @@ def fail(message: str) -> NoReturn:
 
 def print_error(message: str) -> None:
     """Print `message` as the command line's one line of complaint."""
-    print("poolalloc: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    print("poolalloc: " + harmless(" ".join(message.split())), file=sys.stderr, flush=True)
 
 
 def count_of(number: int, what: str) -> str:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json as json_format
 import sys
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from poolalloc.cli.common import fail
+from poolalloc.cli.scrape import Look, Scraper
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-TIMEOUT_SECONDS = 5
 _BYTES = ("requested", "live", "pending", "kept", "idle", "reserved", "limit")
+_LEAST_FIRST = ("driver calls/s", "allocations/s", "kept", "live", "pending", "limit", "peak", "out of memory", "idle")
+"""Columns in the order in which they go where a terminal is too narrow for all."""
 
 
 def register(app: typer.Typer) -> None:
@@ -52,23 +53,22 @@ def top(
         require_client()
     except PoolallocError as error:
         fail(str(error))
-    targets = [url_of(one) for one in target or [str(PORT)]]
+    scraper = Scraper([url_of(one) for one in target or [str(PORT)]])
     try:
-        looks = [look(one) for one in targets]
-    except OSError as error:
-        fail(
-            f"{error}; processes show what they hold after poolalloc.metrics.serve(), or under poolalloc run --metrics"
-        )
-    if json:
-        print(json_format.dumps([one.to_json() for one in looks], indent=1))
-        return 0
-    if once or not sys.stdout.isatty():
-        _print(stdout_console(), looks, [None] * len(looks))
-        return 0
-    try:
-        _watch(targets, looks, every)
+        looks = scraper.look()
+        for look in looks:
+            if look.failed:
+                serving = "poolalloc.metrics.serve(), or under poolalloc run --metrics"
+                fail(f"{look.problem}; processes show what they hold after {serving}")
+        if json:
+            print(json_format.dumps([one.to_json() for one in looks], indent=1))
+        elif once or not sys.stdout.isatty():
+            _print(stdout_console(), looks, [None] * len(looks))
+        else:
+            _watch(scraper, looks, every)
     except KeyboardInterrupt:
-        return 0
+        pass
+    return 0
 
 
 def url_of(target: str) -> str:
@@ -81,73 +81,7 @@ def url_of(target: str) -> str:
     return url if url.count("/") > 2 else f"{url}/metrics"
 
 
-@dataclass(frozen=True)
-class Look:
-    """What a process said of its devices at one moment. Bytes and counts."""
-
-    url: str
-    seconds: float
-    """Of a clock that only tells how much later another look was."""
-    devices: dict[int, dict[str, int]]
-    """By device, the metrics without `poolalloc_` and the ending of their unit."""
-    driver_calls: int
-    problem: str = ""
-    """Why nothing is known; then there are no devices."""
-    about: dict[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as plain values."""
-        return {
-            "url": self.url,
-            **self.about,
-            "driver_calls": self.driver_calls,
-            "devices": [{"device": device, **values} for device, values in sorted(self.devices.items())],
-        }
-
-
-def look(url: str) -> Look:
-    """Return what a process says now. Raises OSError, with the URL in its text, where it says nothing."""
-    import http.client
-    import urllib.error
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
-            text = answer.read().decode("utf-8", "replace")
-    except urllib.error.URLError as error:
-        raise OSError(f"no metrics at {url}: {getattr(error.reason, 'strerror', None) or error.reason}") from None
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise OSError(f"no metrics at {url}: {error}") from None
-    try:
-        return _parse(url, text)
-    except (ValueError, KeyError) as error:
-        raise OSError(f"{url} serves no metrics: {error}") from None
-
-
-def _parse(url: str, text: str) -> Look:
-    from prometheus_client.parser import text_string_to_metric_families
-
-    devices: dict[int, dict[str, int]] = {}
-    about: dict[str, str] = {}
-    calls = 0
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            name = sample.name.removeprefix("poolalloc_")
-            if name == sample.name or name.endswith("_created"):
-                continue
-            if name == "info":
-                about = dict(sample.labels)
-            elif name == "driver_calls_total":
-                calls += int(sample.value)
-            else:
-                name = name.removesuffix("_total").removesuffix("_bytes")
-                devices.setdefault(int(sample.labels["device"]), {})[name] = int(sample.value)
-    return Look(
-        url, time.monotonic(), devices, calls, "" if devices else f"poolalloc serves no device at {url} yet", about
-    )
-
-
-def _watch(targets: list[str], looks: list[Look], every: float) -> NoReturn:
+def _watch(scraper: Scraper, looks: list[Look], every: float) -> NoReturn:
     from rich.live import Live
     from rich.text import Text
 
@@ -163,15 +97,8 @@ def _watch(targets: list[str], looks: list[Look], every: float) -> NoReturn:
     with Live(drawn(before), auto_refresh=False, screen=True) as live:
         while True:
             time.sleep(every)
-            before, looks = list(looks), [_look_again(target) for target in targets]
+            before, looks = list(looks), scraper.look()
             live.update(drawn(before), refresh=True)
-
-
-def _look_again(url: str) -> Look:
-    try:
-        return look(url)
-    except OSError as error:
-        return Look(url, time.monotonic(), {}, 0, str(error))
 
 
 def _print(console: Console, looks: list[Look], before: list[Look | None]) -> None:
@@ -179,24 +106,26 @@ def _print(console: Console, looks: list[Look], before: list[Look | None]) -> No
     from poolalloc.cli.tables import Table, say
 
     headings = [*_BYTES, "peak", "overhead", "allocations/s", "driver calls/s", "out of memory"]
-    nothing = {"pending": ("0 B",), "kept": ("0 B",), "out of memory": ("0",)}
-    silent = {**nothing, "allocations/s": ("-",), "driver calls/s": ("-",)}
-    table = Table("", ["process", "device"], headings, silent)
+    silent: dict[str, tuple[str, ...]] = dict.fromkeys(headings, ("-",))
+    silent |= {"pending": ("0 B", "-"), "kept": ("0 B", "-"), "out of memory": ("0", "-")}
+    table = Table("", ["process", "device"], headings, silent, least_first=_LEAST_FIRST)
     for now, last in zip(looks, before, strict=True):
         name = now.url.removeprefix("http://").removesuffix("/metrics")
-        for device, values in sorted(now.devices.items()):
-            past = last.devices.get(device) if last is not None else None
+        for (process, device), values in sorted(now.devices.items()):
+            past = last.devices.get((process, device)) if last is not None else None
+            calls = last.driver_calls.get(process) if last is not None and past is not None else None
             seconds = now.seconds - last.seconds if last is not None else 0.0
-            peak = values["reserved_peak"]
+            # Another version of poolalloc may serve fewer metrics.
+            peak, most = values.get("reserved_peak"), values.get("requested_peak")
             table.add(
-                name,
+                f"{name} {process}" if process else name,
                 str(device),
-                *(format_size(values[each]) for each in _BYTES),
-                format_size(peak),
-                f"{peak / values['requested_peak']:.4f}" if values["requested_peak"] else "-",
-                _rate(values["allocations"], None if past is None else past["allocations"], seconds),
-                _rate(now.driver_calls, None if past is None or last is None else last.driver_calls, seconds),
-                f"{values['out_of_memory']:,}",
+                *(_size(values.get(each)) for each in _BYTES),
+                _size(peak),
+                f"{peak / most:.4f}" if peak is not None and most else "-",
+                _rate(values.get("allocations"), None if past is None else past.get("allocations"), seconds),
+                _rate(now.driver_calls.get(process), calls, seconds),
+                f"{values['out_of_memory']:,}" if "out_of_memory" in values else "-",
             )
         table.end_section()
     if any(now.devices for now in looks):
@@ -206,6 +135,12 @@ def _print(console: Console, looks: list[Look], before: list[Look | None]) -> No
             say(console, now.problem)
 
 
-def _rate(now: int, before: int | None, seconds: float) -> str:
+def _size(value: int | None) -> str:
+    return "-" if value is None else format_size(value)
+
+
+def _rate(now: int | None, before: int | None, seconds: float) -> str:
     """How many more a second; nothing without a look before, or if the process is another one now."""
-    return "-" if before is None or now < before or seconds <= 0 else f"{(now - before) / seconds:,.0f}"
+    if now is None or before is None or now < before or seconds <= 0:
+        return "-"
+    return f"{(now - before) / seconds:,.0f}"
