@@ -11,10 +11,12 @@ Nothing is counted for it that is not counted anyway: whoever asks for the metri
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poolalloc import _core
+from poolalloc import workers
 from poolalloc._install import Installation, installation
 from poolalloc._version import __version__
 from poolalloc.errors import UsageError
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
+Devices = list[dict[str, Any]]
+"""The statistics of each device that a process uses."""
 PORT = 9400
 """Where metrics are served if nobody says otherwise."""
 
@@ -47,7 +51,13 @@ def require_client() -> None:
 
 
 class Collector:
-    """Reads the statistics of every device in use, as often as it is asked."""
+    """Reads the statistics of every device in use, as often as it is asked.
+
+    With a folder of workers (workers.py) those of the processes in it too, each metric with the label `process`.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing: registering it must not touch a device."""
@@ -55,56 +65,71 @@ class Collector:
 
     def collect(self) -> Iterator[Metric]:
         """Yield poolalloc's metrics. None before install(), and in a child of fork()."""
-        try:
-            serving = installation()
-            devices = [_core.stats(device) for device in _core.devices()] if serving is not None else []
-        except UsageError:
+        serving = installation()
+        if serving is None:
             return
-        if serving is not None and devices:
-            yield from _metrics(devices, serving)
+        own = workers.figures()
+        if self._folder is None:
+            if own:
+                yield from _metrics([((), own)], [], serving)
+            return
+        found = {os.getpid(): own, **workers.ask(self._folder)}
+        rows = [((str(process),), devices) for process, devices in sorted(found.items()) if devices]
+        if rows:
+            yield from _metrics(rows, ["process"], serving)
 
 
-def _metrics(devices: list[dict[str, Any]], serving: Installation) -> Iterator[Metric]:
+def _metrics(
+    rows: Sequence[tuple[Sequence[str], Devices]], names: list[str], serving: Installation
+) -> Iterator[Metric]:
+    """The metrics of one or several processes: for each the values of the labels `names`, and its devices."""
     from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
-    def gauge(name: str, text: str, values: Iterable[tuple[int, int]]) -> Metric:
-        family = GaugeMetricFamily(f"poolalloc_{name}", text, labels=["device"])
-        for device, value in values:
-            family.add_metric([str(device)], value)
+    devices = [([*labels, str(stats["device"])], stats) for labels, found in rows for stats in found]
+
+    def gauge(name: str, text: str, *path: str) -> Metric:
+        family = GaugeMetricFamily(f"poolalloc_{name}", text, labels=[*names, "device"])
+        for labels, stats in devices:
+            value: Any = stats
+            for key in path:
+                value = value[key]
+            family.add_metric(labels, value)
         return family
 
-    numbers = [stats["device"] for stats in devices]
     for name in QUANTITIES:
         for of, suffix, text in (("current", "", ""), ("peak", "_peak", "the most that was at one time ")):
             if (name, of) == ("idle", "peak"):
                 continue  # idle is what reserved and resident leave: it has no history of its own
-            values = [stats[name][of] for stats in devices]
-            yield gauge(f"{name}{suffix}_bytes", f"Bytes: {text}{_MEANING[name]}.", zip(numbers, values, strict=True))
+            yield gauge(f"{name}{suffix}_bytes", f"Bytes: {text}{_MEANING[name]}.", name, of)
     for name, key, text in (
         ("limit_bytes", "limit_bytes", "Bytes that poolalloc may hold on the device."),
         ("device_bytes", "total_bytes", "Bytes of memory that the device has."),
         ("metadata_bytes", "metadata_bytes", "Bytes of the host's memory that poolalloc itself needs."),
         ("blocks", "live_blocks", "Blocks that the program holds, and those that wait for a stream."),
     ):
-        yield gauge(name, text, ((stats["device"], stats[key]) for stats in devices))
+        yield gauge(name, text, key)
     for name, text in EVENTS.items():
-        family = CounterMetricFamily(f"poolalloc_{name}", f"{text[0].upper()}{text[1:]}.", labels=["device"])
-        for stats in devices:
-            family.add_metric([str(stats["device"])], stats[name])
+        about = f"{text[0].upper()}{text[1:]}."
+        family = CounterMetricFamily(f"poolalloc_{name}", about, labels=[*names, "device"])
+        for labels, stats in devices:
+            family.add_metric(labels, stats[name])
         yield family
-    calls = CounterMetricFamily("poolalloc_driver_calls", "Calls of the driver by this process.", labels=["call"])
-    for call, count in sorted(devices[0]["driver_calls"].items()):
-        calls.add_metric([call], count)
+    about = "Calls of the driver by this process."
+    calls = CounterMetricFamily("poolalloc_driver_calls", about, labels=[*names, "call"])
+    for of_process, found in rows:
+        for call, count in sorted(found[0]["driver_calls"].items()):
+            calls.add_metric([*of_process, call], count)
     yield calls
     info = GaugeMetricFamily("poolalloc_info", "What serves this process.", labels=["version", "torch", "settings"])
     info.add_metric([__version__, serving.torch_version, serving.config.to_conf()], 1)
     yield info
 
 
-def register(registry: CollectorRegistry | None = None) -> Collector:
+def register(registry: CollectorRegistry | None = None, *, folder: Path | None = None) -> Collector:
     """Add poolalloc's metrics to a registry; None is prometheus-client's own.
 
-    May be called before poolalloc.install(): until then there are none.
+    `folder` is where other processes show theirs (workers.py), if they do. May be called before poolalloc.install():
+    until then there are none.
 
     Raises:
         UsageError: prometheus-client is not installed.
@@ -113,7 +138,7 @@ def register(registry: CollectorRegistry | None = None) -> Collector:
     require_client()
     import prometheus_client
 
-    collector = Collector()
+    collector = Collector(folder)
     (prometheus_client.REGISTRY if registry is None else registry).register(collector)
     return collector
 
@@ -132,12 +157,13 @@ class Server:
         self._server.server_close()
 
 
-def serve(port: int = PORT, address: str = "localhost") -> Server:
+def serve(port: int = PORT, address: str = "localhost", *, folder: Path | None = None) -> Server:
     """Serve poolalloc's metrics alone, over HTTP, from a thread of its own.
 
     Args:
         port: 0 is any that is free; Server.url tells it. Give each process of a machine its own.
         address: whose requests are taken: "localhost" takes this machine's, "0.0.0.0" everybody's.
+        folder: where other processes show their statistics (workers.py), which are then served too.
 
     Raises:
         UsageError: prometheus-client is not installed, or the port cannot be had.
@@ -146,7 +172,7 @@ def serve(port: int = PORT, address: str = "localhost") -> Server:
     import prometheus_client
 
     registry = prometheus_client.CollectorRegistry()
-    register(registry)
+    register(registry, folder=folder)
     try:
         server, _ = prometheus_client.start_http_server(port, address, registry)
     except (OSError, OverflowError) as error:

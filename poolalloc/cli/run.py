@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import importlib.util
 import io
 import os
+import shutil
 import sys
+import tempfile
 from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
 from typing import Annotated, Any, NoReturn
 
@@ -53,22 +57,26 @@ def run(
     metrics: Annotated[
         int | None,
         typer.Option(
-            help="Serve its statistics to Prometheus and poolalloc top at this port; a rank of torchrun's at this "
-            "port plus LOCAL_RANK.",
+            help="Serve its statistics to Prometheus and poolalloc top at this port, with those of the processes that "
+            "it starts; a rank of torchrun's at this port plus LOCAL_RANK.",
             metavar="PORT",
         ),
     ] = None,
+    children: Annotated[
+        bool, typer.Option("--children/--no-children", help="Whether Pythons that the program starts are served too.")
+    ] = True,
 ) -> None:
     """Run a Python program with poolalloc serving its CUDA memory. The program needs no change.
 
-    `sys.argv`, `sys.path`, `__main__`, tracebacks and the exit code are as under python. Processes that the program
-    starts are not covered: use `torchrun --no-python poolalloc run train.py`, or `import poolalloc.auto` in it.
+    `sys.argv`, `sys.path`, `__main__`, tracebacks and the exit code are as under python. Pythons that the program
+    starts are served too, with the same options, once they import torch.
 
     Example: poolalloc run --record run.npz train.py --epochs 3
     """
     if not program or program == ["-m"]:
         fail("run: give a script or -m MODULE; see poolalloc run --help")
     start = partial(_start, config=config, conf=conf, record=record, stacks=stacks, plan=plan, metrics=metrics)
+    start = partial(start, children=children)
     if program[0] == "-m":
         start()
         _run_module(program[1], program[2:])
@@ -82,24 +90,51 @@ def run(
 
 
 def _start(
-    *, config: str | None, conf: str | None, record: str | None, stacks: bool, plan: str | None, metrics: int | None
+    *,
+    config: str | None,
+    conf: str | None,
+    record: str | None,
+    stacks: bool,
+    plan: str | None,
+    metrics: int | None,
+    children: bool,
 ) -> None:
     """Install poolalloc, and let begin what is wanted of it."""
     from poolalloc import recording
     from poolalloc._install import install
+    from poolalloc.children import cover, leave_alone
     from poolalloc.config import Config
     from poolalloc.errors import PoolallocError
 
     try:
-        install(Config.load(config=config, conf=conf), plan=plan)
+        leave_alone()  # this process is what it says here, also where a covered program started it
+        installed = install(Config.load(config=config, conf=conf), plan=plan)
         if record is not None:
             recording.record(record, stacks=stacks)
+        folder = None
         if metrics is not None:
             from poolalloc.metrics import serve
 
-            serve(metrics + int(os.environ.get("LOCAL_RANK", "0")))
+            folder = _folder_of_workers() if children else None
+            serve(metrics + int(os.environ.get("LOCAL_RANK", "0")), folder=folder)
+        if children:
+            used = None if installed.plan is None else os.fspath(installed.plan)
+            cover(installed.config, plan=used, record=record, stacks=stacks, metrics=folder)
     except PoolallocError as error:
         fail(f"run: {error}")
+
+
+def _folder_of_workers() -> Path:
+    """Where the processes that the program starts show their statistics, until it ends; nobody else may look."""
+    folder = tempfile.mkdtemp(prefix="poolalloc-workers-")
+    process = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == process:  # not in a child of fork()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return Path(folder)
 
 
 def _run_script(name: str, arguments: list[str]) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import started
 
-from poolalloc.cli import top
+from poolalloc.cli import scrape
 from poolalloc.memory import EVENTS, QUANTITIES
 from poolalloc.sim import sim_environment
 
@@ -44,18 +45,18 @@ def test_every_statistic_is_a_metric_of_the_same_value(on_sim: Callable) -> None
     """),
         devices=2,
     ).value
-    found = top._parse("", out["text"])
-    assert set(found.devices) == {0, 1}
+    found = scrape.parse("", out["text"])
+    assert set(found.devices) == {("", 0), ("", 1)}
     for device, stats in enumerate(out["stats"]):
-        metrics = found.devices[device]
+        metrics = found.devices["", device]
         for name in QUANTITIES:
             assert metrics[name] == stats[name]["current"]
             if name != "idle":
                 assert metrics[f"{name}_peak"] == stats[name]["peak"]
         assert {name: metrics[name] for name in EVENTS} == {name: stats[name] for name in EVENTS}
         assert metrics["blocks"] == stats["live_blocks"]
-        assert (metrics["limit"], metrics["device"]) == (stats["limit_bytes"], stats["total_bytes"])
-    assert found.driver_calls == sum(out["stats"][0]["driver_calls"].values())
+        assert (metrics["limit"], metrics["total"]) == (stats["limit_bytes"], stats["total_bytes"])
+    assert found.driver_calls[""] == sum(out["stats"][0]["driver_calls"].values())
     assert found.about["settings"] == ""
     # Each has a help of its own, and a name that Prometheus's rules allow.
     helps = re.findall(r"^# HELP (poolalloc_[a-z_]+) (.*)$", out["text"], re.MULTILINE)
@@ -122,9 +123,7 @@ def test_run_serves_metrics_that_top_shows(tmp_path: Path, clean_environment: di
         port = probe.getsockname()[1] - 3
     environment = {**sim_environment(base=clean_environment), "LOCAL_RANK": "3"}
     command = [sys.executable, "-m", "poolalloc", "run", "--metrics", str(port), str(program)]
-    with subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+    with started(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         looked = [
