@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 def poolalloc(
@@ -20,6 +24,17 @@ def poolalloc(
         stdin=subprocess.DEVNULL,
         check=False,
     )
+
+
+@contextmanager
+def started(command: Sequence[str], **keywords: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Start a process that is gone at the end, with all that it started, however the test ends."""
+    with subprocess.Popen(command, start_new_session=True, **keywords) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def refused(result: subprocess.CompletedProcess[str]) -> str:

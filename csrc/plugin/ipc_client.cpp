@@ -148,11 +148,10 @@ std::shared_ptr<void> ipc_open(const std::string& text, DeviceIndex device) {
   Name name;
   if (text.size() == sizeof name) std::memcpy(&name, text.data(), sizeof name);
   if (text.size() != sizeof name || name.version != ipc::kVersion)
-    throw UsageError(
-        "process " + std::to_string(getpid()) + " runs on poolalloc and was given CUDA memory that " +
-        (text.starts_with("pa-") ? "was shared by a process with another version of poolalloc"
-                                 : "was shared by a process without poolalloc, by torch's own allocator") +
-        "; install the same poolalloc in every process that shares CUDA tensors");
+    throw UsageError("process " + std::to_string(getpid()) + " runs on poolalloc and was given CUDA memory that " +
+                     (text.starts_with("pa-") ? "was shared by a process with another version of poolalloc"
+                                              : "was shared by a process without poolalloc, by torch's own allocator") +
+                     "; install the same poolalloc in every process that shares CUDA tensors");
   if (auto found = find_open(text, device)) return found;
   // Nothing is locked while another process is asked: of two threads that open one name, the second keeps the first's.
   Address address = 0;

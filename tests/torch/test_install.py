@@ -230,7 +230,7 @@ assert isinstance(error, poolalloc.AlreadyInitializedError) and "remove that cal
 def test_another_allocator_is_named_at_the_end_of_a_program_that_asks_for_no_figures(without_gpu: Callable) -> None:
     program = """
 import poolalloc, torch
-poolalloc.install(bridge=False)
+poolalloc.install()
 plain = torch.cuda.memory.CUDAPluggableAllocator(poolalloc._core.library_path(), "poolalloc_malloc", "poolalloc_free")
 torch.cuda.memory.change_current_allocator(plain)
 """
