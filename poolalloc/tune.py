@@ -43,6 +43,8 @@ SEED = 1
 TRIALS = 40
 _FORBIDDEN = 1e9  # the value of what is never chosen: databases have no infinity
 _GROWTH = next(words_of(option) for option in OPTIONS if option.name == "growth")
+_UNBOUNDED = ("fast",)
+"""Of them, those under which what is reserved grows on to the limit: how far it gets says only how long a run was."""
 
 
 class TuneError(PoolallocError, ValueError):
@@ -132,13 +134,14 @@ class _Choices:
     smallest limit leaves them most requests.
     """
 
-    def __init__(self, optuna: Any, base: Config, traces: Sequence[Trace], *, exact_bins: bool) -> None:
+    def __init__(self, optuna: Any, base: Config, traces: Sequence[Trace], *, exact_bins: bool, memory: bool) -> None:
+        """`memory`: whether what is reserved counts at all."""
         self._base = base
         categories = optuna.distributions.CategoricalDistribution
         self.space: dict[str, Any] = {
             "bin_limit": categories(_BIN_LIMITS),
             "placement_candidates": optuna.distributions.IntDistribution(1, _MOST_CANDIDATES, log=True),
-            "growth": categories(_GROWTH),
+            "growth": categories([word for word in _GROWTH if not memory or word not in _UNBOUNDED]),
         }
         if exact_bins:
             self.space |= {"kept_share": categories(_KEPT_SHARES), "kept_held": categories([False, True])}
@@ -161,7 +164,9 @@ class _Choices:
         guess = {name: getattr(self._base, name) for name in _OPTIONS}
         if self._reuse is not None:
             guess |= {"kept_share": 0.0, "kept_held": False}
-        tried = guess["bin_limit"] in _BIN_LIMITS and guess["placement_candidates"] <= _MOST_CANDIDATES
+        tried = guess["placement_candidates"] <= _MOST_CANDIDATES and all(
+            guess[name] in self.space[name].choices for name in ("bin_limit", "growth")
+        )
         return guess if tried else {}
 
 
@@ -227,7 +232,9 @@ def tune(
 
     Args:
         traces: recordings; each counts the same.
-        objective: `reserved`, `calls` or `balanced` (overhead * (1 + CALLS_WEIGHT * calls per event)).
+        objective: `reserved`, `calls` or `balanced` (overhead * (1 + CALLS_WEIGHT * calls per event)). Where memory
+            counts (all but `calls` without `most_overhead`), no option is tried under which a longer run would hold
+            ever more, however little it holds in the recording.
         trials: how many configurations are tried in all; None is TRIALS, or with `seconds` as many as they allow.
         seconds: when to stop in any case.
         base: what tuning begins with, and keeps for every option it does not choose; None is the defaults.
@@ -260,7 +267,8 @@ def tune(
     search = _study(optuna, storage, name)
     scores: dict[Config, Score] = {start: judge.score(start)}
     finished = optuna.trial.TrialState.COMPLETE
-    choices = _Choices(optuna, start, tuned_on, exact_bins=exact_bins)
+    memory_counts = objective != "calls" or most_overhead < math.inf
+    choices = _Choices(optuna, start, tuned_on, exact_bins=exact_bins, memory=memory_counts)
 
     def noted(score: Score) -> dict[str, float]:
         return {"overhead": score.overhead, "calls": score.calls}
@@ -295,11 +303,16 @@ def tune(
         if done >= most:
             search.stop()
 
-    workers = workers or os.cpu_count() or 1
     trials = None if math.isinf(most) else max(int(most) - len(search.get_trials(states=(finished,))), 0)
     try:
         with contextlib.suppress(KeyboardInterrupt):  # what was found by then is kept
-            search.optimize(attempt, n_trials=trials, timeout=seconds, n_jobs=workers, callbacks=[after_trial])
+            search.optimize(
+                attempt,
+                n_trials=trials,
+                timeout=seconds,
+                n_jobs=workers or os.cpu_count() or 1,
+                callbacks=[after_trial],
+            )
     except optuna.exceptions.StorageInternalError as error:
         raise _refused(storage, error) from None
     done = search.get_trials(deepcopy=False, states=(finished,))

@@ -1,22 +1,26 @@
 """Tuning: what is found is better where it was looked for, is said for the held-out part, and loads as a profile."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from command_line import started
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_kit import ToyAllocator, live_at, pickled, snapshot_of, toys, trace_of
 
 from poolalloc import Config
+from poolalloc import tune as tuning
 from poolalloc.replay import replay
 from poolalloc.trace import Op, Trace, write
 from poolalloc.trace.format import check, requested_over_time
 from poolalloc.trace.parts import split
 from poolalloc.trace.torch_snapshot import import_snapshot
-from poolalloc.tune import TRIALS, Score, TuneError, tune
+from poolalloc.tune import TRIALS, Objective, Score, TuneError, tune
 
 MIB = 1 << 20
 
@@ -69,6 +73,29 @@ def test_calls_and_balance_are_other_objectives() -> None:
     assert score.value("balanced") == pytest.approx(1.5 * 1.02)
     found = tune([mixed()], objective="calls", trials=8)
     assert found.after.tuned_on.calls <= found.before.tuned_on.calls
+
+
+@pytest.mark.parametrize(
+    ("objective", "most_overhead"), [("reserved", math.inf), ("balanced", math.inf), ("calls", 1.5)]
+)
+def test_nothing_is_tried_under_which_a_longer_run_would_hold_ever_more(
+    objective: Objective, most_overhead: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A recording so short that "fast" reserves no more than the others, and needs fewer driver calls.
+    tried = set()
+    judge = tuning._Judge.score
+
+    def watched(self: Any, config: Config) -> Score:
+        tried.add(config.growth)
+        score = judge(self, config)
+        return Score(1.0, 0.0) if config.growth == "fast" else score
+
+    monkeypatch.setattr(tuning._Judge, "score", watched)
+    found = tune([mixed(blocks=300)], objective=objective, trials=12, most_overhead=most_overhead)
+    assert tried == {"tight", "balanced"}
+    assert found.config.growth != "fast"
+    tune([mixed(blocks=300)], objective="calls", trials=12)
+    assert "fast" in tried  # where memory does not count
 
 
 def test_exact_bins_are_proposed_where_they_are_asked_for(tmp_path: Path) -> None:
@@ -128,11 +155,13 @@ def test_an_interrupt_keeps_the_best_so_far() -> None:
 def test_two_workers_share_one_storage(tmp_path: Path, where: str) -> None:
     write(mixed(), tmp_path / "run.npz")
     command = [sys.executable, "-m", "poolalloc", "tune", "run.npz", "--trials", "12", "--storage", where]
-    workers = [
-        subprocess.Popen([*command, "-o", f"{name}.toml"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for name in ("one", "two")
-    ]
-    ends = [worker.communicate(timeout=300) for worker in workers]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with (
+        started([*command, "-o", "one.toml"], cwd=tmp_path, **pipes) as one,
+        started([*command, "-o", "two.toml"], cwd=tmp_path, **pipes) as two,
+    ):
+        workers = [one, two]
+        ends = [worker.communicate(timeout=300) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], ends
     import optuna
 
