@@ -296,9 +296,10 @@ def _check_torch(python: _Python, environment: Mapping[str, str]) -> None:
 def execute(command: Sequence[str], environment: Mapping[str, str]) -> None:
     """Replace this process by the program, so that signals, terminal and exit code are the program's own."""
     program = prepare(command, environment)
-    # Python ignores these two, and what is ignored stays so in the program.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    # What is ignored here stays so in the program: Python ignores the first two, and whatever runs this in the
+    # background (nohup, cron, some CI) the others.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     os.execve(program, list(command), dict(environment))
 
 

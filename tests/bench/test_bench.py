@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from bench_rig import Bench
+from command_line import started
 
 from poolalloc.bench.workloads import find, known
 from poolalloc.sim import find_gpu
@@ -213,7 +214,7 @@ def test_a_bench_that_is_told_to_end_keeps_its_rows_and_leaves_no_process_behind
     path = script(HOLD + "if torch.cuda.memory.get_allocator_backend() != 'native':\n" + hang)
     allocators = ["--allocators", "default,poolalloc", "--json", "rows.json"]
     command = [sys.executable, "-m", "poolalloc", "bench", path, *allocators]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+    with started(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
         while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n")):
             assert process.poll() is None
             time.sleep(0.1)

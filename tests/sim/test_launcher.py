@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import started
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -216,16 +218,23 @@ def test_the_program_inherits_no_ignored_signals() -> None:
     assert int(ignored, 16) & (1 << (signal.SIGPIPE - 1)) == 0
 
 
+def with_interrupts(handler: signal.Handlers) -> Callable[[], object]:
+    return lambda: signal.signal(signal.SIGINT, handler)
+
+
 @LIMITS
-def test_ctrl_c_reaches_the_program(options: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN], ids=["as usual", "ignored at first"])
+def test_ctrl_c_reaches_the_program(options: list[str], tmp_path: Path, before: signal.Handlers) -> None:
+    """Also where what starts it ignores the signal: nohup, cron, a shell that runs it in the background."""
     ready = tmp_path / "ready"
     script = f"trap 'echo stopped; exit 5' INT; : > {ready}; while :; do sleep 0.05; done"
     command = [*launcher(*options), "sh", "-c", script]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(ready.exists)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate() == ("stopped\n", "")
-    assert process.returncode == 5
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with started(command, preexec_fn=with_interrupts(before), **pipes) as process:
+        wait_for(ready.exists)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("stopped\n", "")
+        assert process.returncode == 5
 
 
 def test_the_time_limit_ends_the_whole_group_and_says_why(tmp_path: Path) -> None:

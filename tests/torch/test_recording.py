@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import started
 
 from poolalloc.replay import replay
 from poolalloc.sim import sim_environment
@@ -141,7 +142,7 @@ def test_what_a_killed_process_left_is_a_trace(clean_environment: dict[str, str]
         "while True: time.sleep(0.05); torch.empty(10, device='cuda')\n"
     )
     environment = sim_environment(memory=parse_size("8 GiB"), base=clean_environment)
-    with subprocess.Popen(
+    with started(
         [sys.executable, str(script)], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
