@@ -98,6 +98,8 @@ def figure(workload: str, rows: list[Row], results: Results) -> Figure:
     panels = []
     for row in rows:
         timeline = row.timeline
+        if not by_steps:
+            timeline = timeline.from_first_use()
         x = to_steps(timeline) if by_steps else timeline.seconds
         allocator = ALLOCATORS.get(row.allocator)
         panels.append(
@@ -123,7 +125,7 @@ def figure(workload: str, rows: list[Row], results: Results) -> Figure:
         workload=workload,
         heading=f"{workload}{size}",
         panels=panels,
-        x_label="step" if by_steps else "seconds",
+        x_label="step" if by_steps else "seconds since the first use of the GPU",
         x_max=max(ends, default=0.0) or 1.0,
         y_max=y_max,
         unit=unit,

@@ -26,6 +26,10 @@ FAINT = "#8a929c"
 ALARM = "#b3261e"
 
 LINE_HEIGHT = 0.3  # of the table, in inches
+MARGIN = 0.45
+GAP = 0.18  # between its columns, at least
+LEAST_WIDTH = 1.2  # of its first column
+TABLE_SIZE = 9.5  # of its letters, in points
 
 
 class MissingReportError(ImportError):
@@ -152,26 +156,50 @@ def draw_panel(axes: Any, part: Figure, panel: Panel, first: bool) -> None:
 
 
 def draw_table(canvas: Any, results: Results, top: float) -> None:
-    """Write the rows as text in columns, from `top` inches downwards."""
-    from poolalloc.bench.table import HEADINGS, cells
+    """Write the rows as text in columns as wide as what is in them, from `top` inches downwards."""
+    from poolalloc.bench.table import NAMES, lines_of
 
     width, height = canvas.get_size_inches()
-    places = [0.45, *(0.45 + (width - 0.9) * share for share in (0.30, 0.42, 0.54, 0.635, 0.735, 0.81, 0.885, 1.0))]
-    lines = [HEADINGS, *(cells(row) for row in results.rows)]
+    lines = lines_of(results.rows)
+    room = width - 2 * MARGIN - GAP * (len(lines[0]) - 1)
+    widths = [max(_width(canvas, line[column]) for line in lines) for column in range(len(lines[0]))]
+    if (over := sum(widths) - room) > 0:  # only the first column has texts of any length: paths of scripts
+        widths[0] = max(widths[0] - over, LEAST_WIDTH)
+        lines = [(_fitting(canvas, line[0], widths[0]), *line[1:]) for line in lines]
+    gap = GAP + max(0.0, room - sum(widths)) / (len(widths) - 1)
     for index, texts in enumerate(lines):
         y = top - LINE_HEIGHT * (index + 0.6)
+        x = MARGIN
         for column, text in enumerate(texts):
-            left_aligned = column < 2
+            is_name = column < NAMES
             canvas.text(
-                (places[column] if not left_aligned else 0.45 + column * (width - 0.9) * 0.15) / width,
+                (x if is_name else x + widths[column]) / width,
                 y / height,
                 text,
-                size=9.5,
+                size=TABLE_SIZE,
                 color=FAINT if index == 0 else INK,
-                ha="left" if left_aligned else "right",
+                ha="left" if is_name else "right",
             )
+            x += widths[column] + gap
         rule = (y - 0.1) / height
-        canvas.add_artist(rule_line(0.45 / width, 1 - 0.45 / width, rule))
+        canvas.add_artist(rule_line(MARGIN / width, 1 - MARGIN / width, rule))
+
+
+def _width(canvas: Any, text: str) -> float:
+    """How wide a text of the table is, in inches."""
+    drawn = canvas.text(0, 0, text, size=TABLE_SIZE)
+    extent = drawn.get_window_extent(canvas.canvas.get_renderer())
+    drawn.remove()
+    return float(extent.width) / float(canvas.dpi)
+
+
+def _fitting(canvas: Any, text: str, width: float) -> str:
+    """The text without as much of its beginning as there is no room for."""
+    shown, cut = text, 0
+    while _width(canvas, shown) > width and cut < len(text) - 1:
+        cut += 1
+        shown = "\N{HORIZONTAL ELLIPSIS}" + text[cut:]
+    return shown
 
 
 def rule_line(left: float, right: float, y: float) -> Any:

@@ -19,11 +19,14 @@ from poolalloc.bench.panels import (
     overhead_text,
 )
 from poolalloc.bench.results import Results
-from poolalloc.bench.table import HEADINGS, cells
+from poolalloc.bench.table import lines_of
 from poolalloc.output import write_text
 
 WIDTH, HEIGHT = 400, 260  # of a panel's plot area, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 30, 40
+
+FIRST_HIDDEN = 6
+"""The column of the table from which on a phone shows none: it has room for the names, both peaks and the overhead."""
 
 STYLE = """
 :root { --paper: #ffffff; --ink: #22262b; --faint: #6c747e; --rule: #e3e6ea; --alarm: #b3261e;
@@ -49,9 +52,20 @@ svg .peak { fill: var(--ink); paint-order: stroke; stroke: var(--paper); stroke-
 svg .alarm { fill: var(--alarm); font-weight: 600; paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
 .scroll { overflow-x: auto; margin-top: 2rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .35rem .8rem; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th { color: var(--faint); font-weight: 500; }
+th, td { text-align: right; padding: .35rem .5rem; border-bottom: 1px solid var(--rule); white-space: nowrap; }
+th { color: var(--faint); font-weight: 500; white-space: normal; vertical-align: bottom; }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
+td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 5rem; }
+.narrow { display: none; font-size: .85rem; }
+@media (max-width: 720px) {
+  body { margin: 1rem auto; padding: 0 .8rem; }
+  table { font-size: .8rem; }
+  th, td { padding: .3rem .25rem; }
+  td:nth-child(2) { white-space: normal; }
+  th:nth-child(n+FIRST_HIDDEN), td:nth-child(n+FIRST_HIDDEN) { display: none; }
+  .narrow { display: block; }
+  .panels { grid-template-columns: 1fr; }
+}
 details { margin-top: 1rem; color: var(--faint); }
 .error { color: var(--alarm); white-space: pre-wrap; }
 code { font-size: .92em; }
@@ -112,7 +126,7 @@ def html(results: Results) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Memory report: {escape(results.device_name)}</title>
-<style>{STYLE}</style>
+<style>{STYLE.replace("FIRST_HIDDEN", str(FIRST_HIDDEN))}</style>
 </head>
 <body>
 <h1>Memory requested and memory reserved</h1>
@@ -151,11 +165,12 @@ def explanation(results: Results) -> str:
 
 def table(results: Results) -> str:
     """Return the rows as an HTML table."""
-    head = "".join(f"<th>{escape(text)}</th>" for text in HEADINGS)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in cells(row)) + "</tr>" for row in results.rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
+    headings, *rows = lines_of(results.rows)
+    head = "".join(f"<th>{escape(text)}</th>" for text in headings)
+    body = "\n".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    hidden = ", ".join(headings[FIRST_HIDDEN - 1 :])
+    hint = f'<p class="narrow">On a wider screen: {escape(hidden)}.</p>' if hidden else ""
+    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>\n{hint}"
 
 
 def svg(part: Figure, panel: Panel) -> str:

@@ -33,6 +33,19 @@ class Timeline:
             thin.reserved.append(max(self.reserved[part]))
         return thin
 
+    def from_first_use(self) -> Timeline:
+        """Return the same from the last sample that holds nothing: a program may import for long before it begins."""
+        used = next((index for index, held in enumerate(self.reserved) if held), 0)
+        first = max(used - 1, 0)
+        begin = self.seconds[first] if self.seconds else 0.0
+        return Timeline(
+            [second - begin for second in self.seconds[first:]],
+            self.requested[first:],
+            self.live[first:],
+            self.reserved[first:],
+            [end - begin for end in self.steps],
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return the lists by name."""
         return {

@@ -76,6 +76,11 @@ class Sampler:
         shown = [peak if peak > seen else value for value, peak, seen in zip(now, peaks, self._peaks, strict=True)]
         self._peaks = peaks
         timeline = self._timeline
+        if len(timeline.reserved) == 1 and not timeline.reserved[0] and not shown[2]:
+            timeline.seconds[0] = (
+                time.perf_counter() - self._start
+            )  # of the time before the first use one sample is enough
+            return
         timeline.seconds.append(time.perf_counter() - self._start)
         timeline.requested.append(shown[0])
         timeline.live.append(shown[1])

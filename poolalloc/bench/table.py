@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from poolalloc.bench.results import Row
 from poolalloc.sizes import format_size
 
@@ -39,6 +41,17 @@ def cells(row: Row) -> tuple[str, ...]:
         "-" if row.seconds is None else f"{row.seconds:.1f}",
         end(row),
     )
+
+
+def lines_of(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Return the headings and the rows, without columns that say nothing, for tables that draw themselves."""
+    found = [cells(row) for row in rows]
+    shown = [
+        column
+        for column, heading in enumerate(HEADINGS)
+        if heading not in SILENT or any(line[column] not in SILENT[heading] for line in found)
+    ]
+    return [tuple(line[column] for column in shown) for line in (HEADINGS, *found)]
 
 
 def end(row: Row) -> str:

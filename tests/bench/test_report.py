@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import struct
@@ -9,13 +10,14 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from poolalloc.bench import panels, picture, report
 from poolalloc.bench.results import Results, Row, Timeline
 from poolalloc.bench.sampling import Sampler
-from poolalloc.bench.table import HEADINGS, cells
+from poolalloc.bench.table import HEADINGS, cells, lines_of
 
 GIB = 1 << 30
 
@@ -165,7 +167,7 @@ def test_without_steps_the_axis_is_time(results: Results) -> None:
     for one in results.rows:
         one.timeline = replace(one.timeline, steps=[])
     (figure,) = panels.figures(results)
-    assert figure.x_label == "seconds"
+    assert figure.x_label == "seconds since the first use of the GPU"
 
 
 def test_the_table_shows_dashes_for_what_is_not_known() -> None:
@@ -235,6 +237,59 @@ def test_the_png_is_a_picture_of_some_size(results: Results, tmp_path: Path) -> 
     assert width > 1000
     assert height > 500
     assert len(data) > 20_000
+
+
+def test_columns_of_the_png_do_not_overprint_each_other(results: Results) -> None:
+    """A path of a script may be of any length; what is cut is its beginning."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    for workload in ("s.py", "my/script.py", "/home/somebody/projects/one/of/many/experiments/" * 3 + "train.py"):
+        for row in results.rows:
+            row.workload = workload
+        results.rows[0].error = "died"
+        canvas = Figure(figsize=(12, 4), facecolor="white")
+        renderer = FigureCanvasAgg(canvas).get_renderer()
+        picture.draw_table(canvas, results, 3.0)
+        lines: dict[float, list[Any]] = {}
+        for text in canvas.texts:
+            lines.setdefault(text.get_position()[1], []).append(text.get_window_extent(renderer))
+        assert len(lines) == len(results.rows) + 1
+        for extents in lines.values():
+            extents.sort(key=lambda extent: extent.x0)
+            assert all(one.x1 < other.x0 for one, other in itertools.pairwise(extents)), workload
+            assert extents[0].x0 >= 0
+            assert extents[-1].x1 <= 12 * canvas.dpi
+        assert any(text.get_text().endswith(workload[-8:]) for text in canvas.texts)
+
+
+def test_a_time_axis_begins_at_the_first_use() -> None:
+    line = Timeline([1.0, 2.0, 3.0, 4.0], [0, 0, 5, 6], [0, 0, 5, 6], [0, 0, 8, 8], steps=[3.5])
+    moved = line.from_first_use()
+    assert (moved.seconds, moved.requested, moved.reserved) == ([0.0, 1.0, 2.0], [0, 5, 6], [0, 8, 8])
+    assert moved.steps == [1.5]
+    assert Timeline().from_first_use() == Timeline()
+    nothing = Timeline([1.0, 2.0], [0, 0], [0, 0], [0, 0])
+    assert nothing.from_first_use().seconds == [0.0, 1.0]
+
+
+def test_the_time_before_the_first_use_takes_one_sample() -> None:
+    figures = [((0, 0, 0), (0, 0, 0))] * 5 + [((1, 1, 2), (1, 1, 2)), ((0, 0, 2), (1, 1, 2))]
+    sampler = Sampler(iter(figures).__next__, lambda: None)
+    for _ in figures:
+        sampler.sample()
+    assert sampler.timeline(100).reserved == [0, 2, 2]
+
+
+def test_columns_that_say_nothing_are_in_no_table(results: Results) -> None:
+    for row in results.rows:
+        row.retries, row.out_of_memory, row.error, row.skipped = 0, False, None, None
+    lines = lines_of(results.rows)
+    assert {len(line) for line in lines} == {len(HEADINGS) - 2}
+    assert "retries" not in report.html(results).split("<table>")[1].split("</thead>")[0]
+    results.rows[0].out_of_memory = True
+    assert lines_of(results.rows)[0][-1] == "out of memory"
 
 
 def test_a_missing_matplotlib_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
