@@ -59,9 +59,9 @@ td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 5rem; 
 .narrow { display: none; font-size: .85rem; }
 @media (max-width: 720px) {
   body { margin: 1rem auto; padding: 0 .8rem; }
-  table { font-size: .8rem; }
-  th, td { padding: .3rem .25rem; }
-  td:nth-child(2) { white-space: normal; }
+  table { font-size: .75rem; }
+  th, td { padding: .3rem .15rem; }
+  td:first-child { min-width: 3.2rem; }
   th:nth-child(n+FIRST_HIDDEN), td:nth-child(n+FIRST_HIDDEN) { display: none; }
   .narrow { display: block; }
   .panels { grid-template-columns: 1fr; }
