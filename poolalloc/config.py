@@ -180,7 +180,7 @@ def _from_file(path: str | os.PathLike[str]) -> dict[str, object]:
 def _from_toml(text: str, source: str) -> dict[str, object]:
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{source} is no TOML file: {error}") from None
     for key, value in document.items():
         if key == "provenance" and isinstance(value, dict):
@@ -207,7 +207,10 @@ def _from_conf(text: str) -> dict[str, object]:
     options: dict[str, object] = {}
     if not text.strip(_SPACE):
         return options
-    for part in text.split(","):
+    parts = text.split(",")
+    if len(parts) > 1 and not parts[-1].strip(_SPACE):
+        parts.pop()  # after a last comma
+    for part in parts:
         entry = part.strip(_SPACE)
         name, colon, value = (piece.strip(_SPACE) for piece in entry.partition(":"))
         if not colon:

@@ -169,7 +169,7 @@ def read(path: Path) -> CostTable:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CostError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CostError(f"{path}: not JSON: {error}") from None
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or set(data) != _KEYS:
         raise CostError(

@@ -350,6 +350,7 @@ void parse_options(Options& options, const std::string& text) {
     more = comma != std::string_view::npos;
     std::string_view entry = trim(rest.substr(0, comma));
     if (more) rest.remove_prefix(comma + 1);
+    more = more && !trim(rest).empty();  // a comma may come last
     std::size_t colon = entry.find(':');
     if (colon == std::string_view::npos)
       throw ConfigError("options: " + quoted(entry) + " in " + quoted(text) +

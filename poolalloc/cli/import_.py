@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json as json_format
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +27,11 @@ def register(app: typer.Typer) -> None:
 
 def import_(
     source: Annotated[
-        Path, typer.Argument(help="A PyTorch memory snapshot (.pickle) or an RMM log (.csv).", metavar="SOURCE")
+        Path,
+        typer.Argument(
+            help="A PyTorch memory snapshot (.pickle) or an RMM log (.csv); either may be gzipped (.gz).",
+            metavar="SOURCE",
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The trace to write. Default: SOURCE with the ending .npz.")
@@ -45,7 +52,8 @@ def import_(
         data = source.read_bytes()
     except OSError as error:
         fail(f"{source}: {error.strerror}")
-    target = source.with_suffix(".npz") if output is None else output
+    plain = source.with_suffix("") if source.suffix == ".gz" else source
+    target = plain.with_suffix(".npz") if output is None else output
     if target.exists() and target.samefile(source):
         fail(f"{source}: the trace cannot replace the file it is made of; give another name with -o")
     require_writable("--output", target)
@@ -73,12 +81,31 @@ def read_any(data: bytes, name: str) -> tuple[Trace, Report]:
 
     if not data:
         raise TraceError("it is empty")
+    if data.startswith(b"\x1f\x8b"):
+        data = _unzipped(data)
     if data.startswith(b"PK\x03\x04"):
         raise TraceError("it is a trace already, or another archive; import takes PyTorch's snapshots and RMM's logs")
     first_line = data[:1000].split(b"\n", 1)[0]
     if first_line.count(b",") >= 2 and all(32 <= byte < 127 or byte in b"\r\xef\xbb\xbf" for byte in first_line):
         return rmm_csv.import_log(data, name)
     return torch_snapshot.import_snapshot(data, name)
+
+
+def _unzipped(data: bytes) -> bytes:
+    """What a gzipped file holds. A few bytes can stand for terabytes: it may hold what real recordings come to."""
+    from poolalloc.trace.format import TraceError
+
+    most = (1 << 28) + 100 * len(data)
+    try:
+        with gzip.open(io.BytesIO(data)) as file:
+            whole = file.read(most + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise TraceError(f"it is no gzip file, or it was cut off: {error}") from None
+    if len(whole) > most:
+        raise TraceError("it is damaged: it unpacks to far more than its size explains")
+    if not whole:
+        raise TraceError("it is empty")
+    return whole
 
 
 def print_report(report: Report, trace: Trace) -> None:

@@ -73,6 +73,11 @@ class _Reader:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise TraceError("it is no text") from None
+        whole = text[: text.rfind("\n") + 1]
+        if whole.count("\n") > 1 and len(whole) < len(text):  # a log of a process that was killed ends anywhere
+            text = whole
+            report.found["a last line that was cut off"] += 1
+            report.left_out["the last line, which was cut off: the log ends before it"] += 1
         self.rows = csv.reader(io.StringIO(text, newline=""), strict=True)
         self.report = report
         self.places: dict[str, int] = {}

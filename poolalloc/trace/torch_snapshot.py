@@ -168,7 +168,10 @@ class _Import:
         if not devices:
             raise TraceError("it is empty: no device has a segment or an event")
         if not any(traces):
-            self.report.missing.append("events: memory history was not recorded, so this is the state at one moment")
+            self.report.missing.append(
+                "events: memory history was not recorded, so this is the state at one moment. For events call "
+                "torch.cuda.memory._record_memory_history() at the program's start, _dump_snapshot(FILE) at its end"
+            )
         self.timed = all("time_us" in _dict(entry, "an entry") for entry in chain(*map(_entries, traces)))
         rounding = _Rounding(self.snapshot.get("allocator_settings"))
         logs = []

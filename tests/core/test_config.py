@@ -204,6 +204,7 @@ def test_an_empty_file_means_the_defaults(tmp_path):
         (b"[poolalloc]\ngrowth = [1]", ["option growth", "none of the allowed words"]),
         (b"[poolalloc\n", ["no TOML file", "line 1"]),
         (b"\xff\xfe", ["no TOML file"]),
+        (b"a = " + b"[" * 100_000, ["no TOML file"]),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named_with_the_file(tmp_path, text, words):

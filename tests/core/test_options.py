@@ -100,7 +100,7 @@ def test_every_word_of_a_choice_is_allowed(option):
         ("grwoth:tight", ['"grwoth"', "nearest known option: growth (allowed: tight | balanced | fast)"]),
         ("bin_limit:0,bin_limit:0", ["bin_limit", "second value"]),
         ("bin_limit", ['"bin_limit"', "has no value", "key:value"]),
-        ("bin_limit:0,", ["has no value", '"bin_limit:0,"']),
+        ("bin_limit:0,,", ["has no value", '"bin_limit:0,,"']),
         ("bin_limit:1\n2", ["bin_limit", "not a size"]),
     ],
 )

@@ -90,6 +90,9 @@ def test_a_missing_file_and_an_unknown_name_are_refused(tmp_path: Path) -> None:
         costs.find(str(tmp_path / "b.json"))
     with pytest.raises(CostError, match="there are published-a100"):
         costs.find("b")
+    (tmp_path / "c.json").write_text("[" * 100_000)
+    with pytest.raises(CostError, match="not JSON"):
+        costs.find(str(tmp_path / "c.json"))
     (tmp_path / "c.json").write_text("{")
     with pytest.raises(CostError, match="not JSON"):
         costs.find(str(tmp_path / "c.json"))

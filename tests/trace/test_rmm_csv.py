@@ -95,6 +95,23 @@ def test_lines_that_are_no_events_are_counted() -> None:
     assert report.left_out == {'lines of the unknown action "resize"': 1, "requests of no bytes": 1}
 
 
+def test_a_log_that_was_cut_off_ends_before_its_last_line() -> None:
+    whole = log(
+        "1401,11:27:33.000001,allocate,0x7f0000000000,1024,0x0",
+        "1401,11:27:33.000002,allocate,0x7f0000000400,2048,0x0",
+        "1401,11:27:33.000003,free,0x7f0000000000,1024,0x0",
+    )
+    expected = summary(imported(whole)[0])
+    last = whole.splitlines(keepends=True)[-1]
+    for cut in range(1, len(last)):
+        trace, report = imported(whole[:-cut])
+        assert summary(trace) == expected[:2]
+        assert any("cut off" in what for what in report.left_out)
+    assert not imported(whole)[1].left_out
+    with pytest.raises(TraceError, match="first line"):
+        imported("Thread,Time,Acti")
+
+
 def test_columns_in_another_order_with_more_of_them() -> None:
     text = "Action,Size,Pointer,Stream,Time,Thread,More\nallocate,5,0x10,0x0,10:00:00.1,7,x\n"
     trace, _ = imported("\ufeff" + text.replace("\n", "\r\n"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import pickle
@@ -121,6 +122,25 @@ def test_the_shipped_snapshot_needs_less_than_it_had(cli: Any, shipped: Path) ->
     assert document["out_of_memory"] is None
     assert sum(document["driver_calls"].values()) > 0
     assert max(device["over_time"]["recorded_reserved"]) == 12_660_506_624
+
+
+def test_a_gzipped_recording_is_read(cli: Any, shipped: Path) -> None:
+    Path("zipped.pickle.gz").write_bytes(gzip.compress(SHIPPED.read_bytes(), 1))
+    assert "wrote zipped.npz" in cli("import", "zipped.pickle.gz").out
+    assert Path("zipped.npz").read_bytes()[:2] == b"PK"
+    whole = Path("zipped.pickle.gz").read_bytes()
+    bomb = gzip.compress(bytes(1 << 29), 1)
+    for data, problem in (
+        (whole[: len(whole) // 2], "cut off"),
+        (whole[:100] + b"x" * 50 + whole[150:], "no gzip file"),
+        (gzip.compress(b""), "empty"),
+        (bomb, "unpacks to far more"),
+    ):
+        Path("bad.pickle.gz").write_bytes(data)
+        outcome = cli("import", "bad.pickle.gz")
+        assert outcome.code == 2
+        assert outcome.err.count("\n") == 1
+        assert problem in outcome.err
 
 
 def test_replay_draws_a_picture(cli: Any, shipped: Path) -> None:
