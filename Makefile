@@ -1,4 +1,5 @@
 # make demo    build, then train a GPT under the default allocator, expandable_segments and poolalloc, and compare
+# make figures the tables and pictures of the manual, from a fresh run of the demo and the recorded results
 # make test    build, then every test
 # make bench   every workload under every allocator
 # make lint    formatting, rules, types, include arrows
@@ -24,35 +25,45 @@ CPP := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
 
 ifdef PY
 BUILT := $(STAMPS)/built-$(subst /,_,$(PY))
+DEV :=
 else
 PY := $(VENV)/bin/python
 BUILT := $(STAMPS)/built-$(VENV)
+DEV := $(STAMPS)/dev-$(VENV)
 endif
 
-.PHONY: help build demo test test-python test-native test-torch test-segments bench lint gpu-check soak clean
+.PHONY: help build demo figures test test-python test-native test-torch test-segments bench lint gpu-check soak clean
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -12
 
 # --- environment and build ---------------------------------------------------------------------------------------
-$(STAMPS)/venv-$(VENV): pyproject.toml
+# What building and the demo take; the rest of what the tests and `make lint` take comes with the second one.
+$(STAMPS)/venv-$(VENV): pyproject.toml tools/project_dependencies.py
 	@tools/preflight.sh $(PYTHON)
 	@mkdir -p $(STAMPS)
-	@echo "== making $(VENV) with torch $(TORCH): a download of some gigabytes the first time"
+	@echo "== making $(VENV) with torch $(TORCH): the first time a download of some 3 GB, and 5.5 GB on disk"
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --progress-bar on --prefer-binary "torch==$(TORCH)"
-	$(VENV)/bin/python tools/project_dependencies.py | xargs $(VENV)/bin/python -m pip install --quiet --prefer-binary
+	$(VENV)/bin/python tools/project_dependencies.py demo | xargs $(VENV)/bin/python -m pip install --quiet --prefer-binary
+	@touch $@
+
+$(STAMPS)/dev-$(VENV): $(STAMPS)/venv-$(VENV)
+	@echo "== adding what the tests take to $(VENV)"
+	$(VENV)/bin/python tools/project_dependencies.py dev | xargs $(VENV)/bin/python -m pip install --quiet --prefer-binary
 	@touch $@
 
 $(STAMPS)/built-$(VENV): $(STAMPS)/venv-$(VENV) $(SOURCES)
 	@tools/preflight.sh $(PY)
-	@echo "== building poolalloc"
-	PATH="$(abspath $(VENV))/bin:$$PATH" POOLALLOC_BUILD_DIR=build/cmake-$(VENV) $(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	@echo "== building poolalloc: some three minutes on two cores"
+	@PATH="$(abspath $(VENV))/bin:$$PATH" POOLALLOC_BUILD_DIR=build/cmake-$(VENV) tools/show_build.sh build/build.log \
+	  $(PY) -m pip install --verbose --no-build-isolation --no-deps -e .
 	@touch $@
 
 # A given Python: it must have the build tools; poolalloc is installed into it.
 $(STAMPS)/built-$(subst /,_,$(PY)): $(SOURCES)
 	@mkdir -p $(STAMPS)
-	POOLALLOC_BUILD_DIR=build/cmake-given $(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	@POOLALLOC_BUILD_DIR=build/cmake-given tools/show_build.sh build/build.log \
+	  $(PY) -m pip install --verbose --no-build-isolation --no-deps -e .
 	@touch $@
 
 build: $(BUILT)
@@ -62,26 +73,35 @@ demo: $(BUILT)
 	@mkdir -p build/demo
 	$(PY) -m poolalloc bench gpt --json build/demo/results.json --html build/demo/report.html --png build/demo/report.png
 
+# Under a path of its own the example writes into build/figures.
+PY_ANYWHERE = $(if $(findstring /,$(PY)),$(abspath $(PY)),$(PY))
+figures: $(BUILT)
+	@mkdir -p build/figures
+	$(PY) -m poolalloc bench gpt --gpu h100 --json build/figures/demo.json
+	cd build/figures && $(PY_ANYWHERE) -m poolalloc sim -- $(PY_ANYWHERE) ../../examples/find_a_leak.py
+	$(PY) -m poolalloc report build/figures/leak.npz --png build/figures/who.png
+	$(PY) tools/figures.py --demo build/figures/demo.json --who build/figures/who.png
+
 bench: $(BUILT)
 	@mkdir -p build/bench
 	$(PY) -m poolalloc bench --json build/bench/results.json --html build/bench/report.html --png build/bench/report.png
 
 test: test-native test-python
 
-test-python: $(BUILT)
+test-python: $(BUILT) $(DEV)
 	$(PY) -m pytest -n 2 tests
 	POOLALLOC_TEST_SEGMENTS=1 $(PY) -m pytest -n 2 tests/core/test_engine_rules.py tests/core/test_memory_ladder.py \
 	  tests/core/test_statistics.py tests/core/test_captures.py tests/core/test_trim.py tests/core/test_oom_callbacks.py \
 	  tests/core/test_exact_bins.py
 
 # The tests that depend on torch's version, for the second version in CI.
-test-torch: $(BUILT)
+test-torch: $(BUILT) $(DEV)
 	$(PY) -m pytest -n 2 tests/torch tests/sim tests/bench
 
-test-segments: $(BUILT)
+test-segments: $(BUILT) $(DEV)
 	POOLALLOC_TEST_SEGMENTS=1 $(PY) -m pytest -n 2 tests/torch
 
-test-native: $(BUILT)
+test-native: $(BUILT) $(DEV)
 	PATH="$(abspath $(VENV))/bin:$$PATH" tools/native_tests.sh
 
 OPERATIONS ?= 100000000
@@ -94,7 +114,7 @@ OUT ?= build/gpu-check
 gpu-check: $(BUILT)
 	$(PY) tools/gpu_check.py --out "$(OUT)" $(GPU_CHECK)
 
-lint: $(BUILT)
+lint: $(BUILT) $(DEV)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
@@ -102,6 +122,7 @@ lint: $(BUILT)
 	PATH="$(abspath $(VENV))/bin:$$PATH" tools/tidy.sh
 	$(PY) tools/check_includes.py
 	$(PY) tools/generate_options.py --check
+	$(PY) tools/figures.py --check
 
 clean:
 	rm -rf build poolalloc/*.so poolalloc/simgpu/*.so*

@@ -65,8 +65,8 @@ class FilesFromOutside(build_py):
     """Puts files from outside the package into it; an editable install finds them in the checkout.
 
     The workloads, so that an installed `poolalloc bench` knows them by name. What driver calls take, by device, for
-    `poolalloc replay`. The sources of the bridge with the headers
-    they include, since it is compiled where torch is.
+    `poolalloc replay`. The sources of the bridge and of simvalues with the headers they include, since both are
+    compiled where torch is.
     """
 
     def run(self) -> None:
@@ -82,7 +82,9 @@ class FilesFromOutside(build_py):
             dirs_exist_ok=True,
         )
         shutil.copytree(ROOT / "benchmarks" / "results" / "driver-costs", package / "driver_costs", dirs_exist_ok=True)
-        for folder, pattern in (("bridge", "*.*"), ("core", "*.[hd]*"), ("driver", "*.[hd]*"), ("plugin", "*.[hd]*")):
+        compiled_later = {"bridge": "*.*", "simvalues": "*.*", "simgpu": "operations.h"}
+        headers = dict.fromkeys(("core", "driver", "plugin"), "*.[hd]*")
+        for folder, pattern in {**compiled_later, **headers}.items():
             target = package / "bridge_sources" / folder
             target.mkdir(parents=True, exist_ok=True)
             for file in (ROOT / "csrc" / folder).glob(pattern):

@@ -87,7 +87,7 @@ def plan(torch: ModuleType) -> Plan:
     torch_folder = Path(str(torch.__file__)).resolve().parent
     library = PACKAGE / "libpoolalloc.so"
     command = (
-        *_compiler(),
+        *compiler(),
         *_FLAGS,
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
         f"-I{folder}",
@@ -121,7 +121,8 @@ def _digest_of_headers(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _compiler() -> tuple[str, ...]:
+def compiler() -> tuple[str, ...]:
+    """The C++ compiler to use, as the first words of a command: CXX, or what is found. Raises BridgeError."""
     asked = os.environ.get("CXX")
     for candidate in [asked] if asked else ["g++", "c++", "clang++"]:
         words = candidate.split()
@@ -164,14 +165,14 @@ def build(torch: ModuleType, force: bool = False) -> Library:
 
     Raises BridgeError with the compiler's first error, and NotKeptError with the reason why the folder is not used.
     """
-    return _build_in_cache(plan(torch), force)
+    return build_plan(plan(torch), force)
 
 
 def build_somewhere(torch: ModuleType) -> Library:
     """The same, in a temporary folder, with a warning, where the cache folder cannot be used."""
     wanted = plan(torch)
     try:
-        return _build_in_cache(wanted, force=False)
+        return build_plan(wanted, force=False)
     except NotKeptError as error:
         problem = error
     for folder in _temporary_folders():
@@ -184,7 +185,8 @@ def build_somewhere(torch: ModuleType) -> Library:
     raise problem
 
 
-def _build_in_cache(wanted: Plan, force: bool) -> Library:
+def build_plan(wanted: Plan, force: bool) -> Library:
+    """The library of a plan, in the cache folder; built if it is not there yet. Raises as `build` does."""
     folder = cache_folder()
     try:
         return _build_in(folder, wanted, force)

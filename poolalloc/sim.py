@@ -152,10 +152,10 @@ def sim_environment(
     _check_range("lag", lag, 0, MAXIMUM_LAG)
     folder = library_folder()
     environment = dict(os.environ if base is None else base)
-    for name in ("GPU", "MEMORY", "DEVICES", "LAG", "VIRTUAL_MEMORY", "REPORT", "OWNER", "QUIET"):
+    for name in ("GPU", "MEMORY", "DEVICES", "LAG", "VIRTUAL_MEMORY", "REPORT", "OWNER", "QUIET", "VALUES"):
         environment.pop(f"POOLALLOC_SIM_{name}", None)  # of a simulation around this one
-    # It would choose among the real cards; "" there, common on machines without one, hides the simulated ones too.
-    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    if not sees_devices(environment, devices):
+        environment.pop("CUDA_VISIBLE_DEVICES", None)
     environment.update(_TORCH_SWITCHES)
     environment["LD_PRELOAD"] = _prepend(str(folder / "libsimgpu.so"), environment.get("LD_PRELOAD", ""))
     environment["LD_LIBRARY_PATH"] = _prepend(str(folder), environment.get("LD_LIBRARY_PATH", ""))
@@ -171,6 +171,24 @@ def sim_environment(
     if quiet:
         environment["POOLALLOC_SIM_QUIET"] = "1"
     return environment
+
+
+def sees_devices(environment: Mapping[str, str], devices: int) -> bool:
+    """Whether CUDA_VISIBLE_DEVICES, if it is set, leaves a program any of the simulated devices.
+
+    Where it does not, it is about the real cards of a machine: "" and -1 hide them, and a scheduler hands out others.
+    """
+    value = environment.get("CUDA_VISIBLE_DEVICES")
+    if value is None:
+        return True
+    first = value.split(",")[0].strip()
+    uuids = (f"GPU-{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}" for text in _uuid_digits(devices))
+    return first in map(str, range(devices)) or (len(first) > 4 and any(uuid.startswith(first) for uuid in uuids))
+
+
+def _uuid_digits(devices: int) -> Iterator[str]:
+    """The UUIDs of the simulated devices, as csrc/simgpu/properties.cpp makes them."""
+    return ((b"poolalloc-simgp" + bytes([index])).hex() for index in range(devices))
 
 
 def _check_range(what: str, value: int | None, lowest: int, highest: int, show: Callable[[int], str] = str) -> None:
@@ -268,21 +286,35 @@ print(spec.origin or "" if spec else "")
 """
 
 
-def _check_torch(python: _Python, environment: Mapping[str, str]) -> None:
-    """Raise SimulationError unless `python` would import a CUDA build of torch. Costs one start of the interpreter."""
+def _find_torch(python: _Python, environment: Mapping[str, str]) -> Path | None:
+    """Return the file that `python` would import torch from, "." if it has none; None where it does not work at all.
+
+    Costs one start of the interpreter, once.
+    """
     first_on_path = str(python.script.parent.absolute()) if python.script is not None else ""
     # Asked of the bare interpreter: with the simulated runtime preloaded it would write the program's report.
     bare = {name: value for name, value in environment.items() if name != "LD_PRELOAD"}
-    probe = [python.interpreter, *python.flags, "-c", _FIND_TORCH, first_on_path]
-    answer = subprocess.run(probe, env=bare, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if answer.returncode != 0:
+    return _ask_for_torch((python.interpreter, *python.flags, "-c", _FIND_TORCH, first_on_path), tuple(bare.items()))
+
+
+@cache
+def _ask_for_torch(probe: tuple[str, ...], environment: tuple[tuple[str, str], ...]) -> Path | None:
+    answer = subprocess.run(
+        probe, env=dict(environment), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    return Path(answer.stdout.strip()) if answer.returncode == 0 else None
+
+
+def _check_torch(python: _Python, environment: Mapping[str, str]) -> None:
+    """Raise SimulationError unless `python` would import a CUDA build of torch."""
+    origin = _find_torch(python, environment)
+    if origin is None:
         return  # not a Python that works; let it say so itself
-    origin = answer.stdout.strip()
-    if not origin:
+    if origin == Path():
         raise SimulationError(
             f"{python.interpreter} has no torch; the simulated GPU needs its CUDA build: pip install torch"
         )
-    version_file = Path(origin).with_name("version.py")
+    version_file = origin.with_name("version.py")
     text = version_file.read_text() if version_file.is_file() else ""
     version = re.search(r"^__version__[^=\n]*=\s*['\"](.+?)['\"]", text, re.MULTILINE)
     cuda = re.search(r"^cuda[^=\n]*=\s*['\"].+?['\"]", text, re.MULTILINE)
@@ -291,6 +323,33 @@ def _check_torch(python: _Python, environment: Mapping[str, str]) -> None:
             f"torch {version[1]} of {python.interpreter} is not a CUDA build; the simulated GPU needs one (it needs no"
             " real GPU): pip install torch from PyPI, not from the CPU index"
         )
+
+
+def add_values(command: Sequence[str], environment: dict[str, str], say: Callable[[str], None]) -> None:
+    """Have integers and booleans computed where `command` runs torch: set the variable that names the library for it.
+
+    The library is compiled where that has not been done for this torch. `say` gets a line before, and one that says why
+    if it cannot be had; the program then sees zeros.
+    """
+    program = shutil.which(command[0], path=environment.get("PATH")) if command else None
+    python = _find_python(program, list(command), environment) if program else None
+    if python is None:
+        # Something that may start Python itself.
+        interpreter = shutil.which("python", path=environment.get("PATH"))
+        python = _Python(interpreter, (), None) if interpreter else None
+    origin = _find_torch(python, environment) if python else None
+    if origin is None or not origin.with_name("version.py").is_file():
+        return
+    # Only here: they need the compiled part of poolalloc, which a simulation without values does not.
+    from poolalloc import _sim_values
+    from poolalloc._bridge import BridgeError
+
+    try:
+        if not _sim_values.values_are_built(origin.parent):
+            say("compiling what computes small values for this torch; that is done once and takes about half a minute")
+        environment["POOLALLOC_SIM_VALUES"] = str(_sim_values.build_values(origin.parent))
+    except BridgeError as error:
+        say(f"no values are computed, every one is zero: {error}")
 
 
 def execute(command: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -22,11 +22,12 @@ ALLOWED = {
     "bridge": ("bridge/", "plugin/", "core/", "driver/"),
     "python": ("python/", "plugin/", "core/", "driver/"),
     "simgpu": ("simgpu/",),
+    "simvalues": ("simvalues/", "simgpu/operations.h"),
 }
 # Foreign headers, and who may include them.
 FOREIGN = {
     re.compile(r"^(cuda|cublas|cudnn|nv)"): {"bridge"},
-    re.compile(r"^(torch|c10|ATen)/"): {"bridge"},
+    re.compile(r"^(torch|c10|ATen)/"): {"bridge", "simvalues"},
     re.compile(r"^(Python\.h|pybind11/)"): {"python"},
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^">]+)[">]', re.MULTILINE)

@@ -1,4 +1,5 @@
-"""Prints what pyproject.toml asks for, one requirement a line: dependencies and the `dev` extra.
+"""Prints what pyproject.toml asks for, one requirement a line: `demo` for what building and the demo take, `dev` for
+what working on the project takes.
 
 The Makefile installs from it, so that requirements stand in one place.
 """
@@ -13,6 +14,11 @@ if sys.version_info >= (3, 11):
 else:
     from pip._vendor import tomli as tomllib
 
-project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())["project"]
-for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
+project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())
+extras = project["project"]["optional-dependencies"]
+wanted = {
+    "demo": [*project["project"]["dependencies"], *project["build-system"]["requires"], "wheel", *extras["report"]],
+    "dev": extras["dev"],
+}
+for requirement in wanted[sys.argv[1]]:
     print(f'"{requirement}"')

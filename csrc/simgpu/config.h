@@ -12,6 +12,7 @@
 //   POOLALLOC_SIM_COPY_BYTES      1 MiB        how much of one copy really moves (copy.h)
 //   POOLALLOC_SIM_VIRTUAL_MEMORY  1            0: the cards have no virtual memory management
 //   POOLALLOC_SIM_KEEP_CONTENTS   0            1: bytes that the host wrote outlive launches (physical.h)
+//   POOLALLOC_SIM_VALUES          none         the library that carries out operators (operations.h)
 //   CUDA_VISIBLE_DEVICES          all          the devices a process sees, by number or UUID, as for CUDA
 #pragma once
 

@@ -8,30 +8,31 @@
 
 using namespace poolalloc::simgpu;
 
-SIMGPU_API int cuLaunchKernel(void*, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+SIMGPU_API int cuLaunchKernel(void* kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                               unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream, void**, void**) {
   SIM_COUNT_CALL();
   return context_call([&] {
-    return launch_kernel({grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, stream, "cuLaunchKernel");
+    return launch_kernel(kernel, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, stream,
+                         "cuLaunchKernel");
   });
 }
 
-SIMGPU_API int cuLaunchKernelEx(const abi::DriverLaunchConfig* config, void*, void**, void**) {
+SIMGPU_API int cuLaunchKernelEx(const abi::DriverLaunchConfig* config, void* kernel, void**, void**) {
   SIM_COUNT_CALL();
   return context_call([&] {
     if (!config) return kInvalidValue;
-    return launch_kernel({config->gridDimX, config->gridDimY, config->gridDimZ},
+    return launch_kernel(kernel, {config->gridDimX, config->gridDimY, config->gridDimZ},
                          {config->blockDimX, config->blockDimY, config->blockDimZ}, config->sharedMemBytes,
                          config->stream, "cuLaunchKernelEx");
   });
 }
 
-SIMGPU_API int cuLaunchCooperativeKernel(void*, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                                         unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream,
-                                         void**) {
+SIMGPU_API int cuLaunchCooperativeKernel(void* kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                                         unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
+                                         void* stream, void**) {
   SIM_COUNT_CALL();
   return context_call([&] {
-    return launch_kernel({grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, stream,
+    return launch_kernel(kernel, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, stream,
                          "cuLaunchCooperativeKernel");
   });
 }

@@ -102,6 +102,8 @@ Error launch_graph(GraphExec& exec, Stream& stream, Deferred& deferred) {
       if (Event* event = sim().events.find(step.event)) wait_event(stream, *event, abi::kEventWaitDefault);
     } else {
       run_work(stream, step.type, step.action);
+      // What it writes is not what the operation around the launch of the graph writes.
+      if (step.type == abi::kNodeKernel) ++stream.device->forgettings;
       if (step.host_function) deferred.emplace_back(step.host_function, step.host_data);
     }
   }

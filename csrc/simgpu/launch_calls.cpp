@@ -22,8 +22,8 @@ constexpr int kWarp = 32;
 
 }  // namespace
 
-Error launch_kernel(const abi::Dim3& grid, const abi::Dim3& block, std::size_t shared_bytes, void* stream,
-                    const char* caller) {
+Error launch_kernel(const void* kernel, const abi::Dim3& grid, const abi::Dim3& block, std::size_t shared_bytes,
+                    void* stream, const char* caller) {
   const std::uint64_t threads = static_cast<std::uint64_t>(block.x) * block.y * block.z;
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || threads == 0 || threads > kMaxThreads || block.z > kMaxBlockZ ||
       grid.y > kMaxGridYZ || grid.z > kMaxGridYZ) {
@@ -33,7 +33,9 @@ Error launch_kernel(const abi::Dim3& grid, const abi::Dim3& block, std::size_t s
   const Lock lock = lock_sim();
   use_context();
   Stream* found = resolve_stream(stream, caller);
-  return found ? enqueue(*found, abi::kNodeKernel, {}) : kInvalidHandle;
+  if (!found) return kInvalidHandle;
+  found->device->last_kernel = kernel;
+  return enqueue(*found, abi::kNodeKernel, {});
 }
 
 // What fits an SM at once, by threads, blocks, registers and shared memory.
@@ -83,30 +85,31 @@ Error function_attribute(int attribute, int* value) {
 
 // --- launches ----------------------------------------------------------------------------------------------------
 
-SIMGPU_API int cudaLaunchKernel(const void*, abi::Dim3 grid, abi::Dim3 block, void**, std::size_t shared_bytes,
+SIMGPU_API int cudaLaunchKernel(const void* kernel, abi::Dim3 grid, abi::Dim3 block, void**, std::size_t shared_bytes,
                                 void* stream) {
   SIM_COUNT_CALL();
-  return runtime_call([&] { return launch_kernel(grid, block, shared_bytes, stream, "cudaLaunchKernel"); });
+  return runtime_call([&] { return launch_kernel(kernel, grid, block, shared_bytes, stream, "cudaLaunchKernel"); });
 }
 
 // What the <<<>>> of CUDA 13 compiles to.
-SIMGPU_API int __cudaLaunchKernel(void*, abi::Dim3 grid, abi::Dim3 block, void**, std::size_t shared_bytes,
+SIMGPU_API int __cudaLaunchKernel(void* kernel, abi::Dim3 grid, abi::Dim3 block, void**, std::size_t shared_bytes,
                                   void* stream) {
   SIM_COUNT_CALL();
-  return runtime_call([&] { return launch_kernel(grid, block, shared_bytes, stream, "cudaLaunchKernel"); });
+  return runtime_call([&] { return launch_kernel(kernel, grid, block, shared_bytes, stream, "cudaLaunchKernel"); });
 }
 
-SIMGPU_API int cudaLaunchCooperativeKernel(const void*, abi::Dim3 grid, abi::Dim3 block, void**,
+SIMGPU_API int cudaLaunchCooperativeKernel(const void* kernel, abi::Dim3 grid, abi::Dim3 block, void**,
                                            std::size_t shared_bytes, void* stream) {
   SIM_COUNT_CALL();
-  return runtime_call([&] { return launch_kernel(grid, block, shared_bytes, stream, "cudaLaunchCooperativeKernel"); });
+  return runtime_call(
+      [&] { return launch_kernel(kernel, grid, block, shared_bytes, stream, "cudaLaunchCooperativeKernel"); });
 }
 
-SIMGPU_API int cudaLaunchKernelExC(const abi::LaunchConfig* config, const void*, void**) {
+SIMGPU_API int cudaLaunchKernelExC(const abi::LaunchConfig* config, const void* kernel, void**) {
   SIM_COUNT_CALL();
   return runtime_call([&] {
     if (!config) return kInvalidValue;
-    return launch_kernel(config->gridDim, config->blockDim, config->dynamicSharedBytes, config->stream,
+    return launch_kernel(kernel, config->gridDim, config->blockDim, config->dynamicSharedBytes, config->stream,
                          "cudaLaunchKernelExC");
   });
 }

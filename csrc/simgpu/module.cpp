@@ -1,16 +1,20 @@
 // Registration of compiled code, its variables, and libraries loaded at run time.
 //
-// Torch registers tens of thousands of kernels when it is loaded; since kernels do nothing, their registration is not
-// kept. Variables are: programs copy to them by symbol. Their memory is a module's, not counted as used.
+// Kernels do nothing, so all that is kept of one is its name, for messages. Torch registers tens of thousands of them
+// when it is loaded. Variables are kept: programs copy to them by symbol. Their memory is a module's, not counted as
+// used.
 #include "simgpu/module.h"
 
 #include <atomic>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <mutex>
+#include <unordered_map>
 #include <utility>
 
 #include "simgpu/cuda_abi.h"
+#include "simgpu/operations.h"
 #include "simgpu/report.h"
 #include "simgpu/simulator.h"
 
@@ -40,6 +44,20 @@ std::size_t symbol_size(const void* symbol) {
   return found == variables().sizes.end() ? 0 : found->second;
 }
 
+struct KernelNames {
+  std::mutex mutex;
+  std::unordered_map<const void*, const char*> names;
+};
+KernelNames& kernel_names() {
+  static auto* const made = new KernelNames;
+  return *made;
+}
+
+void keep_name(const void* kernel, const char* name) {
+  const std::lock_guard guard(kernel_names().mutex);
+  kernel_names().names[kernel] = name;
+}
+
 // What stands for a fat binary, a library or a module: distinct, never dereferenced.
 void* next_module() {
   static std::atomic<std::uint64_t> next{0x5d0000000000};
@@ -47,6 +65,12 @@ void* next_module() {
 }
 
 }  // namespace
+
+const char* kernel_name(const void* kernel) {
+  const std::lock_guard guard(kernel_names().mutex);
+  const auto found = kernel_names().names.find(kernel);
+  return found == kernel_names().names.end() ? nullptr : found->second;
+}
 
 char* symbol_address(const void* symbol) {
   const std::size_t size = symbol_size(symbol);
@@ -70,10 +94,13 @@ char* symbol_address(const void* symbol) {
 // --- registration ------------------------------------------------------------------------------------------------
 
 SIMGPU_API void** __cudaRegisterFatBinary(void*) { return static_cast<void**>(next_module()); }
-SIMGPU_API void __cudaRegisterFatBinaryEnd(void**) {}
+// The library that is being loaded comes with its dependencies, torch among them.
+SIMGPU_API void __cudaRegisterFatBinaryEnd(void**) { attach_values(); }
 SIMGPU_API void __cudaUnregisterFatBinary(void**) {}
 SIMGPU_API char __cudaInitModule(void**) { return 1; }
-SIMGPU_API void __cudaRegisterFunction(void**, const char*, char*, const char*, int, void*, void*, void*, void*, int*) {
+SIMGPU_API void __cudaRegisterFunction(void**, const char* kernel, char*, const char* name, int, void*, void*, void*,
+                                       void*, int*) {
+  keep_name(kernel, name);
 }
 SIMGPU_API void __cudaRegisterVar(void**, char* host_variable, char*, const char*, int, std::size_t size, int, int) {
   const std::lock_guard guard(variables().mutex);
@@ -136,6 +163,13 @@ Error load(void** module, const void* code) {
   return kSuccess;
 }
 
+Error find_kernel(void** kernel, const char* name) {
+  if (!kernel || !name) return kInvalidValue;
+  *kernel = next_module();
+  keep_name(*kernel, strdup(name));  // the caller's may go
+  return kSuccess;
+}
+
 }  // namespace
 
 SIMGPU_API int cudaLibraryLoadData(void** library, const void* code, int*, void**, unsigned, int*, void**, unsigned) {
@@ -156,7 +190,7 @@ SIMGPU_API int cudaLibraryUnload(void*) {
 
 SIMGPU_API int cudaLibraryGetKernel(void** kernel, void*, const char* name) {
   SIM_COUNT_CALL();
-  return runtime_call([&] { return load(kernel, name); });
+  return runtime_call([&] { return find_kernel(kernel, name); });
 }
 
 SIMGPU_API int cuModuleLoad(void** module, const char* file) {
@@ -181,7 +215,7 @@ SIMGPU_API int cuModuleUnload(void*) {
 
 SIMGPU_API int cuModuleGetFunction(void** function, void*, const char* name) {
   SIM_COUNT_CALL();
-  return context_call([&] { return load(function, name); });
+  return context_call([&] { return find_kernel(function, name); });
 }
 
 SIMGPU_API int cuLibraryLoadData(void** library, const void* code, int*, void**, unsigned, int*, void**, unsigned) {
@@ -196,7 +230,7 @@ SIMGPU_API int cuLibraryUnload(void*) {
 
 SIMGPU_API int cuLibraryGetKernel(void** kernel, void*, const char* name) {
   SIM_COUNT_CALL();
-  return driver_call([&] { return load(kernel, name); });
+  return driver_call([&] { return find_kernel(kernel, name); });
 }
 
 SIMGPU_API int cuKernelGetFunction(void** function, void* kernel) {

@@ -31,8 +31,9 @@ bool make_contents(Extent& extent) {
   return true;
 }
 
-// Makes the whole extent read as zeros and cost nothing.
+// Makes the whole extent unknown; it then costs nothing.
 void forget_contents(Extent& extent) {
+  extent.known.clear();
   if (extent.touched == 0) return;
   madvise(extent.contents, extent.size, MADV_DONTNEED);
   sim().resident_bytes -= extent.touched;
@@ -82,17 +83,21 @@ void release_extent(Extent& extent) {
 
 bool has_contents(const Extent& extent) {
   if (extent.shared) return true;
-  return extent.touched > 0 && (sim().config.keep_contents || extent.launches == extent.device->launches);
+  return !extent.known.empty() && (sim().config.keep_contents || extent.forgettings == extent.device->forgettings);
+}
+
+bool is_known(const Extent& extent, std::uint64_t offset, std::uint64_t size) {
+  return extent.shared || (has_contents(extent) && extent.known.covers(offset, offset + size));
 }
 
 void write_extent(Extent& extent, std::uint64_t offset, const void* from, std::uint64_t size) {
   if (size == 0) return;
   if (!has_contents(extent)) forget_contents(extent);
-  extent.launches = extent.device->launches;
+  extent.forgettings = extent.device->forgettings;
   const std::uint64_t grown = std::min(extent.size, extent.touched + round_up(size, kHostPage));
   const bool small = size <= kHostPage;
   if (!small && sim().resident_bytes + (grown - extent.touched) > resident_limit()) {
-    clear_extent(extent, offset, size);
+    forget_extent(extent, offset, size);
     if (!sim().said_contents_dropped)
       say("contents of further copies are dropped: the host's memory would not hold them");
     sim().said_contents_dropped = true;
@@ -102,25 +107,32 @@ void write_extent(Extent& extent, std::uint64_t offset, const void* from, std::u
   sim().resident_bytes += grown - extent.touched;
   extent.touched = grown;
   std::memcpy(extent.contents + offset, from, size);
+  extent.known.add(offset, offset + size);
 }
 
 void read_extent(const Extent& extent, std::uint64_t offset, void* to, std::uint64_t size) {
-  if (has_contents(extent)) {
-    std::memcpy(to, extent.contents + offset, size);
-  } else {
-    std::memset(to, 0, size);
-  }
+  std::memset(to, 0, size);
+  if (!extent.contents) return;  // whatever is known is zero
+  for_each_known(extent, offset, size, [&](std::uint64_t start, std::uint64_t end) {
+    std::memcpy(static_cast<char*>(to) + (start - offset), extent.contents + start, end - start);
+  });
 }
 
-void clear_extent(Extent& extent, std::uint64_t offset, std::uint64_t size) {
-  if (!has_contents(extent)) return;
+void zero_extent(Extent& extent, std::uint64_t offset, std::uint64_t size) {
   if (extent.shared) {
     zero_pages(extent.contents + offset, size, MADV_REMOVE);
-  } else if (offset == 0 && size == extent.size) {
-    forget_contents(extent);
-  } else {
-    zero_host_pages(extent.contents + offset, size);
+    return;
   }
+  if (!has_contents(extent) || (offset == 0 && size == extent.size)) forget_contents(extent);
+  extent.forgettings = extent.device->forgettings;
+  if (extent.contents) zero_host_pages(extent.contents + offset, size);
+  extent.known.add(offset, offset + size);
+}
+
+void forget_extent(Extent& extent, std::uint64_t offset, std::uint64_t size) {
+  if (extent.shared || extent.known.empty()) return;
+  extent.known.remove(offset, offset + size);
+  if (extent.known.empty()) forget_contents(extent);
 }
 
 void zero_host_pages(char* from, std::uint64_t size) { zero_pages(from, size, MADV_DONTNEED); }

@@ -2,18 +2,22 @@
 //
 // An extent is what one cudaMalloc, one cuMemCreate or one pool segment takes from a device. It lives while anything
 // refers to it (handles, mappings) and is counted from the first to the last reference. Its contents exist only where
-// copies or memsets wrote something: everything else reads as zeros and costs nothing.
+// copies, memsets or carried-out operations wrote something; every other byte is unknown, reads as zero and costs
+// nothing (known_ranges.h).
 //
-// A launch forgets contents: a kernel may have written there, and what it would have written is not known. Otherwise a
-// tensor that a kernel computed would show what another one left in the same place, and what a program does would hang
-// on where its allocator puts things. POOLALLOC_SIM_KEEP_CONTENTS=1 turns that off, and
-// memory that was exported to other processes keeps what was copied there.
+// A launch outside an operation (operation.h) makes everything on its device unknown, since the kernel may have written
+// anywhere. Otherwise a tensor that a kernel computed would show what another one left in the same place, and what a
+// program does would hang on where its allocator puts things. POOLALLOC_SIM_KEEP_CONTENTS=1 turns that off. Memory that
+// was exported to other processes keeps what was copied there, and counts as known.
 //
 // Not here: addresses (addresses.h). The simulator's lock guards everything.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#include "simgpu/known_ranges.h"
+#include "simgpu/uses.h"
 
 namespace poolalloc::simgpu {
 
@@ -31,11 +35,13 @@ struct Extent {
   int handle_types = 0;  // what cuMemCreate was asked to export
   std::uint32_t references = 1;
   std::uint32_t handle_references = 0;
-  std::uint64_t handle = 0;    // the live cuMemCreate handle, if any
-  char* contents = nullptr;    // address space of `size` bytes, made at the first write
-  std::uint64_t touched = 0;   // upper bound of the bytes of it that are resident
-  std::uint64_t launches = 0;  // of the device, when contents were last written
-  bool shared = false;         // contents are in a file that other processes map (shared_contents.h)
+  std::uint64_t handle = 0;   // the live cuMemCreate handle, if any
+  char* contents = nullptr;   // address space of `size` bytes, made at the first write
+  std::uint64_t touched = 0;  // upper bound of the bytes of it that are resident
+  KnownRanges known{};        // valid while the device's count of forgettings is the one below
+  std::uint64_t forgettings = 0;
+  Uses uses{};          // by work that may not have completed
+  bool shared = false;  // contents are in a file that other processes map (shared_contents.h)
   std::uint64_t shared_position = 0;
 };
 
@@ -45,15 +51,33 @@ Extent* create_extent(Device& device, std::uint64_t size, bool counted);
 void retain_extent(Extent& extent);
 void release_extent(Extent& extent);
 
-// Copies of contents; the range must lie inside the extent.
+// For all of these the range must lie inside the extent.
+// Writes bytes, which are known from then on.
 void write_extent(Extent& extent, std::uint64_t offset, const void* from, std::uint64_t size);
+// Reads bytes; those that are not known are zero.
 void read_extent(const Extent& extent, std::uint64_t offset, void* to, std::uint64_t size);
-// False if the extent reads as zeros altogether.
+// Makes a range zero, and known to be so.
+void zero_extent(Extent& extent, std::uint64_t offset, std::uint64_t size);
+// Makes a range unknown. What other processes see stays as it is.
+void forget_extent(Extent& extent, std::uint64_t offset, std::uint64_t size);
+// True if every byte of a range is known.
+bool is_known(const Extent& extent, std::uint64_t offset, std::uint64_t size);
+// Calls f(start, end) for each known part of a range.
+template <class F>
+void for_each_known(const Extent& extent, std::uint64_t offset, std::uint64_t size, F&& f);
+// False if nothing in the extent is known.
 bool has_contents(const Extent& extent);
-// Makes a range read as zeros.
-void clear_extent(Extent& extent, std::uint64_t offset, std::uint64_t size);
 
 // Makes whole pages of private anonymous host memory read as zeros and cost nothing; clears the edges by writing.
 void zero_host_pages(char* from, std::uint64_t size);
+
+template <class F>
+void for_each_known(const Extent& extent, std::uint64_t offset, std::uint64_t size, F&& f) {
+  if (extent.shared) {
+    f(offset, offset + size);
+  } else if (has_contents(extent)) {
+    extent.known.for_each_in(offset, offset + size, f);
+  }
+}
 
 }  // namespace poolalloc::simgpu

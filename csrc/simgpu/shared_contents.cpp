@@ -69,7 +69,9 @@ bool share_contents(Extent& extent) {
   new (memory) Header{kMagic, getpid(), extent.id, extent.size, extent.device->index, {1}};
   char* contents = memory + kHeaderBytes;
   if (extent.contents) {
-    if (has_contents(extent)) std::memcpy(contents, extent.contents, extent.size);
+    for_each_known(extent, 0, extent.size, [&](std::uint64_t start, std::uint64_t end) {
+      std::memcpy(contents + start, extent.contents + start, end - start);
+    });
     munmap(extent.contents, extent.size);
   }
   extent.contents = contents;

@@ -30,6 +30,8 @@ struct Device {
   std::uint64_t used = 0;  // used = sum of the sizes of the counted extents on this device
   std::uint64_t peak = 0;  // peak >= used
   std::uint64_t launches = 0;
+  std::uint64_t forgettings = 0;      // times that everything on it became unknown
+  const void* last_kernel = nullptr;  // launched here
   std::atomic<bool> context_active{false};
   unsigned context_references = 0;  // cuDevicePrimaryCtxRetain less Release
   unsigned context_flags = 0;
@@ -88,10 +90,13 @@ struct ThreadState {
   int context_stack[16] = {};
   int context_depth = 0;
   std::uint64_t per_thread_streams[kMaxDevices] = {};
-  // For the warning about a program that waits for a value (copy.cpp).
+  // For the warning about a program that waits for a value (copy_work.cpp).
   std::uint64_t last_read_address = 0;
   std::uint64_t last_read_launches = 0;
+  const char* last_read_writer = nullptr;  // as writer_of returned it
   unsigned repeated_reads = 0;
+  unsigned questions = 0;  // reads of a boolean
+  std::int64_t first_question_ns = 0;
 };
 ThreadState& thread_state();
 

@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "simgpu/capture.h"
+#include "simgpu/operations.h"
 #include "simgpu/report.h"
 #include "simgpu/simulator.h"
 
@@ -123,7 +124,10 @@ Error enqueue(Stream& stream, abi::NodeType type, std::function<void()> action) 
 }
 
 void run_work(Stream& stream, abi::NodeType type, const std::function<void()>& action) {
-  if (type == abi::kNodeKernel) ++stream.device->launches;
+  if (type == abi::kNodeKernel) {
+    ++stream.device->launches;
+    note_launch(stream);
+  }
   advance(stream);
   if (action) action();
 }

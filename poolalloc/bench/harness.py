@@ -20,6 +20,7 @@ from poolalloc.bench.child import Spec
 from poolalloc.bench.devices import Device, TorchInstall
 from poolalloc.bench.results import Results, Row, Timeline
 from poolalloc.bench.workloads import Workload
+from poolalloc.sim import add_values
 
 POLL_SECONDS = 0.1
 STDERR_LINES = 8
@@ -118,6 +119,9 @@ def run_cell(cell: Cell, setting: Setting, folder: Path, watcher: Watcher) -> Ou
     command = [sys.executable, "-m", "poolalloc.bench.child", str(folder / "spec.json")]
     environment = cell_environment(cell.allocator, setting.torch.major_minor, os.environ)
     environment = setting.device.environment(environment, folder / "report.json")
+    if setting.device.simulated and cell.size is None:
+        # A script may decide by values; the workloads do not, and are measured without.
+        add_values(command, environment, lambda line: print(f"poolalloc: {line}", file=sys.stderr))
     with open(folder / "stdout", "wb") as out, open(folder / "stderr", "wb") as err:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,9 @@ def sim(
         str | None,
         typer.Option(help="Memory of each device, such as 80GiB; the card's own if not given.", metavar="SIZE"),
     ] = None,
-    devices: Annotated[int, typer.Option(help="Number of devices.", metavar="N")] = 1,
+    devices: Annotated[
+        int, typer.Option(help="Number of devices; CUDA_VISIBLE_DEVICES chooses among them.", metavar="N")
+    ] = 1,
     lag: Annotated[
         int, typer.Option(help="Events complete only after N further launches, or at a synchronize.", metavar="N")
     ] = 0,
@@ -38,6 +41,13 @@ def sim(
         typer.Option(
             "--virtual-memory/--no-virtual-memory",
             help="Whether the cards have virtual memory management (cuMemCreate, cuMemMap, ...).",
+        ),
+    ] = True,
+    values: Annotated[
+        bool,
+        typer.Option(
+            "--values/--no-values",
+            help="Compute small integers and booleans where they are known: loops and masks depend on them.",
         ),
     ] = True,
     timeout: Annotated[
@@ -49,8 +59,8 @@ def sim(
 ) -> int:
     """Run a program on a simulated GPU: a CUDA build of torch, unmodified, on a machine without one.
 
-    Every allocation is the real one; nothing is computed, and what is read back from the device is zeros. A program
-    that waits for a computed value waits for ever: give such a one a --timeout.
+    Every allocation is the real one. Of what a program computes, only small integers and booleans are: flags, counts,
+    masks, tokens. All else reads as zeros. A program that waits for such a value waits for ever; it is told so.
 
     Example: poolalloc sim --gpu a100 --memory 40GiB --json report.json -- python train.py --epochs 1
     """
@@ -61,8 +71,16 @@ def sim(
         environment = simulator.sim_environment(
             gpu, size, devices=devices, lag=lag, virtual_memory=virtual_memory, report=json
         )
+        if not simulator.sees_devices(os.environ, devices):
+            print_error(
+                f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']} names none of the simulated devices (0 to"
+                f" {devices - 1}), so the program does not get it"
+            )
         if json is not None:
             _make_way_for(json)
+        simulator.prepare(command, environment)
+        if values:
+            simulator.add_values(command, environment, print_error)
         if timeout is None:
             simulator.execute(command, environment)
         code, _, _ = simulator.supervise(command, environment, timeout)
@@ -72,8 +90,8 @@ def sim(
         fail(f"{command[0]} cannot be started: {error.strerror}")
     if code is None:
         print_error(
-            f"the program was ended after {timeout:g} s, its --timeout. Every value read from a simulated GPU is zero,"
-            " so it was probably waiting for a computed one (a token that ends a loop, a loss that falls)"
+            f"the program was ended after {timeout:g} s, its --timeout. What a simulated GPU does not compute reads as"
+            " zero; it may have waited for such a value (a loss that falls, a token that a model chooses)"
         )
         return simulator.TIMED_OUT
     return code

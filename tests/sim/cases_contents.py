@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import subprocess
 import sys
 from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_void_p
@@ -80,6 +81,38 @@ def what_a_large_copy_does_not_move_is_zero(cuda: Cuda) -> None:
     ok(cuda.rt.cudaMemcpy(pinned, c_void_p(address), c_size_t(cu.MIB), cu.TO_HOST))
     assert ctypes.string_at(pinned, cu.MIB) == b"\x22" * 4096 + bytes(cu.MIB - 4096)
     ok(cuda.rt.cudaFreeHost(pinned))
+
+
+@case(memory=str(64 * cu.MIB), copy_bytes="300")
+def any_order_of_writes_and_copies_reads_as_bytes_do(cuda: Cuda) -> None:
+    """Against a plain array; what a copy does not move is unknown, and zero. A launch makes all of it so."""
+    size, draw = 4096, random.Random(7)
+    address, model = cuda.malloc(cu.PAGE), bytearray(4096)
+    for _ in range(3000):
+        first, second = draw.randrange(size), draw.randrange(size)
+        length = draw.randrange(1, min(600, size - max(first, second)) + 1)
+        moved = min(length, 300)
+        match draw.randrange(20):
+            case 0:
+                cuda.launch()
+                model = bytearray(size)
+            case 1 | 2 | 3 | 4 | 5 | 6:
+                data = draw.randbytes(length)
+                cuda.write(address + first, data)
+                model[first : first + length] = data[:moved] + bytes(length - moved)
+            case 7 | 8 | 9 | 10:
+                value = draw.choice([0, 5])
+                ok(cuda.rt.cudaMemset(c_void_p(address + first), value, c_size_t(length)))
+                kept = length if value == 0 else moved
+                model[first : first + length] = bytes([value]) * kept + bytes(length - kept)
+            case 11 | 12 | 13 | 14:
+                if abs(first - second) < length:
+                    continue
+                to, start = c_void_p(address + first), c_void_p(address + second)
+                ok(cuda.rt.cudaMemcpy(to, start, c_size_t(length), cu.ON_DEVICE))
+                model[first : first + length] = model[second : second + moved] + bytes(length - moved)
+            case _:
+                assert cuda.read(address + first, moved) == model[first : first + moved]
 
 
 @case(memory=str(64 * cu.MIB))

@@ -4,6 +4,7 @@
 // where torch itself makes them meet.
 // Not for device-side communicators, one-sided signals, windows and changing a communicator's size: refused.
 #include <cstring>
+#include <vector>
 
 #include "stub.h"
 
@@ -22,6 +23,19 @@ struct Communicator {
   int size;
   int rank;
 };
+
+// Messages between the calls that begin and end a group, which belong to a thread.
+struct Message {
+  void* buffer;
+  std::size_t bytes;
+  int peer, rank;
+  void* stream;
+};
+struct Group {
+  int depth = 0;
+  std::vector<Message> sent, received;
+};
+thread_local Group group;
 
 struct UniqueId {
   char text[128];
@@ -144,6 +158,58 @@ SIMGPU_STUB int ncclAllGather(const void* from, void* to, std::size_t count, int
     status = copy(part(to, bytes, rank), from, bytes, stream);
   }
   return status;
+}
+
+SIMGPU_STUB int ncclBcast(void* buffer, std::size_t, int, int, const Communicator*, void*) {
+  return buffer ? 0 : kInvalidUsage;
+}
+SIMGPU_STUB int ncclGather(const void* from, void* to, std::size_t count, int type, int root,
+                           const Communicator* communicator, void* stream) {
+  return communicator->rank == root ? ncclAllGather(from, to, count, type, communicator, stream) : 0;
+}
+SIMGPU_STUB int ncclAlltoAll(const void* from, void* to, std::size_t count, int type, const Communicator* communicator,
+                             void* stream) {
+  const std::size_t bytes = count * type_bytes(type);
+  int status = 0;
+  for (int rank = 0; rank < communicator->size && status == 0; ++rank) {
+    status = copy(part(to, bytes, rank), part(from, bytes, communicator->rank), bytes, stream);
+  }
+  return status;
+}
+
+// --- messages: what a rank receives from another is what it sends to itself in the same group, if it sends that much
+// ---
+SIMGPU_STUB int ncclGroupStart() {
+  ++group.depth;
+  return 0;
+}
+SIMGPU_STUB int ncclGroupEnd() {
+  if (group.depth == 0) return kInvalidUsage;
+  if (--group.depth > 0) return 0;
+  int status = 0;
+  for (const Message& received : group.received) {
+    const Message* sent = nullptr;
+    for (const Message& candidate : group.sent) {
+      const bool own = candidate.peer == candidate.rank;
+      if (candidate.bytes >= received.bytes && (!sent || own)) sent = &candidate;
+    }
+    if (sent && status == 0) status = copy(received.buffer, sent->buffer, received.bytes, received.stream);
+  }
+  group.sent.clear();
+  group.received.clear();
+  return status;
+}
+SIMGPU_STUB int ncclSend(const void* from, std::size_t count, int type, int peer, const Communicator* communicator,
+                         void* stream) {
+  if (group.depth > 0) {
+    group.sent.push_back({const_cast<void*>(from), count * type_bytes(type), peer, communicator->rank, stream});
+  }
+  return 0;
+}
+SIMGPU_STUB int ncclRecv(void* to, std::size_t count, int type, int peer, const Communicator* communicator,
+                         void* stream) {
+  if (group.depth > 0) group.received.push_back({to, count * type_bytes(type), peer, communicator->rank, stream});
+  return 0;
 }
 
 // --- memory ---
