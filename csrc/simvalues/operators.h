@@ -35,8 +35,7 @@ inline bool overwrites_self(const std::string& name) {
 }
 
 inline bool makes_memory(const std::string& name) {
-  return name.starts_with("aten::empty") || name.starts_with("aten::new_empty") || name.starts_with("aten::resize") ||
-         name.starts_with("aten::_empty");
+  return name.starts_with("aten::empty") || name.starts_with("aten::new_empty") || name.starts_with("aten::_empty");
 }
 
 // Operators that say something although some of what goes into them is not known, with the arguments of which that

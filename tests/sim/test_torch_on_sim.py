@@ -28,7 +28,18 @@ def test_programs(programs: list[str], options: list[str], allocator: str) -> No
     torch = pytest.importorskip("torch", reason="needs torch")
     if torch.version.cuda is None:
         pytest.skip("needs a CUDA build of torch")
-    command = [sys.executable, "-m", "poolalloc", "sim", "--timeout", "300", *options, "--", sys.executable]
+    command = [
+        sys.executable,
+        "-m",
+        "poolalloc",
+        "sim",
+        "--no-values",
+        "--timeout",
+        "300",
+        *options,
+        "--",
+        sys.executable,
+    ]
     done = subprocess.run(
         [*command, str(PROGRAMS), *programs],
         env={**os.environ, "PYTORCH_CUDA_ALLOC_CONF": allocator},

@@ -33,7 +33,7 @@ struct Message {
 };
 struct Group {
   int depth = 0;
-  std::vector<Message> sent, received;
+  std::vector<Message> sent, received, broadcast;
 };
 thread_local Group group;
 
@@ -146,9 +146,15 @@ SIMGPU_STUB int ncclReduceScatter(const void* from, void* to, std::size_t count,
   const std::size_t bytes = count * type_bytes(type);
   return copy(to, part(from, bytes, communicator->rank), bytes, stream);
 }
+// Torch gathers by a group of broadcasts, one from each rank. There a rank receives what it sends itself, if that is as
+// much; a broadcast alone leaves it with what it has.
 SIMGPU_STUB int ncclBroadcast(const void* from, void* to, std::size_t count, int type, int root,
                               const Communicator* communicator, void* stream) {
-  return communicator->rank == root ? copy(to, from, count * type_bytes(type), stream) : 0;
+  const std::size_t bytes = count * type_bytes(type);
+  const int rank = communicator->rank;
+  if (group.depth > 0 && rank == root) group.sent.push_back({const_cast<void*>(from), bytes, rank, rank, stream});
+  if (group.depth > 0 && rank != root) group.broadcast.push_back({to, bytes, root, rank, stream});
+  return rank == root ? copy(to, from, bytes, stream) : 0;
 }
 SIMGPU_STUB int ncclAllGather(const void* from, void* to, std::size_t count, int type, const Communicator* communicator,
                               void* stream) {
@@ -195,8 +201,13 @@ SIMGPU_STUB int ncclGroupEnd() {
     }
     if (sent && status == 0) status = copy(received.buffer, sent->buffer, received.bytes, received.stream);
   }
-  group.sent.clear();
-  group.received.clear();
+  for (const Message& received : group.broadcast) {
+    for (const Message& sent : group.sent) {
+      if (sent.bytes != received.bytes || sent.peer != sent.rank || status != 0) continue;
+      status = copy(received.buffer, sent.buffer, received.bytes, received.stream);
+    }
+  }
+  group = {};
   return status;
 }
 SIMGPU_STUB int ncclSend(const void* from, std::size_t count, int type, int peer, const Communicator* communicator,
