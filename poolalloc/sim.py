@@ -338,7 +338,7 @@ def add_values(command: Sequence[str], environment: dict[str, str], say: Callabl
         interpreter = shutil.which("python", path=environment.get("PATH"))
         python = _Python(interpreter, (), None) if interpreter else None
     origin = _find_torch(python, environment) if python else None
-    if origin is None or not origin.with_name("version.py").is_file():
+    if origin is None or origin == Path() or not origin.with_name("version.py").is_file():
         return
     # Only here: they need the compiled part of poolalloc, which a simulation without values does not.
     from poolalloc import _sim_values

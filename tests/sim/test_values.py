@@ -88,6 +88,16 @@ def test_a_program_that_cannot_have_values_says_why_and_runs(tmp_path: Path) -> 
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("origin", [None, Path(), Path("/nowhere/torch/__init__.py")])
+def test_a_program_without_torch_is_left_as_it_is(origin: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sim, "_find_torch", lambda *_: origin)
+    environment = {"PATH": os.environ["PATH"]}
+    said: list[str] = []
+    sim.add_values(["sh", "-c", "true"], environment, said.append)
+    assert said == []
+    assert list(environment) == ["PATH"]
+
+
 # --- which devices a program sees ------------------------------------------------------------------------------------
 
 SHOW = "import ctypes; n = ctypes.c_int(); ctypes.CDLL(None).cudaGetDeviceCount(ctypes.byref(n)); print(n.value)"
