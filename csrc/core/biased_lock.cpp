@@ -13,12 +13,8 @@ constexpr std::uint32_t kMostNeeded = 1u << 16;  // then what an end costs does 
 bool membarrier(int command) { return syscall(SYS_membarrier, command, 0, 0) == 0; }
 
 bool have_barriers() {
-#if defined(__SANITIZE_THREAD__)
-  return false;  // ThreadSanitizer sees neither the barrier nor the order it makes
-#else
   static const bool registered = membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED);
   return registered;
-#endif
 }
 
 }  // namespace
@@ -34,6 +30,7 @@ void BiasedLock::enter_shared(std::uintptr_t self) {
   for (std::uintptr_t index = 0; index < kOwners; ++index) {
     if (owners_[index] != self && owners_[index] != 0) continue;
     owners_[index] = self;
+    owned_since_ = std::chrono::steady_clock::now();
     owner_.store(self | index, std::memory_order_relaxed);  // from the next turn on: this one holds shared_
     return;
   }
@@ -46,7 +43,10 @@ void BiasedLock::end_ownership(std::uintptr_t owner) {
   if (!membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED)) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   const std::atomic<bool>& inside = inside_[owner % kOwners];
   wait_until([&inside] { return !inside.load(std::memory_order_acquire); });
-  if (needed_ < kMostNeeded) needed_ *= 2;
+  if (std::chrono::steady_clock::now() - owned_since_ >= kWorthIts)
+    needed_ = kFirstNeeded;
+  else if (needed_ < kMostNeeded)
+    needed_ *= 2;
 }
 
 }  // namespace poolalloc

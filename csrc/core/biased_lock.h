@@ -5,7 +5,10 @@
 // ownership first: it clears `owner_`, makes every thread of the process pass a memory barrier (membarrier, a system
 // call of some microseconds), and waits until the owner is out. Each of the two has then written its own word before it
 // reads the other's, so one of them sees the other. From then on the lock is an ordinary one, until a thread has taken
-// it twice as many times in a row as it needed before: threads that take turns pay for few ends.
+// it many times in a row again. An ownership that ended before it was worth its end makes the next one twice as hard to
+// get; one that lasted makes it as easy as the first. So threads that alternate call by call pay for few ends, and
+// threads that take long turns, as the forward and the backward pass do, own the lock in each
+// (figures: docs/design/memory-flow.md).
 //
 // An owner says that it is inside in a word of its own, never in another thread's, since it may come late: a thread may
 // sleep between the moment it sees that it is the owner and the moment it says so. So a lock has at most kOwners
@@ -16,6 +19,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 
 #include "core/lock.h"
@@ -48,6 +52,8 @@ class BiasedLock {
   };
 
   static constexpr std::uint32_t kFirstNeeded = 256;  // turns in a row for the first ownership
+  // An end takes some microseconds, which an owner saves in some hundreds of turns.
+  static constexpr std::chrono::microseconds kWorthIts{200};
 
  private:
   static constexpr std::uintptr_t kOwners = 4;  // no more than the alignment of a thread's address has room for
@@ -80,6 +86,7 @@ class BiasedLock {
   std::uint32_t in_a_row_ = 0;           // turns of the thread that had the last one
   std::uint32_t needed_ = kFirstNeeded;  // of them, to become the owner
   std::uintptr_t last_ = 0;              // that thread
+  std::chrono::steady_clock::time_point owned_since_;
   std::uintptr_t owners_[kOwners] = {};  // threads that have words in inside_
 };
 
