@@ -81,8 +81,12 @@ void History::allocated(const void* memory) {
   Context context = cause();
   if (context != nullptr) {
     Device& device = devices_[static_cast<std::size_t>(block->device)];
-    const std::lock_guard guard(device.mutex);
-    if (device.contexts.insert_or_assign(block->address, context).second) ++held_contexts_;
+    bool first = false;
+    {
+      const std::lock_guard guard(device.mutex);
+      if (device.contexts.insert_or_assign(block->address, context).second) first = ++held_contexts_ == 1;
+    }
+    if (first) decide();  // the recording may have ended meanwhile, and without it this stack would never be forgotten
   }
   add_block(TraceEntry::ALLOC, *block, std::move(context));
 }
@@ -300,13 +304,14 @@ void History::follow(AllocatorTraceTracker tracker) {
 
 // Blocks whose stack is known must be followed to their end, even after the recording's.
 void History::decide() {
-  const bool told = recording() || followed_;
-  const bool on = told || held_contexts_ != 0;
-  if (on)
-    plugin_allocator().add_observer(*this);
-  else
-    plugin_allocator().remove_observer(*this);
-  on_ = on;
+  decision_.decide([this] { return recording() || followed_ || held_contexts_ != 0; },
+                   [this](bool on) {
+                     if (on)
+                       plugin_allocator().add_observer(*this);
+                     else
+                       plugin_allocator().remove_observer(*this);
+                     on_ = on;
+                   });
 }
 
 }  // namespace poolalloc::bridge

@@ -22,6 +22,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "bridge/decision.h"
 #include "core/observer.h"
 
 namespace poolalloc::bridge {
@@ -138,6 +139,7 @@ class History final : public Observer {
   std::atomic<bool> followed_{false};
   std::array<Device, kDevices> devices_;
 
+  Decision decision_;         // whether to be told at all; never under another lock
   mutable std::mutex mutex_;  // guards what follows; innermost too
   Ring<AnnotationEntry> annotations_;
   std::shared_ptr<const Trackers> trackers_;
