@@ -127,6 +127,63 @@ print(json.dumps([wrong, poolalloc.memory_stats(0)["pages_aliased"]]))
     assert aliased > 100
 
 
+def test_a_grid_that_begins_early_reads_what_it_wrote_itself() -> None:
+    """Programmatic dependent launch: each grid is there while the one before still writes through another address.
+
+    The second sentence of the programming guide on aliases (docs/design/driver.md) is about such grids.
+    """
+    found = value_of(
+        INSTALL
+        + """
+import ctypes, random
+if torch.cuda.get_device_capability() < (9, 0) or not hasattr(torch.cuda, "_compile_kernel"):
+    print(json.dumps(None))
+    raise SystemExit
+SOURCE = r'''
+extern "C" __global__ void fill(int* block, long long n, int tag, int* wrong) {
+  asm volatile("griddepcontrol.launch_dependents;");  // the next grid may begin
+  asm volatile("griddepcontrol.wait;" ::: "memory");  // this one waits for those before it
+  const long long first = blockIdx.x * (long long)blockDim.x + threadIdx.x, step = gridDim.x * (long long)blockDim.x;
+  for (long long i = first; i < n; i += step) block[i] = tag + (int)i;
+  for (long long i = first; i < n; i += step)
+    if (((volatile int*)block)[i] != tag + (int)i) atomicAdd(wrong, 1);
+}
+'''
+kernel = torch.cuda._compile_kernel(SOURCE, "fill")
+class Attribute(ctypes.Structure):  # CUlaunchAttribute
+    _fields_ = [("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int * 16)]
+class Config(ctypes.Structure):  # CUlaunchConfig
+    _fields_ = [(name, ctypes.c_uint) for name in ("gx", "gy", "gz", "bx", "by", "bz", "shared")] + [
+        ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(Attribute)), ("count", ctypes.c_uint)]
+attribute = Attribute(6, b"", (1,))  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+library = ctypes.CDLL("libcuda.so.1")
+chance, live, wrong = random.Random(7), [], torch.zeros(1, dtype=torch.int32, device="cuda")
+torch.cuda.synchronize()
+stream = torch.cuda.Stream()
+with torch.cuda.stream(stream):
+    for tag in range(2000):
+        size = chance.randrange(80_000, 4 * MiB)
+        block = torch.empty(size, dtype=torch.int32, device="cuda")
+        arguments = [ctypes.c_void_p(block.data_ptr()), ctypes.c_longlong(size), ctypes.c_int(tag),
+                     ctypes.c_void_p(wrong.data_ptr())]
+        pointers = (ctypes.c_void_p * 4)(*[ctypes.addressof(each) for each in arguments])
+        config = Config(32, 1, 1, 256, 1, 1, 0, stream.cuda_stream, ctypes.pointer(attribute), 1)
+        assert library.cuLaunchKernelEx(ctypes.byref(config), kernel.func, pointers, None) == 0
+        live.append(block)
+        del block
+        if len(live) > 12:
+            del live[chance.randrange(len(live))]
+torch.cuda.synchronize()
+print(json.dumps([int(wrong), poolalloc.memory_stats(0)["pages_aliased"]]))
+"""
+    )
+    if found is None:
+        pytest.skip("programmatic dependent launch needs compute capability 9.0 and a torch that compiles kernels")
+    wrong, aliased = found
+    assert wrong == 0
+    assert aliased > 100
+
+
 def test_empty_cache_gives_memory_back_to_the_device() -> None:
     before, held, after = value_of(
         INSTALL
