@@ -59,12 +59,27 @@ class PoolsOwn final : public SegmentSource {
   const std::shared_ptr<Caching> allocator_;
 };
 
+// Whether torch tells a capture from a pool that requests are merely sent to.
+template <typename Allocator>
+constexpr bool announces_captures() {
+  return requires(Allocator& allocator) { allocator.markCaptureBegin(DeviceIndex{}); };
+}
+
 }  // namespace
 
 void TorchAllocator::beginAllocateToPool(DeviceIndex device, MempoolId_t pool,
                                          std::function<bool(cudaStream_t)> filter) {
-  as_torch_errors([&] { poolalloc_begin_allocate_to_pool(device, pool, std::move(filter)); });
+  as_torch_errors([&] {
+    const auto asked = [filter = std::move(filter)](StreamId stream) {
+      return filter(reinterpret_cast<cudaStream_t>(stream));
+    };
+    plugin_allocator().begin_allocate_to_pool(device, id_of(pool), asked, !announces_captures<Caching>());
+  });
 }
+
+void TorchAllocator::markCaptureBegin(DeviceIndex device) { plugin_allocator().begin_capture(device); }
+
+void TorchAllocator::markCaptureEnd(DeviceIndex device) { plugin_allocator().end_capture(device); }
 
 void TorchAllocator::endAllocateToPool(DeviceIndex device, MempoolId_t pool) {
   as_torch_errors([&] { poolalloc_end_allocate_to_pool(device, pool); });

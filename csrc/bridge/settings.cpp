@@ -46,7 +46,7 @@ constexpr Rule kRules[] = {
     {"expandable_segments_reserve", "", kAddresses},
     {"expandable_segments_reserve_by_class", "", kAddresses},
     {"garbage_collection_threshold", "", "idle pages serve every request before new ones are made"},
-    {"graph_capture_record_stream_reuse", "False", "poolalloc has no counterpart"},
+    {"graph_capture_record_stream_reuse", "*", ""},
     {"large_segment_size_mb", "", kNoSegments},
     {"max_non_split_rounding_mb", "", kNoSegments},
     {"max_split_size_mb", "", kNoSegments},
@@ -128,6 +128,7 @@ void apply(const std::string& text) {
   for (std::size_t i = 0; i + 2 < tokens.size(); ++i) {
     const std::string key = tokens[i];
     if (const std::string_view why = why_no_effect(key, tokens[i + 2]); !why.empty()) warn_once(key, why);
+    if (key == "graph_capture_record_stream_reuse") plugin_allocator().set_reuse_in_captures(tokens[i + 2] == "True");
     if (key == "per_process_memory_fraction")
       plugin_allocator().set_memory_fraction(CUDAAllocatorConfig::per_process_memory_fraction());
     i = tokens.skipKey(i) + 1;  // at the comma

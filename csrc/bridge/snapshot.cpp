@@ -100,6 +100,14 @@ SegmentInfo spare_segment(DeviceIndex device, Bytes bytes) {
   return segment;
 }
 
+template <typename Config>
+bool reuses_in_captures() {
+  if constexpr (requires { Config::graph_capture_record_stream_reuse(); })
+    return Config::graph_capture_record_stream_reuse();
+  else
+    return false;
+}
+
 // What torch was configured with, except for what shapes blocks: there poolalloc has ways of its own.
 template <typename Config, typename Info>
 void describe_settings(Info& info) {
@@ -108,7 +116,7 @@ void describe_settings(Info& info) {
   info.garbage_collection_threshold = 0;
   info.expandable_segments = true;
   info.release_lock_on_malloc = true;
-  info.graph_capture_record_stream_reuse = false;
+  info.graph_capture_record_stream_reuse = reuses_in_captures<c10::cuda::CUDACachingAllocator::CUDAAllocatorConfig>();
   info.pinned_num_register_threads =
       c10::cuda::CUDACachingAllocator::CUDAAllocatorConfig::pinned_num_register_threads();
   info.pinned_use_host_register = c10::cuda::CUDACachingAllocator::CUDAAllocatorConfig::pinned_use_cuda_host_register();

@@ -227,7 +227,7 @@ void TorchAllocator::attachOutOfMemoryObserver(OutOfMemoryObserver observer) {
 // Memory of others is theirs to look after, as it is with torch's own allocator.
 void TorchAllocator::recordStream(const c10::DataPtr& memory, c10::cuda::CUDAStream stream) {
   if (memory.get() != nullptr && memory.get_deleter() == &release)
-    poolalloc_record_stream(memory.get(), stream.stream());
+    record_use(memory.get(), {stream.device_index(), id_of(stream.stream())});
 }
 
 void* TorchAllocator::getBaseAllocation(void* memory, std::size_t* bytes) {

@@ -74,6 +74,8 @@ class TorchAllocator final : public torch::cuda::CUDAPluggableAllocator::CUDAPlu
   // Private pools: pools.cpp
   void beginAllocateToPool(DeviceIndex device, MempoolId_t pool, std::function<bool(cudaStream_t)> filter) override;
   void endAllocateToPool(DeviceIndex device, MempoolId_t pool) override;
+  void markCaptureBegin(DeviceIndex device);
+  void markCaptureEnd(DeviceIndex device);
   void releasePool(DeviceIndex device, MempoolId_t pool) override;
   int getPoolUseCount(DeviceIndex device, MempoolId_t pool) override;
   void createOrIncrefPool(DeviceIndex device, MempoolId_t pool, std::shared_ptr<Caching> allocator) override;

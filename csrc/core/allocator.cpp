@@ -4,6 +4,7 @@
 #include <chrono>
 #include <sstream>
 
+#include "core/capture.h"
 #include "core/caretaker.h"
 #include "core/device_heap.h"
 #include "driver/counting_driver.h"
@@ -14,6 +15,7 @@ Allocator::Allocator(Driver& driver, const Options& options, const Plan* plan)
     : options_(options),
       plan_(plan != nullptr ? std::make_unique<const Plan>(*plan) : nullptr),
       driver_(std::make_unique<CountingDriver>(driver)),
+      gate_(std::make_unique<CaptureGate>(*driver_)),
       addresses_(std::make_unique<AddressTable>()),
       fraction_(options.memory_fraction) {
   check_options(options_);
@@ -39,7 +41,8 @@ DeviceHeap& Allocator::make_device_heap(DeviceIndex device) {
   check_device(device);
   std::lock_guard guard(mutex_);
   if (DeviceHeap* heap = existing(device)) return *heap;
-  auto heap = std::make_unique<DeviceHeap>(*driver_, device, *addresses_, oom_callbacks_, options_, plan_.get());
+  auto heap =
+      std::make_unique<DeviceHeap>(*driver_, device, *addresses_, *gate_, oom_callbacks_, options_, plan_.get());
   heap->observe(observers_.empty() ? nullptr : &observers_);
   if (fraction_ != options_.memory_fraction) heap->set_fraction(fraction_);
   heap->preallocate();
@@ -85,17 +88,23 @@ void Allocator::free(Address address) {
     unknown(address);
 }
 
-void Allocator::record_stream(Address address, StreamId stream) {
+void Allocator::record_stream(Address address, Stream stream) {
   if (address == 0) return;
   Heap* heap = addresses_->find(address);
   if (heap == nullptr || !heap->record_stream(address, stream)) unknown(address);
-  if (EventLog* log = log_.load(std::memory_order_acquire)) log->add(TraceOp::record_stream, 0, stream, {}, address, 0);
+  if (EventLog* log = log_.load(std::memory_order_acquire))
+    log->add(TraceOp::record_stream, stream.device, stream.id, {}, address, 0);
 }
 
 void Allocator::unknown(Address address) const {
   std::ostringstream text;
   text << "0x" << std::hex << address << " is not the start of a live block of poolalloc";
   throw UsageError(text.str());
+}
+
+std::optional<DeviceIndex> Allocator::device_of(StreamId stream) {
+  DeviceIndex device = 0;
+  return driver_->stream_device(stream, &device) == Status::ok ? std::optional(device) : std::nullopt;
 }
 
 Address Allocator::base_allocation(Address address, Bytes* bytes) const {
@@ -231,8 +240,24 @@ void Allocator::close_shared(DeviceIndex device, Address address) {
   if (DeviceHeap* heap = existing(device)) heap->open_memory().close(address);
 }
 
-void Allocator::begin_allocate_to_pool(DeviceIndex device, PoolId pool, std::function<bool(StreamId)> filter) {
-  device_heap(device).begin_allocate_to_pool(pool, std::move(filter));
+void Allocator::begin_allocate_to_pool(DeviceIndex device, PoolId pool, std::function<bool(StreamId)> filter,
+                                       bool suspect) {
+  device_heap(device).begin_allocate_to_pool(pool, std::move(filter), suspect ? Routing::suspect : Routing::announced);
+  if (suspect) let_calls_finish();
+}
+
+// When this returns, no thread is in the middle of a call that a capture forbids.
+void Allocator::begin_capture(DeviceIndex device) {
+  gate_->begin(device);
+  let_calls_finish();
+}
+
+void Allocator::end_capture(DeviceIndex device) { gate_->end(device); }
+
+void Allocator::set_reuse_in_captures(bool reuse) { gate_->set_reuse(reuse); }
+
+void Allocator::let_calls_finish() {
+  for (const DeviceIndex device : devices()) existing(device)->let_calls_finish();
 }
 
 void Allocator::end_allocate_to_pool(DeviceIndex device, PoolId pool) {

@@ -28,6 +28,7 @@
 namespace poolalloc {
 
 class AddressTable;
+class CaptureGate;
 class Caretaker;
 class DeviceHeap;
 class CountingDriver;
@@ -47,8 +48,11 @@ class POOLALLOC_API Allocator {
   // Gives a block back; 0 is ignored. It may be handed out again at once on its own stream, and after the completion of
   // what the recorded streams had enqueued until now. Throws UsageError if `address` is not the start of a live block.
   [[gnu::hot]] void free(Address address);
-  // `stream` uses the block too. Throws UsageError if `address` is not the start of a live block.
-  void record_stream(Address address, StreamId stream);
+  // `stream`, of whichever device, uses the block too. Throws UsageError if `address` is not the start of a live block.
+  void record_stream(Address address, Stream stream);
+
+  // The device of a stream, if its handle tells.
+  std::optional<DeviceIndex> device_of(StreamId stream);
 
   // The block that contains `address`: its start, and its rounded size in *bytes if not null. 0 if not ours.
   Address base_allocation(Address address, Bytes* bytes = nullptr) const;
@@ -106,8 +110,18 @@ class POOLALLOC_API Allocator {
 
   // From now on requests on `device` whose stream `filter` accepts come from `pool`, until end_allocate_to_pool.
   // A pool counts its users: every begin_allocate_to_pool is one more, the first makes it.
-  void begin_allocate_to_pool(DeviceIndex device, PoolId pool, std::function<bool(StreamId)> filter);
+  // `suspect`: captures into it are not announced by begin_capture, so one is expected until a request shows that there
+  // is none.
+  void begin_allocate_to_pool(DeviceIndex device, PoolId pool, std::function<bool(StreamId)> filter,
+                              bool suspect = false);
   void end_allocate_to_pool(DeviceIndex device, PoolId pool);
+  // This thread captures a CUDA graph on the device, from now on until end_capture: what that forbids (driver.h) is not
+  // done meanwhile, on any device.
+  void begin_capture(DeviceIndex device);
+  void end_capture(DeviceIndex device);
+  // Whether what a graph has given back may be used again in it behind other streams' uses, once the capture has joined
+  // those streams.
+  void set_reuse_in_captures(bool reuse);
   // One user more; the first makes the pool, and may bring an allocator, from which all of the pool's memory comes
   // then.
   void retain_pool(DeviceIndex device, PoolId pool, std::shared_ptr<SegmentSource> source = nullptr);
@@ -153,6 +167,7 @@ class POOLALLOC_API Allocator {
   void tell_observers();
   void check_device(DeviceIndex device) const;
   void tend();
+  void let_calls_finish();
   [[noreturn]] void unknown(Address address) const;
   [[gnu::noinline]] Address allocate_logged(EventLog& log, Bytes bytes, DeviceIndex device, StreamId stream);
 
@@ -160,6 +175,7 @@ class POOLALLOC_API Allocator {
   const std::unique_ptr<const Plan> plan_;  // null: none
   OomCallbacks oom_callbacks_;
   std::unique_ptr<CountingDriver> driver_;
+  std::unique_ptr<CaptureGate> gate_;
   std::unique_ptr<AddressTable> addresses_;
   mutable std::mutex mutex_;  // held while a device is made, and for what new devices start with:
   ObserverList observers_;

@@ -86,8 +86,7 @@ std::vector<PlacedBlock> Heap::placed() const {
   const Guard guard(*this);
   std::vector<PlacedBlock> blocks;
   const auto add = [&](Bytes offset, Bytes size, Bytes requested, Bytes slab) {
-    const auto entry = tracked_.find(offset);
-    if (entry == tracked_.end() || !entry->second.pending) blocks.push_back({offset, size, requested, slab});
+    if (!uses_.pending(offset)) blocks.push_back({offset, size, requested, slab});
   };
   slabs_.visit([&](Bytes offset, Bytes size, Bytes requested) {
     add(offset, size, requested, slabs_.find(offset).slab->offset);
@@ -97,14 +96,10 @@ std::vector<PlacedBlock> Heap::placed() const {
 }
 
 bool Heap::settle() {
-  if (poll_pending(); !has_pending()) return true;
-  wait_pending();
+  while (has_pending() && poll_pending() != 0) {
+  }
+  if (has_pending()) wait_pending();
   return !has_pending();
-}
-
-bool Heap::has_pending() const {
-  const Guard guard(*this);
-  return !pending_.empty();
 }
 
 Status Heap::place_again(const std::vector<PlacedBlock>& blocks) noexcept {
@@ -153,8 +148,9 @@ void settle(Heap& heap) {
 
 }  // namespace
 
-PoolCheckpoint DeviceHeap::checkpoint(PoolId id) const {
+PoolCheckpoint DeviceHeap::checkpoint(PoolId id) {
   PoolCheckpoint result{shared_.device, id, {}};
+  const std::lock_guard<Lock> turn(gathering_);
   const Visit visit = heaps_of_pool_in_use(id);
   for (Heap* heap : visit.heaps) {
     settle(*heap);
@@ -164,6 +160,7 @@ PoolCheckpoint DeviceHeap::checkpoint(PoolId id) const {
 }
 
 CheckpointDelta DeviceHeap::restore(const PoolCheckpoint& checkpoint) {
+  const std::lock_guard<Lock> turn(gathering_);
   const Visit visit = heaps_of_pool_in_use(checkpoint.pool);
   CheckpointDelta delta;
   for (Heap* heap : visit.heaps) {

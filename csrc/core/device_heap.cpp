@@ -56,14 +56,14 @@ struct Range {
 
 }  // namespace
 
-DeviceHeap::DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& addresses, const OomCallbacks& callbacks,
-                       const Options& options, const Plan* plan)
+DeviceHeap::DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& addresses, CaptureGate& gate,
+                       const OomCallbacks& callbacks, const Options& options, const Plan* plan)
     : options_(options),
       plan_(plan),
       addresses_(addresses),
       callbacks_(callbacks),
       info_(info_of(driver, device)),
-      shared_(driver, device, addresses, options.segments || !info_.virtual_memory),
+      shared_(driver, device, addresses, gate, options.segments || !info_.virtual_memory),
       fraction_(options.memory_fraction),
       limit_(options.memory_limit) {
   if (!shared_.segmented && kPageBytes % info_.granularity != 0)
@@ -186,10 +186,23 @@ Address DeviceHeap::allocate_while_routing(Bytes bytes, StreamId stream) {
     return pool.routing;
   });
   const auto route = std::find_if(routes.rbegin(), routes.rend(), [&](auto& each) { return each.second(stream); });
+  if (route != routes.rend()) resolve_suspicion(*route->first, stream);
   Heap& heap = route != routes.rend() ? heap_of_pool(*route->first, stream) : heap_of(stream);
   Address address = 0;
   const Status status = heap.allocate(bytes, &address);
   return status == Status::ok ? address : find_memory(heap, bytes, status);
+}
+
+// A request that goes to the pool from a stream that is not captured: its owner only routes.
+void DeviceHeap::resolve_suspicion(PrivatePool& pool, StreamId stream) {
+  {
+    std::lock_guard guard(mutex_);
+    if (!pool.suspected) return;
+  }
+  bool capturing = true;
+  if (shared_.driver.stream_capturing(shared_.device, stream, &capturing) != Status::ok || capturing) return;
+  std::lock_guard guard(mutex_);
+  if (std::exchange(pool.suspected, false)) shared_.gate.end(shared_.device);
 }
 
 Heap& DeviceHeap::heap_of_pool(PrivatePool& pool, StreamId stream) {
@@ -278,6 +291,7 @@ void DeviceHeap::collect_from_others(Heap& heap) {
   Bytes gained = 0;
   for (Heap* other : visit.heaps) {
     if (other == &heap) continue;
+    other->poll_pending();
     if (!lack.wanted.empty())
       gained += other->lend(lack.wanted);
     else if (gained < lack.pages * kPageBytes)
@@ -287,10 +301,10 @@ void DeviceHeap::collect_from_others(Heap& heap) {
   stolen_.fetch_add(gained / kPageBytes, std::memory_order_relaxed);
 }
 
-// So many bytes of kept blocks become idle, as far as there are any. Not during a capture, when nothing idle could
-// leave.
+// So many bytes of kept blocks become idle, as far as there are any. Not during a capture, when nothing idle goes back
+// to the device.
 Bytes DeviceHeap::release_kept(const std::vector<Heap*>& heaps, Bytes bytes) {
-  if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
+  if (shared_.gate.captures()) return 0;
   Bytes released = 0;
   for (Heap* heap : heaps)
     if (released < bytes) released += heap->release_kept(bytes - released);
@@ -323,7 +337,7 @@ Bytes DeviceHeap::trim_to(Bytes target, Wait wait, KeptBlocks kept) {
   Bytes given = supply.destroy_spare(excess());
   if (excess() != 0) {
     const Visit all = all_heaps();
-    for (Heap* heap : all.heaps) heap->poll_pending();
+    poll_pending(all.heaps);
     const Visit visit = reclaimable_heaps();
     const auto reclaim = [&] {
       for (const Wait how : {Wait::no, Wait::yes}) {
@@ -364,7 +378,12 @@ void DeviceHeap::tend(std::uint64_t now) {
 
 void DeviceHeap::tend_heaps(std::uint64_t now) {
   const std::unique_lock<Lock> turn(gathering_, std::try_to_lock);
-  if (!turn.owns_lock() || shared_.captures.load() != 0) return;
+  if (!turn.owns_lock()) return;
+  if (shared_.deferred.load(std::memory_order_relaxed) != 0) {  // streams that have fallen quiet do not ask themselves
+    const Visit visit = all_heaps();
+    poll_pending(visit.heaps);
+  }
+  if (shared_.gate.captures()) return;
   Supply& supply = shared_.supply;
   const Bytes reserved = static_cast<Bytes>(shared_.holdings.reserved().current);
   const Bytes kept = static_cast<Bytes>(std::max<std::int64_t>(shared_.resident.current.load(), 0)) +
@@ -374,6 +393,13 @@ void DeviceHeap::tend_heaps(std::uint64_t now) {
     trim_to(std::max(options_.prealloc, reserved - (idle - options_.trim_low)), Wait::no, KeptBlocks::stay);
   if (options_.trim_after != 0 && (idle != 0 || !options_.exact_bins.empty()) && now >= next_aging_) trim_aged(now);
   if (!shared_.segmented) shared_.page_supply.prepare(options_.reserve_ahead);
+}
+
+// All that has completed; under the turn.
+void DeviceHeap::poll_pending(const std::vector<Heap*>& heaps) const {
+  for (Heap* heap : heaps)
+    while (heap->poll_pending() != 0) {
+    }
 }
 
 void DeviceHeap::trim_aged(std::uint64_t now) {

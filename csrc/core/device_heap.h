@@ -20,18 +20,24 @@
 
 namespace poolalloc {
 
+// Whoever sends requests to a pool may be about to capture a graph into it.
+enum class Routing {
+  announced,  // captures are announced (begin_capture)
+  suspect     // they are not: until a request from a stream that is not captured says otherwise, one is expected
+};
+
 class DeviceHeap {
  public:
   // Throws DriverError if the device cannot be used.
-  DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& addresses, const OomCallbacks& callbacks,
-             const Options& options, const Plan* plan = nullptr);
+  DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& addresses, CaptureGate& gate,
+             const OomCallbacks& callbacks, const Options& options, const Plan* plan = nullptr);
   ~DeviceHeap();
   DeviceHeap(const DeviceHeap&) = delete;
   DeviceHeap& operator=(const DeviceHeap&) = delete;
 
   // Throws OutOfMemory, DriverError.
   [[gnu::always_inline]] Address allocate(Bytes bytes, StreamId stream) {
-    if (shared_.captures.load(std::memory_order_acquire) != 0) [[unlikely]]
+    if (shared_.routes.load(std::memory_order_acquire) != 0) [[unlikely]]
       return allocate_while_routing(bytes, stream);
     Heap& heap = heap_of(stream);
     Address address = 0;
@@ -57,8 +63,10 @@ class DeviceHeap {
   void set_limit(Bytes bytes);
   Bytes limit() const { return limit_; }
 
-  void begin_allocate_to_pool(PoolId pool, std::function<bool(StreamId)> filter);
+  void begin_allocate_to_pool(PoolId pool, std::function<bool(StreamId)> filter, Routing routing);
   void end_allocate_to_pool(PoolId pool);
+  // Returns when every driver call that a heap makes under its lock is over, and every turn of those that take memory.
+  void let_calls_finish();
   // With a source, which the first user brings, the pool has segments of that.
   void retain_pool(PoolId pool, std::shared_ptr<SegmentSource> source);
   int pool_users(PoolId pool) const;
@@ -70,7 +78,7 @@ class DeviceHeap {
   SharedBlock share(Address address);
   bool export_pages(const SharedBlock& block, std::size_t first, std::size_t count, std::vector<int>* descriptors);
   OpenMemory& open_memory() { return open_memory_; }
-  PoolCheckpoint checkpoint(PoolId pool) const;
+  PoolCheckpoint checkpoint(PoolId pool);
   CheckpointDelta restore(const PoolCheckpoint& checkpoint);
   DeviceLayout layout() const;
   // What the option prealloc asks for. Throws OutOfMemory. Before the first allocation, and after observe.
@@ -97,6 +105,7 @@ class DeviceHeap {
     PoolId id;
     int users = 0;
     bool routing = false;
+    bool suspected = false;  // of being captured into: announced as such at the gate
     bool use_on_oom = false;
     bool quiet = false;  // no user, and what those before had enqueued has completed
     std::function<bool(StreamId)> filter;
@@ -133,6 +142,7 @@ class DeviceHeap {
   [[gnu::noinline]] Heap& make_heap(StreamId stream);
   [[gnu::noinline]] Address allocate_while_routing(Bytes bytes, StreamId stream);
   Heap& heap_of_pool(PrivatePool& pool, StreamId stream);
+  void resolve_suspicion(PrivatePool& pool, StreamId stream);
   // Under mutex_.
   template <typename Do>
   void each_heap(Do act) const {
@@ -149,6 +159,7 @@ class DeviceHeap {
   Bytes trim_to(Bytes target, Wait wait, KeptBlocks kept = KeptBlocks::go);
   Bytes release_kept(const std::vector<Heap*>& heaps, Bytes bytes);
   void tend_heaps(std::uint64_t now);
+  void poll_pending(const std::vector<Heap*>& heaps) const;
   void trim_aged(std::uint64_t now);
   Bytes live_bytes() const;
   Visit all_heaps() const;

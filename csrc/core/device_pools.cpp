@@ -23,9 +23,7 @@ DeviceHeap::PrivatePool& DeviceHeap::add_user(PoolId id) {
   return *pool;
 }
 
-// When this returns, no thread is in the middle of a call that a capture forbids: all of them look at `captures` after
-// they have taken their turn or their heap's lock.
-void DeviceHeap::begin_allocate_to_pool(PoolId id, std::function<bool(StreamId)> filter) {
+void DeviceHeap::begin_allocate_to_pool(PoolId id, std::function<bool(StreamId)> filter, Routing routing) {
   {
     std::lock_guard guard(mutex_);
     if (const PrivatePool* pool = find_pool(id); pool != nullptr && pool->routing)
@@ -33,12 +31,18 @@ void DeviceHeap::begin_allocate_to_pool(PoolId id, std::function<bool(StreamId)>
     PrivatePool& pool = add_user(id);
     pool.filter = std::move(filter);
     pool.routing = true;
+    pool.suspected = routing == Routing::suspect;
     // The latest pool decides first: it stands at the end.
     std::rotate(std::find_if(pools_.begin(), pools_.end(), [&](auto& entry) { return entry.get() == &pool; }),
                 std::find_if(pools_.begin(), pools_.end(), [&](auto& entry) { return entry.get() == &pool; }) + 1,
                 pools_.end());
-    shared_.captures.fetch_add(1);
+    shared_.routes.fetch_add(1);
   }
+  if (routing == Routing::suspect) shared_.gate.begin(shared_.device);
+}
+
+// Whoever unmaps under its heap's lock looks at the gate under that lock.
+void DeviceHeap::let_calls_finish() {
   {
     const std::lock_guard<Lock> turn(gathering_);
   }
@@ -82,7 +86,8 @@ void DeviceHeap::end_allocate_to_pool(PoolId id) {
   if (pool == nullptr || !pool->routing) throw UsageError("no requests go to this pool; begin_allocate_to_pool first");
   pool->routing = false;
   pool->filter = nullptr;
-  shared_.captures.fetch_sub(1, std::memory_order_release);
+  if (std::exchange(pool->suspected, false)) shared_.gate.end(shared_.device);
+  shared_.routes.fetch_sub(1, std::memory_order_release);
 }
 
 void DeviceHeap::release_pool(PoolId id) {
@@ -99,16 +104,21 @@ void DeviceHeap::release_pool(PoolId id) {
   return_to_sources();
 }
 
-// A graph may have been launched on any stream, so the end of its pool's memory waits for all of them. Only with the
-// turn of those that wait for the device, so that no capture begins meanwhile.
+// A graph may have been launched on any stream, so the end of its pool's memory waits for all of them.
 void DeviceHeap::await_released() {
-  if (shared_.captures.load(std::memory_order_relaxed) != 0) return;
+  {
+    std::lock_guard guard(mutex_);
+    const auto ending = [](const auto& pool) { return pool->users == 0 && !pool->quiet; };
+    if (std::none_of(pools_.begin(), pools_.end(), ending)) return;
+  }
+  const auto token = shared_.gate.no_capture(shared_.device);
+  if (!token) return;
   const Visit released(*this, false, [](PrivatePool& pool) {
     const bool ending = pool.users == 0 && !pool.quiet;
     pool.quiet |= ending;  // a user that comes meanwhile takes it back
     return ending;
   });
-  if (released.pools.empty() || shared_.driver.synchronize_device(shared_.device) == Status::ok) return;
+  if (released.pools.empty() || shared_.driver.synchronize_device(*token, shared_.device) == Status::ok) return;
   std::lock_guard guard(mutex_);
   for (PrivatePool* pool : released.pools) pool->quiet = false;
 }
@@ -127,7 +137,7 @@ void DeviceHeap::collect_released() {
 }
 
 Bytes DeviceHeap::return_to_sources() {
-  if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
+  if (shared_.gate.captures()) return 0;
   Bytes bytes = 0;
   {
     const Visit visit = pools_with_sources();

@@ -77,7 +77,13 @@ void DeviceHeap::keep_totals(const Heap& heap) {
   add_events(gone_, last);
 }
 
+// A stream that has fallen quiet does not ask for its pending frees itself; whoever else has the turn does.
 DeviceStats DeviceHeap::stats() const {
+  if (shared_.deferred.load(std::memory_order_relaxed) != 0) {
+    const std::unique_lock<Lock> turn(gathering_, std::try_to_lock);
+    const Visit visit = all_heaps();
+    if (turn.owns_lock()) poll_pending(visit.heaps);
+  }
   std::lock_guard guard(mutex_);
   DeviceStats stats = sum_of_heaps();
   join_counters(stats, gone_, add_without_peak);

@@ -59,13 +59,16 @@ Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Byt
                                                              : nullptr) {
   if (segments_ != nullptr) arena_.wall_up();
   if (lends()) shared_.page_supply.add_lender(this);
+  shared_.gate.know(home());
   set_attention();
 }
 
 Heap::~Heap() {
   if (lends()) shared_.page_supply.remove_lender(this);
-  for (const Mark& mark : marks_) unused_events_.push_back(mark.event);
-  for (EventHandle event : unused_events_) shared_.driver.destroy_event(shared_.device, event);
+  shared_.gate.forget(home());
+  shared_.deferred.fetch_sub(static_cast<std::int64_t>(uses_.pending()), std::memory_order_relaxed);
+  for (const Mark& mark : marks_) uses_.give_event(shared_.device, mark.event);
+  for (const auto& [device, event] : uses_.release_events()) shared_.driver.destroy_event(device, event);
 }
 
 // --- placing -----------------------------------------------------------------------------------------------------
@@ -76,7 +79,7 @@ Status Heap::allocate_elsewhere_as(Bytes bytes, Address* address, Source source)
   Bytes offset = 0, rounded = 0;
   if (kWay != Way::plain && (segments_ != nullptr || (attention_ & kPublishes) == 0)) source = Source::any;
   const Source first = kWay != Way::plain && source == Source::any && has_surplus() ? Source::spare : source;
-  pages_.permit(pending_.empty() ? first : Source::none, may_unmap());
+  pages_.permit(uses_.pending() == 0 ? first : Source::none, may_unmap());
   const std::uint64_t maps = pages_.maps_made();
   Status status = Status::ok;
   if (kWay == Way::planned)
@@ -306,19 +309,22 @@ void Heap::give_back(const Found& found) {
 // Pages or addresses were missing: pending frees may have them by now, or other streams, or what is kept. Only then may
 // the heap grow.
 Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Source source, Status status) {
-  if (shared_.captures.load(std::memory_order_relaxed) == 0) pages_.return_left_behind();
+  if (!shared_.gate.captures()) pages_.return_left_behind();
   const auto place_now = [&] {
     if ((attention_ & kWhole) != 0) return place_whole(bytes, offset, rounded);
     return planned(bytes) ? place_by_plan(bytes, offset, rounded) : place(bytes, offset, rounded);
   };
-  bool asked = pending_.empty() && !has_surplus();
-  const bool finished = poll_pending_locked() != 0;
+  bool asked = uses_.pending() == 0 && !has_surplus();
+  // One look after the other, as long as what they find is not enough.
+  for (bool again = !asked; again;) {
+    const bool finished = poll_pending_locked() != 0;
+    if (!finished && source == Source::any) break;
+    pages_.permit(source == Source::any ? Source::none : source, may_unmap());
+    status = place_now();
+    if (status == Status::ok) return status;
+    again = finished && status == Status::out_of_memory;
+  }
   if (source != Source::any) {
-    if (finished || !asked) {
-      pages_.permit(source, may_unmap());
-      status = place_now();
-      if (status == Status::ok) return status;
-    }
     if (status == Status::out_of_memory && (!pages_.wanted().empty() || others_have_idle_pages()))
       return Status::not_ready;
     asked = false;
@@ -330,17 +336,17 @@ Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Source
     if (status == Status::ok) return status;
     asked = false;
   }
-  if (asked && !finished) return status;
+  if (asked) return status;
   pages_.permit(Source::any, may_unmap());
   status = place_now();
-  if (status != Status::ok && shared_.captures.load(std::memory_order_relaxed) == 0) pages_.return_left_behind();
+  if (status != Status::ok && !shared_.gate.captures()) pages_.return_left_behind();
   return status;
 }
 
-// As far as they have said; none that may be taken from them now if a capture is going on.
+// As far as they have said; or pending frees, which may have completed since.
 bool Heap::others_have_idle_pages() const {
-  return shared_.captures.load(std::memory_order_relaxed) == 0 &&
-         shared_.idle_pages.load(std::memory_order_relaxed) > published_.idle_pages;
+  return shared_.idle_pages.load(std::memory_order_relaxed) > published_.idle_pages ||
+         shared_.deferred.load(std::memory_order_relaxed) > static_cast<std::int64_t>(uses_.pending());
 }
 
 // No hole is large enough.
@@ -364,16 +370,18 @@ void Heap::note_progress() {
     slabs_.shed_tables();
   }
   if (!may_unmap() || segments_ != nullptr) return;
+  const auto token = shared_.gate.may_ask();
+  if (!token) return;
   while (!marks_.empty()) {
-    if (shared_.driver.query_event(shared_.device, marks_.front().event) != Status::ok) return;
+    if (shared_.driver.query_event(*token, shared_.device, marks_.front().event) != Status::ok) return;
     reached(marks_.front());
   }
-  const Mark mark{take_event(), pages_.tick()};
-  if (mark.event == 0) return;
-  if (shared_.driver.record_event(shared_.device, mark.event, stream_) == Status::ok)
+  Mark mark{uses_.take_event(shared_.device), pages_.tick()};
+  if (mark.event == 0 && shared_.driver.create_event(shared_.device, &mark.event) != Status::ok) return;
+  if (shared_.gate.record_behind(home(), mark.event) == Status::ok)
     marks_.push_back(mark);
   else
-    unused_events_.push_back(mark.event);
+    uses_.give_event(shared_.device, mark.event);
 }
 
 Status Heap::ask() {
@@ -402,10 +410,8 @@ bool Heap::mapped() const {
 }
 
 BlockInfo Heap::describe(Bytes offset, Bytes size, Bytes requested) const {
-  const auto entry = tracked_.find(offset);
-  const bool tracked = entry != tracked_.end();
-  const bool pending = tracked && entry->second.pending;
-  return {address_of(offset), size, requested, pending, tracked, shared_.device, stream_, pool_};
+  return {address_of(offset), size,           requested, uses_.pending(offset),
+          uses_.used(offset), shared_.device, stream_,   pool_};
 }
 
 std::optional<BlockInfo> Heap::block(Address address) const {

@@ -22,6 +22,7 @@
 #include "core/arena.h"
 #include "core/biased_lock.h"
 #include "core/block_counts.h"
+#include "core/capture.h"
 #include "core/checkpoint.h"
 #include "core/exact_bins.h"
 #include "core/layout.h"
@@ -35,6 +36,7 @@
 #include "core/slabs.h"
 #include "core/stats.h"
 #include "core/types.h"
+#include "core/uses.h"
 
 namespace poolalloc {
 
@@ -57,10 +59,11 @@ enum class Wait { no, yes };  // for work on the device
 // What the heaps of a device share.
 struct DeviceShared {
   // Memory comes in segments, or in pages that are mapped.
-  DeviceShared(Driver& driver, DeviceIndex device, AddressTable& addresses, bool segmented = false)
+  DeviceShared(Driver& driver, DeviceIndex device, AddressTable& addresses, CaptureGate& gate, bool segmented = false)
       : driver(driver),
         device(device),
         addresses(addresses),
+        gate(gate),
         segmented(segmented),
         holdings(device, &observer),
         page_supply(driver, device, holdings),
@@ -70,13 +73,15 @@ struct DeviceShared {
   Driver& driver;
   const DeviceIndex device;
   AddressTable& addresses;  // where segments are entered
+  CaptureGate& gate;        // of the process
   const bool segmented;
   std::atomic<Observer*> observer{nullptr};
   Holdings holdings;  // of all supplies
   PageSupply page_supply;
   SegmentSupply segment_supply;
   Supply& supply;                          // the one of the two that is in use
-  std::atomic<int> captures{0};            // pools being captured into: no event may be queried
+  std::atomic<int> routes{0};              // pools that requests are sent to now
+  std::atomic<std::int64_t> deferred{0};   // pending blocks, in all heaps
   std::atomic<bool> several_heaps{false};  // from the second heap on, totals are published
   DeviceTotals requested, live, pending, kept, resident;
   std::atomic<std::int64_t> idle_pages{0};   // of the heaps of streams; published as the totals are
@@ -158,7 +163,7 @@ class Heap final : private PageSupply::Lender {
       publish_if_due();
     return true;
   }
-  bool record_stream(Address address, StreamId stream) noexcept;
+  bool record_stream(Address address, Stream stream) noexcept;
   // The block that contains `address`, live or pending.
   std::optional<BlockInfo> block(Address address) const;
   // What it lies in, where memory comes in segments.
@@ -167,9 +172,12 @@ class Heap final : private PageSupply::Lender {
   void append_blocks(std::vector<BlockInfo>& blocks) const;
   HeapLayout layout() const;
 
-  // Finishes pending frees whose events have completed. Returns how many.
+  // Whether there are pending frees, as of some moment: takes no lock.
+  bool has_pending() const { return uses_.pending_hint() != 0; }
+  // Finishes pending frees whose events have completed, as many as one look finds (uses.h). For threads that serve
+  // another stream or none: the driver is asked under no lock. Returns how many.
   std::size_t poll_pending() noexcept;
-  // Waits for every event a pending free waits for now, then finishes them. Returns how many.
+  // Waits for what pending frees wait for now, then finishes them. Returns how many.
   std::size_t wait_pending() noexcept;
   // The live blocks and where they are, by address (checkpoint.h).
   std::vector<PlacedBlock> placed() const;
@@ -230,18 +238,6 @@ class Heap final : private PageSupply::Lender {
   void validate() const;
 
  private:
-  struct Tracked {
-    std::vector<StreamId> streams;  // that use the block besides its own
-    bool pending = false;
-    std::uint64_t shared_as = 0;  // other processes may open it under this number; 0: not named
-  };
-  struct Pending {
-    Bytes offset = 0;
-    Bytes size = 0;
-    std::vector<StreamId> streams;    // still without an event: a capture was going on
-    std::vector<EventHandle> events;  // not known to have completed
-    std::uint64_t refused = 0;        // not 0: when the driver gave no event, counted by refusals_
-  };
   // An event behind all work that was enqueued before a tick of the heap's clock.
   struct Mark {
     EventHandle event = 0;
@@ -385,10 +381,11 @@ class Heap final : private PageSupply::Lender {
     reserved_[kLarge].move_to(noted_held_ - slab_bytes);
   }
   [[gnu::noinline]] void note_held();
-  void record_events(Pending& pending);
+  void defer(const Found& found);
+  std::size_t look(Uses::Look look);
+  Status make_call(Uses::Call* call, const MayAsk* token);
   std::size_t poll_pending_locked();
-  bool has_pending() const;
-  void finish(const Pending& pending);
+  std::size_t finish(const std::vector<Uses::Done>& done);
   void set_attention();
   // After an allocation, where there is something to look to.
   void attend() {
@@ -406,15 +403,15 @@ class Heap final : private PageSupply::Lender {
   }
   bool others_have_idle_pages() const;
   [[gnu::noinline]] void publish_all();
-  EventHandle take_event();
-  EventHandle unused_event();
+  Stream home() const { return {shared_.device, stream_}; }
   void reached(const Mark& mark);
-  bool has_completed(EventHandle event, int questions) const;
+  bool has_completed(const MayAsk& token, EventHandle event, int questions) const;
   void learn_progress(int questions);
+  Bytes lend_waiting(std::uint32_t at_most_frames);
   bool lends() const { return pool_ == PoolId{} && segments_ == nullptr; }
   void end_loans(std::vector<PhysicalHandle>* pages) noexcept override;
   void loans_moved();
-  Bytes hand_over(PageTable::Detached& leaving);
+  Bytes hand_over(const NoCapture& token, PageTable::Detached& leaving);
   // Of resident pages, what is in no block. Slabs and arena share no page.
   std::int64_t unused(BlockKind kind) const {
     const std::int64_t slab_pages = static_cast<std::int64_t>(slabs_.resident_pages() * kPageBytes);
@@ -432,7 +429,7 @@ class Heap final : private PageSupply::Lender {
   void complete(BlockStats& stats, const Waiting& waiting) const;
   void note_progress();
   // A graph's replays may touch any address of its pool, and nothing may be unmapped while one is being captured.
-  bool may_unmap() const { return pool_ == PoolId{} && shared_.captures.load(std::memory_order_relaxed) == 0; }
+  bool may_unmap() const { return pool_ == PoolId{} && !shared_.gate.captures(); }
 
   mutable BiasedLock lock_;
   const Address base_;
@@ -461,11 +458,9 @@ class Heap final : private PageSupply::Lender {
   std::uint32_t noted_slab_pages_ = 0;
   std::int64_t noted_held_ = 0;
   std::atomic<std::uint64_t> waits_{0};
-  std::uint64_t refusals_ = 0;
   std::uint64_t pending_completed_ = 0;
-  std::unordered_map<Bytes, Tracked> tracked_;
-  std::vector<Pending> pending_;
-  std::vector<EventHandle> unused_events_;
+  Uses uses_;
+  std::unordered_map<Bytes, std::uint64_t> names_;  // under which other processes may open live blocks (sharing.h)
   struct Planning {
     Planning(PageTable& pages, PageIndex first, const StreamPlan& plan) : cursor(plan), blocks(pages, first, plan) {}
     PlanCursor cursor;

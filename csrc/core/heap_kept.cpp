@@ -16,7 +16,7 @@ void Heap::keep(ExactBins::Bin& bin, Arena::Block* block) {
 // as there is memory for without taking any from elsewhere. Whether there is one now.
 bool Heap::make_ahead(ExactBins::Bin& bin) {
   const std::uint64_t own = std::uint64_t{1} << bin.index;
-  if (bin.preallocate == 0 || shared_.captures.load(std::memory_order_relaxed) != 0 ||
+  if (bin.preallocate == 0 || shared_.gate.captures() ||
       (shared_.made_ahead.load(std::memory_order_relaxed) & own) != 0 ||
       (shared_.made_ahead.fetch_or(own, std::memory_order_relaxed) & own) != 0)
     return false;

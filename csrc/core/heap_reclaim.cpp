@@ -8,9 +8,9 @@
 
 namespace poolalloc {
 
-bool Heap::has_completed(EventHandle event, int questions) const {
+bool Heap::has_completed(const MayAsk& token, EventHandle event, int questions) const {
   for (int i = 0; i < questions; ++i) {
-    const Status status = shared_.driver.query_event(shared_.device, event);
+    const Status status = shared_.driver.query_event(token, shared_.device, event);
     if (status != Status::not_ready) return status == Status::ok;
   }
   return false;
@@ -20,13 +20,15 @@ bool Heap::has_completed(EventHandle event, int questions) const {
 void Heap::reached(const Mark& mark) {
   pages_.set_completed(mark.tick);
   if (marks_.empty() || marks_.front() != mark) return;
-  unused_events_.push_back(mark.event);
+  uses_.give_event(shared_.device, mark.event);
   marks_.erase(marks_.begin());
 }
 
 // Asks the stream for the marks on its way, and leaves one more behind what has been freed since. Events are asked
 // without the lock. One may be used anew meanwhile, but only after the stream had reached its mark: the answer holds.
 void Heap::learn_progress(int questions) {
+  const auto token = shared_.gate.may_ask();
+  if (!token) return;
   for (;;) {
     Mark mark;
     {
@@ -34,7 +36,7 @@ void Heap::learn_progress(int questions) {
       if (marks_.empty()) break;
       mark = marks_.front();
     }
-    if (!has_completed(mark.event, questions)) break;
+    if (!has_completed(*token, mark.event, questions)) break;
     const Guard guard(*this);
     reached(mark);
   }
@@ -43,22 +45,24 @@ void Heap::learn_progress(int questions) {
     const Guard guard(*this);
     mark.tick = pages_.tick();
     if (marks_.size() == kMarks || (marks_.empty() ? pages_.completed() : marks_.back().tick) == mark.tick) return;
-    mark.event = unused_event();
+    mark.event = uses_.take_event(shared_.device);
   }
   if (mark.event == 0 && shared_.driver.create_event(shared_.device, &mark.event) != Status::ok) return;
-  const bool recorded = shared_.driver.record_event(shared_.device, mark.event, stream_) == Status::ok;
-  const bool done = recorded && has_completed(mark.event, questions);
+  const bool recorded = shared_.gate.record_behind(home(), mark.event) == Status::ok;
+  const bool done = recorded && has_completed(*token, mark.event, questions);
   const Guard guard(*this);
   if (done) pages_.set_completed(mark.tick);
   // One that the stream's own thread has left meanwhile is as good or better.
   if (recorded && !done && marks_.size() < kMarks && (marks_.empty() || mark.tick > marks_.back().tick))
     marks_.push_back(mark);
   else
-    unused_events_.push_back(mark.event);
+    uses_.give_event(shared_.device, mark.event);
 }
 
+// During a capture nothing is unmapped, but memory goes on loan as ever.
 Bytes Heap::reclaim_completed(std::uint32_t at_most_frames, int questions, std::optional<Tick> idle_since) noexcept {
-  if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
+  const auto token = shared_.gate.no_capture();
+  if (!token && !lends()) return 0;
   {
     const Guard guard(*this);
     if (pages_.idle_frames() == 0) return 0;
@@ -73,10 +77,10 @@ Bytes Heap::reclaim_completed(std::uint32_t at_most_frames, int questions, std::
       lent = pages_.lend(tick, at_most_frames) * kPageBytes;
     else
       pages_.detach_idle_since(tick, at_most_frames, &leaving);
-    pages_.detach_left_behind(&leaving);
+    if (token) pages_.detach_left_behind(&leaving);
     if (lent != 0) loans_moved();
   }
-  return lent + hand_over(leaving);
+  return token ? lent + hand_over(*token, leaving) : lent;
 }
 
 Bytes Heap::lend(const std::vector<PhysicalHandle>& wanted) noexcept {
@@ -88,7 +92,6 @@ Bytes Heap::lend(const std::vector<PhysicalHandle>& wanted) noexcept {
     lent += pages_.lend_these(wanted, &running) * kPageBytes;
     if (lent != 0) loans_moved();
   };
-  if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
   lend_what_is_done();
   if (!running) return lent;
   learn_progress(1);
@@ -108,10 +111,11 @@ void Heap::loans_moved() {
 }
 
 void Heap::end_loans(std::vector<PhysicalHandle>* pages) noexcept {
+  const auto token = shared_.gate.no_capture();
   PageTable::Detached leaving;
   {
     const Guard guard(*this);
-    if (shared_.captures.load(std::memory_order_relaxed) != 0) {
+    if (!token) {
       std::erase_if(*pages, [this](PhysicalHandle page) { return pages_.lent(page); });
       return;
     }
@@ -140,8 +144,35 @@ Bytes Heap::reclaim_aged(std::uint32_t at_most_frames, std::uint64_t now, std::u
   return reclaim_completed(at_most_frames, kQuestions, tick);
 }
 
+// Nothing may be unmapped: idle memory goes on loan, behind the stream's work until now if this thread may wait for it.
+Bytes Heap::lend_waiting(std::uint32_t at_most_frames) {
+  const auto token = shared_.gate.may_ask();
+  if (!token || !lends()) return 0;
+  Tick tick = 0;
+  EventHandle event = 0;
+  {
+    const Guard guard(*this);
+    if (pages_.idle_frames() == 0) return 0;
+    tick = pages_.tick();
+    event = uses_.take_event(shared_.device);
+  }
+  Driver& driver = shared_.driver;
+  const bool done = (event != 0 || driver.create_event(shared_.device, &event) == Status::ok) &&
+                    shared_.gate.record_behind(home(), event) == Status::ok &&
+                    driver.synchronize_event(*token, shared_.device, event) == Status::ok;
+  waits_.fetch_add(1, std::memory_order_relaxed);
+  const Guard guard(*this);
+  uses_.give_event(shared_.device, event);
+  if (!done) return 0;
+  pages_.set_completed(tick);
+  const Bytes lent = pages_.lend(tick, at_most_frames) * kPageBytes;
+  if (lent != 0) loans_moved();
+  return lent;
+}
+
 Bytes Heap::reclaim_waiting(std::uint32_t at_most_frames) noexcept {
-  if (shared_.captures.load(std::memory_order_relaxed) != 0) return 0;
+  const auto token = shared_.gate.no_capture();
+  if (!token) return lend_waiting(at_most_frames);
   PageTable::Detached left_behind, leaving;
   EventHandle event = 0;
   Tick tick = 0;
@@ -151,27 +182,32 @@ Bytes Heap::reclaim_waiting(std::uint32_t at_most_frames) noexcept {
     pages_.detach_left_behind(&left_behind);
     pages_.detach_idle(at_most_frames, &leaving);
     pages_.detach_blocked(&leaving);
-    if (!leaving.empty()) event = unused_event();
+    if (!leaving.empty()) event = uses_.take_event(shared_.device);
   }
-  Bytes bytes = hand_over(left_behind);
+  Bytes bytes = hand_over(*token, left_behind);
   if (leaving.empty()) return bytes;
   waits_.fetch_add(1, std::memory_order_relaxed);
-  // The stream may be gone, but not its work: where there is no event, all of the device is waited for.
+  // The stream may be gone, but not its work: where there is no event, all of the device is waited for, if nothing is
+  // captured there that nobody announced.
   Driver& driver = shared_.driver;
+  const auto wait_for_device = [&] {
+    const auto alone = shared_.gate.no_capture(shared_.device);
+    return alone && driver.synchronize_device(*alone, shared_.device) == Status::ok;
+  };
   const bool recorded = (event != 0 || driver.create_event(shared_.device, &event) == Status::ok) &&
-                        driver.record_event(shared_.device, event, stream_) == Status::ok;
-  const bool done = (recorded && driver.synchronize_event(shared_.device, event) == Status::ok) ||
-                    driver.synchronize_device(shared_.device) == Status::ok;
+                        shared_.gate.record_behind(home(), event) == Status::ok;
+  const bool done =
+      (recorded && driver.synchronize_event(*token, shared_.device, event) == Status::ok) || wait_for_device();
   {
     const Guard guard(*this);
-    if (event != 0) unused_events_.push_back(event);
-    if (!done || shared_.captures.load(std::memory_order_relaxed) != 0) {
+    uses_.give_event(shared_.device, event);
+    if (!done) {
       pages_.postpone(leaving);
       return bytes;
     }
     pages_.set_completed(tick);
   }
-  return bytes + hand_over(leaving);
+  return bytes + hand_over(*token, leaving);
 }
 
 void Heap::shed() noexcept {
@@ -189,7 +225,7 @@ Bytes Heap::live_bytes() const {
 void Heap::let_calls_finish() const { const BiasedLock::Guard guard(lock_); }
 
 // Work that could touch them has completed.
-Bytes Heap::hand_over(PageTable::Detached& leaving) {
+Bytes Heap::hand_over(const NoCapture&, PageTable::Detached& leaving) {
   if (leaving.empty()) return 0;
   pages_.unmap_detached(&leaving);
   const Guard guard(*this);

@@ -127,7 +127,7 @@ HeapStats Heap::stats() const {
     stats.removable = segments_->removable_bytes();
   }
   stats.metadata_bytes = sizeof(*this) + pages_.metadata_bytes() + slabs_.metadata_bytes() + arena_.metadata_bytes() +
-                         tracked_.size() * (sizeof(Bytes) + sizeof(Tracked)) + pending_.capacity() * sizeof(Pending);
+                         uses_.metadata_bytes() + names_.size() * 2 * sizeof(Bytes);
   if (planning_ != nullptr)
     stats.metadata_bytes += planning_->blocks.metadata_bytes() + planning_->cursor.metadata_bytes();
   if (exact_ != nullptr) stats.metadata_bytes += exact_->bins.metadata_bytes();
@@ -136,7 +136,7 @@ HeapStats Heap::stats() const {
 
 std::uint64_t Heap::live_blocks() const {
   const Guard guard(*this);
-  return static_cast<std::uint64_t>(counts_.blocks.current()) + pending_.size();
+  return static_cast<std::uint64_t>(counts_.blocks.current()) + uses_.pending();
 }
 
 void Heap::reset_peaks() {
@@ -146,7 +146,7 @@ void Heap::reset_peaks() {
   kept_bytes_.reset_peak();
   all_waiting_.peak_blocks = all_waiting_.peak_bytes = 0;
   for (Waiting& waiting : waiting_) waiting.peak_blocks = waiting.peak_bytes = 0;
-  if (!pending_.empty()) note_held();
+  if (uses_.pending() != 0) note_held();
   for (Counter& reserved : reserved_) reserved.reset_peak();
   unused_peak_[kSmall] = unused(kSmall);
   unused_peak_[kLarge] = unused(kLarge);
@@ -177,15 +177,15 @@ void Heap::validate() const {
                    "kept = sum of the exact bins");
   POOLALLOC_ENSURE(aside_bytes_ == pending_bytes_.current + kept_bytes_.current, "set aside = pending + kept");
   const Bytes rounded = bins_rounded + static_cast<Bytes>(arena_bytes_.current - kept_bytes_.current);
-  Bytes pending = 0;
-  for (const Pending& entry : pending_) pending += entry.size;
-  POOLALLOC_ENSURE(pending_bytes_.current == static_cast<std::int64_t>(pending), "pending frees are counted");
+  uses_.validate();
+  POOLALLOC_ENSURE(pending_bytes_.current == static_cast<std::int64_t>(uses_.pending_bytes()),
+                   "pending frees are counted");
   POOLALLOC_ENSURE(counts_.live.current() + pending_bytes_.current == static_cast<std::int64_t>(rounded),
                    "rounded = live + pending");
   POOLALLOC_ENSURE(counts_.requested.current() <= counts_.live.current(), "requested <= live");
   POOLALLOC_ENSURE(static_cast<std::int64_t>(rounded) + kept_bytes_.current <= pages_.resident().current,
                    "rounded + kept <= resident");
-  POOLALLOC_ENSURE(blocks == static_cast<std::uint64_t>(counts_.blocks.current()) + pending_.size(),
+  POOLALLOC_ENSURE(blocks == static_cast<std::uint64_t>(counts_.blocks.current()) + uses_.pending(),
                    "blocks = live blocks + pending ones");
   for (auto quantity : {&BlockCounts::blocks, &BlockCounts::requested, &BlockCounts::live})
     POOLALLOC_ENSURE(
@@ -196,9 +196,8 @@ void Heap::validate() const {
                        waiting_[kSmall].blocks + waiting_[kLarge].blocks == all_waiting_.blocks,
                    "pending blocks are counted by size");
   POOLALLOC_ENSURE(unused(kSmall) >= 0 && unused(kLarge) >= 0, "slabs and arena fit into their pages");
-  POOLALLOC_ENSURE(pending_.empty() || !tracked_.empty(), "pending frees are tracked");
-  POOLALLOC_ENSURE(((attention_ & kTracks) != 0) == !tracked_.empty() &&
-                       ((attention_ & kWaits) != 0) == !pending_.empty() &&
+  POOLALLOC_ENSURE(((attention_ & kTracks) != 0) == !(uses_.empty() && names_.empty()) &&
+                       ((attention_ & kWaits) != 0) == (uses_.pending() != 0) &&
                        ((attention_ & kPlans) != 0) == (planning_ != nullptr) &&
                        ((attention_ & kKeeps) != 0) == (exact_ != nullptr) && (attention_ & kPutOff) == 0,
                    "calls know what to look to");

@@ -86,7 +86,7 @@ bool Ladder::take(Heap& other, Wait wait) {
 bool Ladder::release_kept() {
   while (heap_.release_kept(bytes_ / 8 + 1) != 0)
     if (try_again()) return true;
-  if (device_.shared_.captures.load(std::memory_order_relaxed) != 0) return false;  // nothing leaves another heap
+  if (!device_.shared_.gate.may_ask()) return false;  // whether another heap's stream is done with it
   const DeviceHeap::Visit visit = device_.reclaimable_heaps();
   for (Heap* other : visit.heaps) {
     if (other == &heap_ || other->release_kept(bytes_) == 0) continue;
@@ -100,7 +100,8 @@ bool Ladder::steal() {
   const DeviceHeap::Visit visit = device_.reclaimable_heaps();
   for (Heap* other : visit.heaps) {
     if (other == &heap_) continue;
-    other->poll_pending();
+    while (other->poll_pending() != 0) {
+    }
     if (take(*other, Wait::no)) return true;
   }
   return false;

@@ -20,20 +20,20 @@ std::optional<SharedBlock> Heap::share(Address address) {
   const Guard guard(*this);
   const Found found = find(offset);
   if (found.size == 0) return std::nullopt;
-  Tracked& tracked = tracked_[offset];
+  if (uses_.pending(offset)) return std::nullopt;
+  std::uint64_t& name = names_[offset];
   set_attention();
-  if (tracked.pending) return std::nullopt;
-  if (tracked.shared_as == 0) tracked.shared_as = ++last_id;
+  if (name == 0) name = ++last_id;
   const Bytes first = offset / kPageBytes * kPageBytes;
-  return SharedBlock{shared_.device, base_ + first, round_up(offset + found.size, kPageBytes) - first,
-                     tracked.shared_as, base_ + offset};
+  return SharedBlock{shared_.device, base_ + first, round_up(offset + found.size, kPageBytes) - first, name,
+                     base_ + offset};
 }
 
 bool Heap::shared_pages(const SharedBlock& block, std::size_t first, std::size_t count,
                         std::vector<PhysicalHandle>* handles) const {
   const Guard guard(*this);
-  const auto tracked = tracked_.find(block.block - base_);
-  if (tracked == tracked_.end() || tracked->second.shared_as != block.id || block.id == 0) return false;
+  const auto name = names_.find(block.block - base_);
+  if (name == names_.end() || name->second != block.id) return false;
   const auto page = static_cast<PageIndex>((block.block - base_) / kPageBytes + first);
   const Bytes size = find(block.block - base_).size;
   if (count == 0 || page + count - 1 > (block.block - base_ + size - 1) / kPageBytes) return false;
@@ -73,8 +73,9 @@ bool DeviceHeap::export_pages(const SharedBlock& block, std::size_t first, std::
 
 // --- open of others ----------------------------------------------------------------------------------------------
 
+// No work may come through the mappings any more.
 OpenMemory::~OpenMemory() {
-  for (const Range& range : ranges_) drop(range, range.bytes);
+  for (const Range& range : ranges_) drop(NoCapture::unchecked(), range, range.bytes);
 }
 
 Address OpenMemory::open(std::size_t pages, const std::function<int(std::size_t)>& descriptor_of) {
@@ -99,7 +100,7 @@ Address OpenMemory::open(std::size_t pages, const std::function<int(std::size_t)
     check(driver.allow_access(device, range.address, range.bytes));
   } catch (...) {
     // Nothing was used, but a capture forbids to unmap: then the addresses stay, with the little that was mapped.
-    if (shared_.captures.load(std::memory_order_relaxed) == 0) drop(range, mapped);
+    if (const auto token = shared_.gate.no_capture()) drop(*token, range, mapped);
     throw;
   }
   const std::lock_guard guard(mutex_);
@@ -116,24 +117,31 @@ void OpenMemory::close(Address address) {
   close_what_is_closing();
 }
 
+// The token is held until the mappings are gone, so that no capture begins in between.
 void OpenMemory::close_what_is_closing() {
   std::vector<Range> closing;
+  const auto any = [this] {
+    const std::lock_guard guard(mutex_);
+    return std::any_of(ranges_.begin(), ranges_.end(), [](const Range& range) { return range.closing; });
+  };
+  if (!any()) return;
+  const auto token = shared_.gate.no_capture(shared_.device);
+  if (!token) return;
   {
     const std::lock_guard guard(mutex_);
-    if (shared_.captures.load(std::memory_order_relaxed) != 0) return;
     const auto first =
         std::partition(ranges_.begin(), ranges_.end(), [](const Range& range) { return !range.closing; });
     closing.assign(first, ranges_.end());
     ranges_.erase(first, ranges_.end());
   }
   if (closing.empty()) return;
-  const bool done = shared_.driver.synchronize_device(shared_.device) == Status::ok;
-  std::erase_if(closing, [&](const Range& range) { return done && drop(range, range.bytes); });
+  const bool done = shared_.driver.synchronize_device(*token, shared_.device) == Status::ok;
+  std::erase_if(closing, [&](const Range& range) { return done && drop(*token, range, range.bytes); });
   const std::lock_guard guard(mutex_);  // what the driver refuses goes another time
   ranges_.insert(ranges_.end(), closing.begin(), closing.end());
 }
 
-bool OpenMemory::drop(const Range& range, Bytes mapped) {
+bool OpenMemory::drop(const NoCapture&, const Range& range, Bytes mapped) {
   Driver& driver = shared_.driver;
   if (mapped != 0 && driver.unmap(shared_.device, range.address, mapped) != Status::ok) return false;
   return range.address == 0 || driver.release(shared_.device, range.address, range.bytes) == Status::ok;

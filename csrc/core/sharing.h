@@ -51,7 +51,7 @@ class OpenMemory {
   };
 
   void close_what_is_closing();
-  bool drop(const Range& range, Bytes mapped);
+  bool drop(const NoCapture& token, const Range& range, Bytes mapped);
 
   DeviceShared& shared_;
   std::mutex mutex_;

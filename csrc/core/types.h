@@ -25,6 +25,13 @@ inline constexpr Bytes kPageBytes = Bytes{2} << 20;
 using PageIndex = std::uint32_t;
 inline constexpr PageIndex kNoPage = ~PageIndex{0};
 
+// Streams of two devices may have the same handle, as the default streams have.
+struct Stream {
+  DeviceIndex device = 0;
+  StreamId id = 0;
+  friend bool operator==(const Stream&, const Stream&) = default;
+};
+
 inline constexpr Bytes round_up(Bytes value, Bytes multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // A private pool, as torch names them (MempoolId_t). {0, 0} is the ordinary pool of a device.

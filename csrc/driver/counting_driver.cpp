@@ -104,14 +104,14 @@ Status CountingDriver::record_event(DeviceIndex device, EventHandle event, Strea
   return driver_.record_event(device, event, stream);
 }
 
-Status CountingDriver::query_event(DeviceIndex device, EventHandle event) {
+Status CountingDriver::query_event(const MayAsk& token, DeviceIndex device, EventHandle event) {
   count(DriverCall::query_event);
-  return driver_.query_event(device, event);
+  return driver_.query_event(token, device, event);
 }
 
-Status CountingDriver::synchronize_event(DeviceIndex device, EventHandle event) {
+Status CountingDriver::synchronize_event(const MayAsk& token, DeviceIndex device, EventHandle event) {
   count(DriverCall::synchronize_event);
-  return driver_.synchronize_event(device, event);
+  return driver_.synchronize_event(token, device, event);
 }
 
 Status CountingDriver::stream_wait_event(DeviceIndex device, StreamId stream, EventHandle event) {
@@ -119,9 +119,21 @@ Status CountingDriver::stream_wait_event(DeviceIndex device, StreamId stream, Ev
   return driver_.stream_wait_event(device, stream, event);
 }
 
-Status CountingDriver::synchronize_device(DeviceIndex device) {
+Status CountingDriver::synchronize_device(const NoCapture& token, DeviceIndex device) {
   count(DriverCall::synchronize_device);
-  return driver_.synchronize_device(device);
+  return driver_.synchronize_device(token, device);
+}
+
+Status CountingDriver::stream_device(StreamId stream, DeviceIndex* device) {
+  return driver_.stream_device(stream, device);
+}
+
+Status CountingDriver::capture_place(DeviceIndex device, StreamId stream, CapturePlace* place) {
+  return driver_.capture_place(device, stream, place);
+}
+
+Status CountingDriver::capture_behind(DeviceIndex device, StreamId stream, const CapturePlace& place) {
+  return driver_.capture_behind(device, stream, place);
 }
 
 Status CountingDriver::stream_capturing(DeviceIndex device, StreamId stream, bool* capturing) {

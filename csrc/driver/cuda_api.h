@@ -14,6 +14,7 @@ using Device = int;  // CUdevice
 using DevicePointer = std::uint64_t;
 using AllocationHandle = std::uint64_t;
 using Context = struct ContextTag*;
+using GraphNode = struct GraphNodeTag*;
 using Stream = struct StreamTag*;
 using Event = struct EventTag*;
 
@@ -28,6 +29,7 @@ inline constexpr int kAttributePosixDescriptors = 103;
 inline constexpr int kAttributeRdmaWithVirtualMemory = 110;
 inline constexpr unsigned kEventDisableTiming = 2;
 inline constexpr int kCaptureStatusNone = 0;
+inline constexpr int kCaptureStatusActive = 1;
 inline constexpr int kCaptureModeRelaxed = 2;
 inline constexpr int kAllocationTypePinned = 1;
 inline constexpr int kHandleTypePosixDescriptor = 1;
@@ -97,6 +99,11 @@ static_assert(sizeof(AllocationProperties) == 32 && sizeof(AccessDescription) ==
   X(EventSynchronize, (Event event))                                                                           \
   X(StreamWaitEvent, (Stream stream, Event event, unsigned flags))                                             \
   X(StreamIsCapturing, (Stream stream, int* status))                                                           \
+  X(StreamGetCaptureInfo, (Stream stream, int* status, unsigned long long* id, void** graph, const GraphNode** nodes, \
+                           std::size_t* count))                                                                  \
+  X(GraphNodeGetDependencies, (GraphNode node, GraphNode* dependencies, std::size_t* count))                   \
+  X(StreamGetCtx, (Stream stream, Context* context))                                                           \
+  X(CtxGetDevice, (Device* device))                                                                            \
   X(ThreadExchangeStreamCaptureMode, (int* mode))                                                              \
   X(GetErrorName, (Result result, const char** name))                                                          \
   X(GetErrorString, (Result result, const char** text))

@@ -5,7 +5,9 @@
 #include <cinttypes>
 #include <cstdarg>
 #include <cstdio>
+#include <unordered_set>
 #include <utility>
+#include <vector>
 
 #include "driver/cuda_api.h"
 #include "driver/last_error.h"
@@ -371,7 +373,7 @@ Status CudaDriver::record_event(DeviceIndex device, EventHandle event, StreamId 
   return refused(result, "cuEventRecord(%#" PRIx64 ", stream %#" PRIx64 ") on device %d", event, stream, device);
 }
 
-Status CudaDriver::query_event(DeviceIndex device, EventHandle event) {
+Status CudaDriver::query_event(const MayAsk&, DeviceIndex device, EventHandle event) {
   Scope scope(*this, device, "cuEventQuery");
   if (!scope) return Status::failed;
   Relaxed relaxed;
@@ -381,9 +383,10 @@ Status CudaDriver::query_event(DeviceIndex device, EventHandle event) {
   return refused(result, "cuEventQuery(%#" PRIx64 ") on device %d", event, device);
 }
 
-Status CudaDriver::synchronize_event(DeviceIndex device, EventHandle event) {
+Status CudaDriver::synchronize_event(const MayAsk&, DeviceIndex device, EventHandle event) {
   Scope scope(*this, device, "cuEventSynchronize");
   if (!scope) return Status::failed;
+  Relaxed relaxed;
   cuda::Result result = api().EventSynchronize(event_of(event));
   if (result == cuda::kSuccess) return Status::ok;
   return refused(result, "cuEventSynchronize(%#" PRIx64 ") on device %d", event, device);
@@ -397,12 +400,30 @@ Status CudaDriver::stream_wait_event(DeviceIndex device, StreamId stream, EventH
   return refused(result, "cuStreamWaitEvent(stream %#" PRIx64 ", %#" PRIx64 ") on device %d", stream, event, device);
 }
 
-Status CudaDriver::synchronize_device(DeviceIndex device) {
+Status CudaDriver::synchronize_device(const NoCapture&, DeviceIndex device) {
   Scope scope(*this, device, "cuCtxSynchronize");
   if (!scope) return Status::failed;
   cuda::Result result = api().CtxSynchronize();
   if (result == cuda::kSuccess) return Status::ok;
   return refused(result, "cuCtxSynchronize on device %d", device);
+}
+
+// Device indices are the driver's ordinals, as they are torch's.
+Status CudaDriver::stream_device(StreamId stream, DeviceIndex* device) {
+  if (!available()) return Status::failed;
+  constexpr StreamId kLastDefault = 2;  // legacy and of the thread
+  cuda::Context context = nullptr;
+  if (stream > kLastDefault) {
+    cuda::Result result = api().StreamGetCtx(stream_of(stream), &context);
+    if (result == cuda::kSuccess) result = api().CtxPushCurrent(context);
+    if (result != cuda::kSuccess) return refused(result, "cuStreamGetCtx(stream %#" PRIx64 ")", stream);
+  }
+  int ordinal = 0;
+  const cuda::Result result = api().CtxGetDevice(&ordinal);
+  if (context != nullptr) api().CtxPopCurrent(&context);
+  if (result != cuda::kSuccess) return refused(result, "cuCtxGetDevice for stream %#" PRIx64, stream);
+  *device = ordinal;
+  return Status::ok;
 }
 
 Status CudaDriver::stream_capturing(DeviceIndex device, StreamId stream, bool* capturing) {
@@ -414,6 +435,64 @@ Status CudaDriver::stream_capturing(DeviceIndex device, StreamId stream, bool* c
     return refused(result, "cuStreamIsCapturing(stream %#" PRIx64 ") on device %d", stream, device);
   *capturing = result == cuda::kCaptureImplicit || status != cuda::kCaptureStatusNone;
   return Status::ok;
+}
+
+// --- captured graphs ----------------------------------------------------------------------------------------------
+
+namespace {
+
+// The nodes that the stream's next one will follow, and the number of its capture; 0 if there is none.
+cuda::Result frontier(StreamId stream, unsigned long long* capture, std::vector<cuda::GraphNode>* nodes) {
+  int status = cuda::kCaptureStatusNone;
+  const cuda::GraphNode* first = nullptr;
+  std::size_t count = 0;
+  *capture = 0;
+  const cuda::Result result = api().StreamGetCaptureInfo(stream_of(stream), &status, capture, nullptr, &first, &count);
+  if (result != cuda::kSuccess) return result;
+  if (status != cuda::kCaptureStatusActive) *capture = 0;
+  if (*capture != 0) nodes->assign(first, first + count);
+  return result;
+}
+
+}  // namespace
+
+Status CudaDriver::capture_place(DeviceIndex device, StreamId stream, CapturePlace* place) {
+  Scope scope(*this, device, "cuStreamGetCaptureInfo");
+  if (!scope) return Status::failed;
+  unsigned long long capture = 0;
+  std::vector<cuda::GraphNode> nodes;
+  const cuda::Result result = frontier(stream, &capture, &nodes);
+  if (result != cuda::kSuccess)
+    return refused(result, "cuStreamGetCaptureInfo(stream %#" PRIx64 ") on device %d", stream, device);
+  if (capture == 0) return Status::failed;
+  place->capture = capture;
+  for (const cuda::GraphNode node : nodes) place->nodes.push_back(reinterpret_cast<std::uintptr_t>(node));
+  return Status::ok;
+}
+
+// From where the stream stands, back through what that follows, nearest first: what was joined last is found soon.
+Status CudaDriver::capture_behind(DeviceIndex device, StreamId stream, const CapturePlace& place) {
+  constexpr std::size_t kMostNodes = 4096;
+  Scope scope(*this, device, "cuGraphNodeGetDependencies");
+  if (!scope) return Status::failed;
+  unsigned long long capture = 0;
+  std::vector<cuda::GraphNode> open;
+  const cuda::Result result = frontier(stream, &capture, &open);
+  if (result != cuda::kSuccess || capture != place.capture) return Status::failed;
+  std::unordered_set<std::uint64_t> missing(place.nodes.begin(), place.nodes.end());
+  std::unordered_set<cuda::GraphNode> seen(open.begin(), open.end());
+  for (std::size_t at = 0; at < open.size() && !missing.empty(); ++at) {
+    missing.erase(reinterpret_cast<std::uintptr_t>(open[at]));
+    std::size_t count = 0;
+    if (seen.size() >= kMostNodes) continue;
+    if (api().GraphNodeGetDependencies(open[at], nullptr, &count) != cuda::kSuccess) return Status::not_ready;
+    std::vector<cuda::GraphNode> before(count);
+    if (count != 0 && api().GraphNodeGetDependencies(open[at], before.data(), &count) != cuda::kSuccess)
+      return Status::not_ready;
+    for (const cuda::GraphNode node : before)
+      if (seen.insert(node).second) open.push_back(node);
+  }
+  return missing.empty() ? Status::ok : Status::not_ready;
 }
 
 }  // namespace poolalloc

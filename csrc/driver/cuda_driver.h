@@ -43,11 +43,14 @@ class POOLALLOC_API CudaDriver final : public Driver {
   Status create_event(DeviceIndex device, EventHandle* event) override;
   Status destroy_event(DeviceIndex device, EventHandle event) override;
   Status record_event(DeviceIndex device, EventHandle event, StreamId stream) override;
-  Status query_event(DeviceIndex device, EventHandle event) override;
-  Status synchronize_event(DeviceIndex device, EventHandle event) override;
+  Status query_event(const MayAsk& token, DeviceIndex device, EventHandle event) override;
+  Status synchronize_event(const MayAsk& token, DeviceIndex device, EventHandle event) override;
   Status stream_wait_event(DeviceIndex device, StreamId stream, EventHandle event) override;
-  Status synchronize_device(DeviceIndex device) override;
+  Status synchronize_device(const NoCapture& token, DeviceIndex device) override;
+  Status stream_device(StreamId stream, DeviceIndex* device) override;
   Status stream_capturing(DeviceIndex device, StreamId stream, bool* capturing) override;
+  Status capture_place(DeviceIndex device, StreamId stream, CapturePlace* place) override;
+  Status capture_behind(DeviceIndex device, StreamId stream, const CapturePlace& place) override;
   Status copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes) override;
   Status copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes) override;
   std::string last_error() const override;

@@ -8,9 +8,12 @@
 //   thread names the call and the driver's code; nothing has changed).
 // - May block until the device is done: synchronize_event, synchronize_device, the copies, and unmap and free_segment,
 //   which some drivers order behind running work. Nothing else waits for the device.
-// - Never called while a CUDA graph is captured from any stream of the device: query_event, synchronize_event,
-//   synchronize_device, unmap, copy_to_host, copy_from_host. An event recorded on a capturing stream belongs to the
-//   graph: it is never queried, and only streams of that capture may wait for it.
+// - Never called while a CUDA graph is captured from any stream of the device: synchronize_device, copy_to_host,
+//   copy_from_host; nor unmap, where the capture is known. An event recorded on a capturing stream belongs to the
+//   graph: it is never queried or awaited by the host, and only streams of that capture may wait for it. Others may be,
+//   but not by the thread that captures.
+// - What depends on that takes a token as its first argument (core/capture.h), which a driver only passes on: a call
+//   that has not asked does not compile. (unmap takes none yet: its callers hold one, or their heap's lock.)
 // - Sizes and addresses given to create / map / unmap / allow_access are multiples of DeviceInfo::granularity.
 // - One physical handle may be mapped at several addresses at once (aliasing). Destroying a handle that is still mapped
 //   keeps its memory until the last mapping goes.
@@ -18,6 +21,7 @@
 
 #include <cstddef>
 #include <string>
+#include <vector>
 
 #include "core/types.h"
 
@@ -28,6 +32,12 @@ enum class Status { ok, out_of_memory, not_ready, not_supported, failed };
 using PhysicalHandle = std::uint64_t;  // what cuMemCreate returns
 using EventHandle = std::uint64_t;     // a CUevent as an integer
 
+// Where a stream stands in the graph that it is being captured into: the nodes that its next one will follow.
+struct CapturePlace {
+  std::uint64_t capture = 0;  // 0: no place
+  std::vector<std::uint64_t> nodes;
+};
+
 struct DeviceInfo {
   std::string name;
   Bytes total_bytes = 0;
@@ -35,6 +45,9 @@ struct DeviceInfo {
   bool virtual_memory = false;     // cuMem* virtual memory management is available
   bool shareable = false;          // what create makes can be exported to other processes
 };
+
+class MayAsk;     // the calling thread captures nothing
+class NoCapture;  // nobody captures anything
 
 class POOLALLOC_API Driver {
  public:
@@ -70,13 +83,22 @@ class POOLALLOC_API Driver {
   virtual Status create_event(DeviceIndex device, EventHandle* event) = 0;
   virtual Status destroy_event(DeviceIndex device, EventHandle event) = 0;
   virtual Status record_event(DeviceIndex device, EventHandle event, StreamId stream) = 0;
-  virtual Status query_event(DeviceIndex device, EventHandle event) = 0;  // ok or not_ready
-  virtual Status synchronize_event(DeviceIndex device, EventHandle event) = 0;
+  virtual Status query_event(const MayAsk& token, DeviceIndex device, EventHandle event) = 0;  // ok or not_ready
+  virtual Status synchronize_event(const MayAsk& token, DeviceIndex device, EventHandle event) = 0;
   virtual Status stream_wait_event(DeviceIndex device, StreamId stream, EventHandle event) = 0;
-  virtual Status synchronize_device(DeviceIndex device) = 0;
+  virtual Status synchronize_device(const NoCapture& token, DeviceIndex device) = 0;
+  // The device of a stream; of a default stream, the one that is current on this thread. not_supported where streams
+  // of several devices have the same handles.
+  virtual Status stream_device(StreamId stream, DeviceIndex* device) = 0;
   // Whether a CUDA graph is being captured on the stream; for the legacy default stream, whether one is captured that
   // forbids its use.
   virtual Status stream_capturing(DeviceIndex device, StreamId stream, bool* capturing) = 0;
+
+  // Where the stream stands. not_supported where graphs are not shown; failed if it is not being captured.
+  virtual Status capture_place(DeviceIndex device, StreamId stream, CapturePlace* place) = 0;
+  // Whether what is captured on the stream from now on lies behind a place. not_ready: it does not, or too many nodes
+  // would have to be looked at; failed: the stream is not, or no longer, in that capture.
+  virtual Status capture_behind(DeviceIndex device, StreamId stream, const CapturePlace& place) = 0;
 
   // Between host memory and device memory, synchronously; for pause and resume.
   virtual Status copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes) = 0;
@@ -87,7 +109,8 @@ class POOLALLOC_API Driver {
 };
 
 // The kinds of calls, in the order of the interface; names are used in statistics, JSON and ModelDriver::fail.
-// device_count and device_info are not counted: they ask the driver nothing that it has not said before.
+// device_count, device_info and stream_device are not counted: they ask for nothing that changes; nor are capture_place
+// and capture_behind, which only read a graph.
 // clang-format off
 #define POOLALLOC_DRIVER_CALLS(X) \
   X(memory_info)                  \

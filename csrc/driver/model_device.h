@@ -116,6 +116,7 @@ struct ModelDriver::Device {
     std::uint64_t lag;
     std::uint64_t busy_until = 0;
     std::uint64_t capture = 0;
+    bool announced = false;  // the capture that began here
   };
 
   Device(DeviceIndex index, const ModelOptions& options)
@@ -158,7 +159,7 @@ struct ModelDriver::Device {
   std::uint64_t event_lag;
   std::uint64_t now = 1;
   std::uint64_t captures_begun = 0;
-  std::atomic<int> captures_active{0};
+  std::atomic<int> captures_active{0}, captures_announced{0};
 };
 
 struct ModelDriver::Entry {

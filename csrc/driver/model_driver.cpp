@@ -326,7 +326,8 @@ Status ModelDriver::unmap(DeviceIndex device, Address address, Bytes bytes) {
   Entry entry = enter(DriverCall::unmap, device);
   if (entry.stopped()) return entry.status;
   if (!options_.virtual_memory) return Status::not_supported;
-  if (entry->capturing()) return misuse(DriverCall::unmap, device, "at %#" PRIx64 " during a capture", address);
+  if (entry->captures_announced.load() != 0)
+    return misuse(DriverCall::unmap, device, "at %#" PRIx64 " during a capture", address);
   Device::Span span;
   if (!entry->find_span(address, bytes, options_.granularity, &span) || !entry->whole_mappings(span))
     return misuse(DriverCall::unmap, device, "%" PRIu64 " bytes at %#" PRIx64 " are not whole mappings", bytes,

@@ -44,9 +44,13 @@ class POOLALLOC_API ModelDriver final : public Driver {
   std::uint64_t now(DeviceIndex device) const;
   // From now on events recorded on `stream` lag by `ticks`; never before earlier work of the same stream.
   void set_stream_lag(DeviceIndex device, StreamId stream, std::uint64_t ticks);
-  // While a stream of a device is captured, query_event, synchronize_event, synchronize_device and unmap on that device
-  // are violations, and events recorded on that stream belong to the graph.
-  void begin_capture(DeviceIndex device, StreamId stream);
+  // The handle is a stream of this device alone: to name it on another is a violation from now on. Handles that nobody
+  // has told of are streams of every device, as those of default streams are.
+  void add_stream(DeviceIndex device, StreamId stream);
+  // While a stream of a device is captured, synchronize_device on that device is a violation, and so is unmap unless
+  // nobody has told the caller of the capture. Events recorded on that stream belong to the graph: to query or await
+  // them is one, too.
+  void begin_capture(DeviceIndex device, StreamId stream, bool announced = true);
   void end_capture(DeviceIndex device, StreamId stream);
 
   // Physical bytes held now, and the most ever: created and not yet both destroyed and unmapped everywhere.
@@ -76,11 +80,15 @@ class POOLALLOC_API ModelDriver final : public Driver {
   Status create_event(DeviceIndex device, EventHandle* event) override;
   Status destroy_event(DeviceIndex device, EventHandle event) override;
   Status record_event(DeviceIndex device, EventHandle event, StreamId stream) override;
-  Status query_event(DeviceIndex device, EventHandle event) override;
-  Status synchronize_event(DeviceIndex device, EventHandle event) override;
+  Status query_event(const MayAsk& token, DeviceIndex device, EventHandle event) override;
+  Status synchronize_event(const MayAsk& token, DeviceIndex device, EventHandle event) override;
   Status stream_wait_event(DeviceIndex device, StreamId stream, EventHandle event) override;
-  Status synchronize_device(DeviceIndex device) override;
+  Status synchronize_device(const NoCapture& token, DeviceIndex device) override;
+  Status stream_device(StreamId stream, DeviceIndex* device) override;
   Status stream_capturing(DeviceIndex device, StreamId stream, bool* capturing) override;
+  // The model has no graphs: not_supported.
+  Status capture_place(DeviceIndex device, StreamId stream, CapturePlace* place) override;
+  Status capture_behind(DeviceIndex device, StreamId stream, const CapturePlace& place) override;
   // Memory of the model reads as zeros, whatever was copied to it.
   Status copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes) override;
   Status copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes) override;
@@ -101,6 +109,7 @@ class POOLALLOC_API ModelDriver final : public Driver {
   Device& at(DeviceIndex device) const;  // throws UsageError
   // Notes a violation with a text made as printf makes it; returns `failed`.
   Status misuse(DriverCall call, DeviceIndex device, const char* format, ...) __attribute__((format(printf, 4, 5)));
+  bool elsewhere(DriverCall call, DeviceIndex device, StreamId stream);
   // Takes physical memory on a locked device; `ok` or `out_of_memory`.
   Status take_memory(DriverCall call, DeviceIndex index, Device& device, Bytes bytes, PhysicalHandle* handle);
   Status check_copy(DriverCall call, DeviceIndex device, Address address, Bytes bytes);
@@ -110,7 +119,9 @@ class POOLALLOC_API ModelDriver final : public Driver {
   std::vector<std::unique_ptr<Device>> devices_;
   std::atomic<int> failures_waiting_{0};
   std::atomic<std::uint64_t> violations_{0};
-  mutable std::mutex mutex_;  // of the two below; taken last
+  std::atomic<bool> has_owned_streams_{false};
+  mutable std::mutex mutex_;  // of what follows; taken last
+  std::vector<Stream> owned_streams_;
   std::vector<Failure> failures_;
   std::string first_violation_;
 };

@@ -29,12 +29,21 @@ void ModelDriver::set_stream_lag(DeviceIndex device, StreamId stream, std::uint6
   d.stream(stream).lag = ticks;
 }
 
-void ModelDriver::begin_capture(DeviceIndex device, StreamId stream) {
+void ModelDriver::add_stream(DeviceIndex device, StreamId stream) {
+  at(device);
+  std::lock_guard guard(mutex_);
+  owned_streams_.push_back({device, stream});
+  has_owned_streams_.store(true, std::memory_order_relaxed);
+}
+
+void ModelDriver::begin_capture(DeviceIndex device, StreamId stream, bool announced) {
   Device& d = at(device);
   std::lock_guard guard(d.mutex);
   if (d.stream(stream).capture != 0) throw UsageError("model driver: stream is being captured already");
   d.stream(stream).capture = ++d.captures_begun;
+  d.stream(stream).announced = announced;
   d.captures_active.fetch_add(1);
+  d.captures_announced.fetch_add(announced ? 1 : 0);
 }
 
 void ModelDriver::end_capture(DeviceIndex device, StreamId stream) {
@@ -42,6 +51,7 @@ void ModelDriver::end_capture(DeviceIndex device, StreamId stream) {
   std::lock_guard guard(d.mutex);
   std::uint64_t capture = d.stream(stream).capture;
   if (capture == 0) throw UsageError("model driver: stream is not being captured");
+  d.captures_announced.fetch_sub(d.stream(stream).announced ? 1 : 0);
   for (Device::Stream& joined : d.streams)
     if (joined.capture == capture) joined.capture = 0;
   d.captures_active.fetch_sub(1);
@@ -65,7 +75,22 @@ Status ModelDriver::destroy_event(DeviceIndex device, EventHandle event) {
   return Status::ok;
 }
 
+// Notes a violation if the stream belongs to another device.
+bool ModelDriver::elsewhere(DriverCall call, DeviceIndex device, StreamId stream) {
+  if (!has_owned_streams_.load(std::memory_order_relaxed)) return false;
+  DeviceIndex owner = device;
+  {
+    std::lock_guard guard(mutex_);
+    for (const Stream& each : owned_streams_)
+      if (each.id == stream) owner = each.device;
+  }
+  if (owner == device) return false;
+  misuse(call, device, "stream %#" PRIx64 " is one of device %d", stream, owner);
+  return true;
+}
+
 Status ModelDriver::record_event(DeviceIndex device, EventHandle event, StreamId stream) {
+  if (elsewhere(DriverCall::record_event, device, stream)) return Status::failed;
   Entry entry = enter(DriverCall::record_event, device);
   if (entry.stopped()) return entry.status;
   Device::Event* found = entry->events.find(event);
@@ -79,31 +104,30 @@ Status ModelDriver::record_event(DeviceIndex device, EventHandle event, StreamId
   return Status::ok;
 }
 
-Status ModelDriver::query_event(DeviceIndex device, EventHandle event) {
+Status ModelDriver::query_event(const MayAsk&, DeviceIndex device, EventHandle event) {
   Entry entry = enter(DriverCall::query_event, device);
   if (entry.stopped()) return entry.status;
   Device::Event* found = entry->events.find(event);
   if (found == nullptr) return misuse(DriverCall::query_event, device, "event %#" PRIx64 " is not a live event", event);
-  if (entry->capturing() || found->capture != 0)
-    return misuse(DriverCall::query_event, device, "event %#" PRIx64 " %s", event,
-                  found->capture != 0 ? "belongs to a capture" : "is queried during a capture");
+  if (found->capture != 0)
+    return misuse(DriverCall::query_event, device, "event %#" PRIx64 " belongs to a capture", event);
   return found->completion <= entry->now ? Status::ok : Status::not_ready;
 }
 
-Status ModelDriver::synchronize_event(DeviceIndex device, EventHandle event) {
+Status ModelDriver::synchronize_event(const MayAsk&, DeviceIndex device, EventHandle event) {
   Entry entry = enter(DriverCall::synchronize_event, device);
   if (entry.stopped()) return entry.status;
   Device::Event* found = entry->events.find(event);
   if (found == nullptr)
     return misuse(DriverCall::synchronize_event, device, "event %#" PRIx64 " is not a live event", event);
-  if (entry->capturing() || found->capture != 0)
-    return misuse(DriverCall::synchronize_event, device, "event %#" PRIx64 " %s", event,
-                  found->capture != 0 ? "belongs to a capture" : "is waited for during a capture");
+  if (found->capture != 0)
+    return misuse(DriverCall::synchronize_event, device, "event %#" PRIx64 " belongs to a capture", event);
   entry->wait_until(found->completion);
   return Status::ok;
 }
 
 Status ModelDriver::stream_wait_event(DeviceIndex device, StreamId stream, EventHandle event) {
+  if (elsewhere(DriverCall::stream_wait_event, device, stream)) return Status::failed;
   Entry entry = enter(DriverCall::stream_wait_event, device);
   if (entry.stopped()) return entry.status;
   Device::Event* found = entry->events.find(event);
@@ -119,7 +143,7 @@ Status ModelDriver::stream_wait_event(DeviceIndex device, StreamId stream, Event
   return Status::ok;
 }
 
-Status ModelDriver::synchronize_device(DeviceIndex device) {
+Status ModelDriver::synchronize_device(const NoCapture&, DeviceIndex device) {
   Entry entry = enter(DriverCall::synchronize_device, device);
   if (entry.stopped()) return entry.status;
   if (entry->capturing()) return misuse(DriverCall::synchronize_device, device, "during a capture");
@@ -127,11 +151,26 @@ Status ModelDriver::synchronize_device(DeviceIndex device) {
   return Status::ok;
 }
 
+Status ModelDriver::stream_device(StreamId stream, DeviceIndex* device) {
+  std::lock_guard guard(mutex_);
+  for (const Stream& each : owned_streams_) {
+    if (each.id != stream) continue;
+    *device = each.device;
+    return Status::ok;
+  }
+  return Status::not_supported;
+}
+
 Status ModelDriver::stream_capturing(DeviceIndex device, StreamId stream, bool* capturing) {
+  if (elsewhere(DriverCall::stream_capturing, device, stream)) return Status::failed;
   Entry entry = enter(DriverCall::stream_capturing, device);
   if (entry.stopped()) return entry.status;
   *capturing = entry->capturing() && entry->stream(stream).capture != 0;
   return Status::ok;
 }
+
+Status ModelDriver::capture_place(DeviceIndex, StreamId, CapturePlace*) { return Status::not_supported; }
+
+Status ModelDriver::capture_behind(DeviceIndex, StreamId, const CapturePlace&) { return Status::not_supported; }
 
 }  // namespace poolalloc

@@ -136,6 +136,13 @@ void configure_plugin(const Options& options, const Plan* plan) {
 
 Allocator& plugin_allocator() { return allocator(); }
 
+void record_use(void* pointer, Stream stream) {
+  Allocator* allocator = allocator_if_open();
+  if (allocator == nullptr) return;
+  if (const Address base = allocator->base_allocation(address_of(pointer)); base != 0)
+    allocator->record_stream(base, stream);
+}
+
 OomCallbacks& plugin_oom_callbacks() {
   const std::lock_guard guard(plugin.mutex);
   return make_allocator().oom_callbacks();
@@ -222,16 +229,18 @@ void poolalloc_record_stream(void* pointer, CudaStream stream) {
   ++poolalloc::plugin.poolalloc_record_stream;
   auto* allocator = poolalloc::allocator_if_open();
   if (allocator == nullptr) return;
-  if (const poolalloc::Address base = allocator->base_allocation(poolalloc::address_of(pointer)); base != 0)
-    allocator->record_stream(base, poolalloc::id_of(stream));
+  const auto block = allocator->block(poolalloc::address_of(pointer));
+  if (!block) return;
+  const poolalloc::StreamId id = poolalloc::id_of(stream);
+  poolalloc::record_use(pointer, {allocator->device_of(id).value_or(block->device), id});
 }
 
 void poolalloc_begin_allocate_to_pool(int device, TorchPoolId pool, TorchStreamFilter filter) {
   ++poolalloc::plugin.poolalloc_begin_allocate_to_pool;
-  poolalloc::allocator().begin_allocate_to_pool(device, poolalloc::id_of(pool),
-                                                [filter = std::move(filter)](poolalloc::StreamId stream) {
-                                                  return filter(reinterpret_cast<CudaStream>(stream));
-                                                });
+  poolalloc::allocator().begin_allocate_to_pool(
+      device, poolalloc::id_of(pool),
+      [filter = std::move(filter)](poolalloc::StreamId stream) { return filter(reinterpret_cast<CudaStream>(stream)); },
+      true);
 }
 
 void poolalloc_end_allocate_to_pool(int device, TorchPoolId pool) {

@@ -55,6 +55,9 @@ struct PluginState {
 POOLALLOC_API void configure_plugin(const Options& options, const Plan* plan = nullptr);
 // The process-wide allocator, made if need be. Throws ConfigError (POOLALLOC_CONF), UsageError (in a child of fork()).
 POOLALLOC_API Allocator& plugin_allocator();
+// A stream uses the block that `pointer` lies in. Memory that is not poolalloc's is ignored, as torch's own allocator
+// does.
+POOLALLOC_API void record_use(void* pointer, Stream stream);
 // Its callbacks, which may be added before the first use: this touches no device. Throws ConfigError.
 POOLALLOC_API OomCallbacks& plugin_oom_callbacks();
 POOLALLOC_API PluginState plugin_state();
@@ -77,8 +80,9 @@ POOLALLOC_API void poolalloc_empty_cache();
 POOLALLOC_API void poolalloc_set_memory_fraction(double fraction, int device);
 // Throws UsageError if `pointer` lies in no live block.
 POOLALLOC_API void* poolalloc_base_allocation(void* pointer, std::size_t* bytes);
-// Ignores memory that is not poolalloc's, as torch's own allocator does.
+// Ignores memory that is not poolalloc's, as torch's own allocator does. The driver says whose stream it is.
 POOLALLOC_API void poolalloc_record_stream(void* pointer, poolalloc::CudaStream stream);
+// Torch's hooks do not tell a capture from mere routing, so one is expected until a request shows that there is none.
 POOLALLOC_API void poolalloc_begin_allocate_to_pool(int device, poolalloc::TorchPoolId pool,
                                                     poolalloc::TorchStreamFilter filter);
 POOLALLOC_API void poolalloc_end_allocate_to_pool(int device, poolalloc::TorchPoolId pool);

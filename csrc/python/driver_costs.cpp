@@ -3,6 +3,7 @@
 #include <chrono>
 #include <map>
 
+#include "core/capture.h"
 #include "driver/cuda_driver.h"
 #include "python/bindings.h"
 
@@ -102,7 +103,7 @@ void time_events(CudaDriver& driver, DeviceIndex device, Times& times) {
   timed(DriverCall::create_event, [&] { return driver.create_event(device, &event); });
   timed(DriverCall::record_event, [&] { return driver.record_event(device, event, 0); });
   timed(DriverCall::query_event, [&] {
-    const Status status = driver.query_event(device, event);
+    const Status status = driver.query_event(MayAsk::unchecked(), device, event);
     return status == Status::not_ready ? Status::ok : status;
   });
   timed(DriverCall::destroy_event, [&] { return driver.destroy_event(device, event); });

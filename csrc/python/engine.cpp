@@ -73,10 +73,12 @@ struct Engine {
   }
 
   // Requests on one of `streams`, or on any when it is None, come from the pool.
-  void begin_allocate_to_pool(DeviceIndex device, Pool pool, std::optional<std::vector<StreamId>> streams) {
-    allocator.begin_allocate_to_pool(device, id_of(pool), [streams = std::move(streams)](StreamId stream) {
+  void begin_allocate_to_pool(DeviceIndex device, Pool pool, std::optional<std::vector<StreamId>> streams,
+                              bool suspect) {
+    const auto filter = [streams = std::move(streams)](StreamId stream) {
       return !streams || std::find(streams->begin(), streams->end(), stream) != streams->end();
-    });
+    };
+    allocator.begin_allocate_to_pool(device, id_of(pool), filter, suspect);
   }
 
   py::object physical(Address address, DeviceIndex device) const {
@@ -103,8 +105,12 @@ void bind_allocator(py::class_<Engine>& engine) {
           "free", [](Engine& self, Address address) { self.allocator.free(address); }, py::arg("address"), Unlocked())
       .def(
           "record_stream",
-          [](Engine& self, Address address, StreamId stream) { self.allocator.record_stream(address, stream); },
-          py::arg("address"), py::arg("stream"), Unlocked())
+          [](Engine& self, Address address, StreamId stream, std::optional<DeviceIndex> device) {
+            const auto block = self.allocator.block(address);
+            self.allocator.record_stream(address, {device.value_or(block ? block->device : 0), stream});
+          },
+          py::arg("address"), py::arg("stream"), py::arg("device") = py::none(), Unlocked(),
+          "A stream uses the block, of the block's device if no other is named.")
       .def("base_allocation", &Engine::base_allocation, py::arg("address"),
            "The start and rounded size of the block that contains the address, or None.")
       .def(
@@ -150,7 +156,8 @@ void bind_allocator(py::class_<Engine>& engine) {
           [](const Engine& self, DeviceIndex device) { return self.allocator.memory_fraction(device); },
           py::arg("device") = 0)
       .def("begin_allocate_to_pool", &Engine::begin_allocate_to_pool, py::arg("device"), py::arg("pool"),
-           py::arg("streams") = py::none(), Unlocked(), "Requests on these streams (None: on all) come from the pool.")
+           py::arg("streams") = py::none(), py::arg("suspect") = false, Unlocked(),
+           "Requests on these streams (None: on all) come from the pool. `suspect`: captures are not announced.")
       .def(
           "end_allocate_to_pool",
           [](Engine& self, DeviceIndex device, Pool pool) { self.allocator.end_allocate_to_pool(device, id_of(pool)); },
@@ -211,12 +218,19 @@ void bind_model(py::class_<Engine>& engine) {
           py::arg("stream"), py::arg("ticks"), py::arg("device") = 0)
       .def(
           "begin_capture",
-          [](Engine& self, StreamId stream, DeviceIndex device) { self.driver.begin_capture(device, stream); },
-          py::arg("stream"), py::arg("device") = 0)
+          [](Engine& self, StreamId stream, DeviceIndex device, bool announced) {
+            if (announced) self.allocator.begin_capture(device);
+            self.driver.begin_capture(device, stream, announced);
+          },
+          py::arg("stream"), py::arg("device") = 0, py::arg("announced") = true, Unlocked(),
+          "A graph is captured from the stream; `announced`: as torch does it, so that the allocator is told.")
       .def(
           "end_capture",
-          [](Engine& self, StreamId stream, DeviceIndex device) { self.driver.end_capture(device, stream); },
-          py::arg("stream"), py::arg("device") = 0)
+          [](Engine& self, StreamId stream, DeviceIndex device, bool announced) {
+            self.driver.end_capture(device, stream);
+            if (announced) self.allocator.end_capture(device);
+          },
+          py::arg("stream"), py::arg("device") = 0, py::arg("announced") = true, Unlocked())
       .def(
           "used_bytes", [](const Engine& self, DeviceIndex device) { return self.driver.used_bytes(device); },
           py::arg("device") = 0, "Physical bytes the model holds now.")

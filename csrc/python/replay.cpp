@@ -148,7 +148,7 @@ class Replayer {
   void free_pending(const Slot& slot, std::uint64_t tick, StreamId lane) {
     if (slot.address != 0) {
       driver_.set_stream_lag(slot.device, lane, tick - tick_);
-      allocator_.record_stream(slot.address, lane);
+      allocator_.record_stream(slot.address, {slot.device, lane});
     }
     allocator_.free(slot.address);
   }

@@ -297,6 +297,15 @@ SIMGPU_API int cudaGraphNodeGetDependencies(void* node, void** dependencies, abi
   });
 }
 
+SIMGPU_API int cuGraphNodeGetDependencies(void* node, void** dependencies, std::size_t* count) {
+  SIM_COUNT_CALL();
+  return driver_call([&] {
+    const Lock lock = lock_sim();
+    const GraphNode* found = sim().nodes.find(node);
+    return found && count ? list_nodes(found->dependencies, dependencies, count) : kInvalidValue;
+  });
+}
+
 SIMGPU_API int cudaGraphNodeGetType(void* node, int* type) {
   SIM_COUNT_CALL();
   return runtime_call([&] {

@@ -153,7 +153,7 @@ class Oracle:
             self.page_busy.setdefault((block.device, handle), {})[block.stream] = now + self.lag
             self.in_use.append((block.device, page, handle, now + self.lag))
         if block.uses:
-            block.done_at = None if self.routing(block.device) else now + self.lag
+            block.done_at = None if self.captured_uses(block) else now + self.lag
             self.pending.append(block)
 
     def record_stream(self, block: Block, stream: int) -> None:
@@ -179,7 +179,7 @@ class Oracle:
         for device in self.engine.devices():
             stats = self.engine.stats(device)
             assert stats["unmapped"] == 0
-            if not self.routing(device):
+            if not self.capturing():
                 kept = [heap["idle"]["current"] for heap in stats["heaps"] if not self.in_used_pool(device, heap)]
                 assert sum(kept) == 0, "nothing idle is kept, but for pools in use"
 
@@ -207,10 +207,9 @@ class Oracle:
             self.engine.end_capture(pool.captured, pool.device)
         self.engine.end_allocate_to_pool(pool.device, pool.id)
         pool.routing, pool.captured = False, None
-        if not self.routing(pool.device):
-            for block in self.pending:
-                if block.device == pool.device and block.done_at is None:
-                    block.done_at = self.engine.now(pool.device) + self.lag
+        for block in self.pending:
+            if block.done_at is None and not self.captured_uses(block):
+                block.done_at = self.engine.now(block.device) + self.lag
 
     def release_pool(self, pool: PrivatePool) -> None:
         self.engine.release_pool(pool.device, pool.id)
@@ -232,8 +231,13 @@ class Oracle:
                 return pool
         return None
 
-    def routing(self, device: int) -> bool:
-        return any(pool.routing for pool in self.pools if pool.device == device)
+    def capturing(self) -> bool:
+        """Whether a graph is captured, on whichever device: all of the program is one thread, so it may not ask."""
+        return any(pool.captured is not None for pool in self.pools)
+
+    def captured_uses(self, block: Block) -> bool:
+        """Whether a stream that uses the block is being captured: its work comes when the graph is launched."""
+        return any(pool.captured in block.uses for pool in self.pools if pool.device == block.device)
 
     def routed_pool(self, device: int, stream: int) -> Pool:
         for pool in reversed(self.pools):
@@ -251,7 +255,7 @@ class Oracle:
         need = 1 if size <= int(self.options["bin_limit"]) else -(-size // PAGE) + 1
         stats = self.engine.stats(device)
         own = [heap for heap in stats["heaps"] if (heap["stream"], heap["pool"]) == (stream, pool)]
-        if self.routing(device):  # no wait, no unmapping: only what is idle here, spare, or new
+        if self.capturing():  # no wait, no unmapping: only what is idle here, spare, or new
             idle = sum(heap["idle"]["current"] for heap in own)
             room = max(0, self.limit(device) - self.engine.used_bytes(device))
             return bool(need * PAGE <= idle + stats["unmapped"] + room) and not self.refusals_seen
@@ -293,6 +297,8 @@ class Oracle:
 
     def check(self) -> None:
         """Everything that holds between any two steps."""
+        for device in self.engine.devices():
+            self.engine.stats(device)  # notices which frees have completed
         self.check_pending()
         self.check_overlap()
         self.check_mappings()

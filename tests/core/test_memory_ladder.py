@@ -74,10 +74,11 @@ class Sources:
         for name, block in blocks.items():
             if name != "callbacks":
                 engine.free(block)
-        engine.advance(100)  # the quick stream is done, the slow one is not
+        self.steps = Steps(engine)
+        engine.advance(100)  # the quick stream is done, the slow one is not; nobody has looked since
+        self.steps.time = engine.now()
         if "trimming" in names:  # another process holds that memory for a moment
             engine.fail("create", 1, "out_of_memory")
-        self.steps = Steps(engine)
 
     def drop(self, device: int, size: int) -> None:
         assert (device, size) == (0, SIZE)
@@ -110,7 +111,8 @@ def test_each_rung_alone(name: str) -> None:
 @pytest.mark.parametrize("name", IN_ORDER)
 def test_the_first_rung_that_has_memory_serves(name: str) -> None:
     names = list(IN_ORDER)
-    assert Sources(*names[names.index(name) :]).taken() == IN_ORDER[name]
+    noticed = {"pending_completed": 1} if name == "own" else {}  # by the figures
+    assert Sources(*names[names.index(name) :]).taken() == IN_ORDER[name] | noticed
 
 
 def test_what_was_asked_once_is_known_the_next_time() -> None:
@@ -155,9 +157,10 @@ def test_idle_pages_of_other_streams_come_before_frees_that_have_to_be_waited_fo
 
 def test_the_pool_is_searched_again_after_each_wait() -> None:
     engine = engine_of(16, event_lag=10)
+    engine.set_stream_lag(4, 200)
     for stream in (1, 2):
         block = engine.allocate(8 * PAGE, stream=stream)
-        engine.record_stream(block, 3)
+        engine.record_stream(block, 2 + stream)
         engine.free(block)
     steps = Steps(engine)
     engine.allocate(8 * PAGE, stream=1)
@@ -165,7 +168,7 @@ def test_the_pool_is_searched_again_after_each_wait() -> None:
     engine.advance(100)
     engine.allocate(8 * PAGE, stream=1)  # the other stream's
     taken = steps.taken()
-    assert taken.pop("waited") == 110
+    assert taken.pop("waited") == 200
     assert taken == {"retries": 1, "after_waiting": 1, "pending_completed": 1, "pages_stolen": 8}
 
 

@@ -115,7 +115,7 @@ struct Program {
       if (live.empty()) return;
       const Address address = any();
       checker.used(live.at(address), 1000);
-      if (!done([&] { allocator.record_stream(address, 1000); })) allocator.record_stream(address, 1000);
+      if (!done([&] { allocator.record_stream(address, {0, 1000}); })) allocator.record_stream(address, {0, 1000});
     } else if (what < 90) {
       model.advance(1 + random() % kLag);
     } else if (what < 93) {

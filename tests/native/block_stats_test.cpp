@@ -48,7 +48,8 @@ TEST(blocks_are_counted_by_size) {
   ModelDriver model(device_of(512, 3));
   CountingDriver driver(model);
   AddressTable addresses;
-  DeviceShared shared(driver, 0, addresses);
+  CaptureGate gate(driver);
+  DeviceShared shared(driver, 0, addresses, gate);
   Address base = 0;
   CHECK(driver.reserve(0, 2048 * kPage, kPage, &base) == Status::ok);
   Heap heap(shared, 1, PoolId{}, base, 512 * kPage, 1536 * kPage, Options{});
@@ -84,7 +85,7 @@ TEST(blocks_are_counted_by_size) {
       CHECK(found && found->address == address && found->requested == bytes && found->rounded >= bytes);
       const Kept block{bytes, found->rounded, random() % 6 == 0};
       all.add(block), kind(block).add(block);
-      if (block.recorded) CHECK(heap.record_stream(address, 2));
+      if (block.recorded) CHECK(heap.record_stream(address, {0, 2}));
       live.emplace(address, block);
     } else if (!live.empty()) {
       auto entry = live.begin();
@@ -145,7 +146,8 @@ TEST(gaps_are_slabs_with_room_and_holes) {
   ModelDriver model(device_of(64));
   CountingDriver driver(model);
   AddressTable addresses;
-  DeviceShared shared(driver, 0, addresses);
+  CaptureGate gate(driver);
+  DeviceShared shared(driver, 0, addresses, gate);
   Address base = 0;
   CHECK(driver.reserve(0, 256 * kPage, kPage, &base) == Status::ok);
   Heap heap(shared, 1, PoolId{}, base, 64 * kPage, 192 * kPage, Options{});

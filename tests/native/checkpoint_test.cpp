@@ -171,7 +171,7 @@ TEST(blocks_that_wait_for_a_stream_are_waited_for) {
     block = rig.take(5 * kMiB);
     rig.take(kMiB);
   });
-  rig.allocator.record_stream(block, kOther);
+  rig.allocator.record_stream(block, {0, kOther});
   rig.allocator.free(block);
   CHECK(rig.allocator.stats(0).pending.current != 0);
   const PoolCheckpoint checkpoint = rig.allocator.checkpoint(0, kPool);
@@ -179,9 +179,11 @@ TEST(blocks_that_wait_for_a_stream_are_waited_for) {
   CHECK(rig.live().size() == 1);
   rig.record([&] {
     block = rig.take(5 * kMiB);
-    rig.allocator.record_stream(block, kOther);
+    rig.allocator.record_stream(block, {0, kOther});
     rig.allocator.free(block);
-    CHECK_THROWS(rig.allocator.checkpoint(0, kPool), UsageError);  // no waiting while requests go to a pool
+    rig.allocator.begin_capture(0);
+    CHECK_THROWS(rig.allocator.checkpoint(0, kPool), UsageError);  // a thread that captures does not wait
+    rig.allocator.end_capture(0);
   });
   rig.allocator.restore(checkpoint);
   CHECK(rig.allocator.stats(0).pending.current == 0);

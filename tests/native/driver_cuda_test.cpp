@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "check.h"
+#include "core/capture.h"
 #include "driver/cuda_api.h"
 #include "driver/cuda_driver.h"
 
@@ -90,7 +91,7 @@ TEST(physical_memory_appears_at_two_addresses_and_is_freed_after_the_last) {
   const std::vector<char> written(4096, 'p');
   CHECK(driver.copy_from_host(0, base, written.data(), written.size()) == Status::ok);
   std::vector<char> read(written.size());
-  CHECK(driver.synchronize_device(0) == Status::ok);
+  CHECK(driver.synchronize_device(NoCapture::unchecked(), 0) == Status::ok);
   CHECK(driver.copy_to_host(0, read.data(), base + 8 * page, read.size()) == Status::ok);
   CHECK(read == written);
   CHECK(driver.destroy(0, one) == Status::ok && driver.destroy(0, two) == Status::ok);
@@ -157,11 +158,11 @@ TEST(events_complete_and_order_streams) {
   CudaDriver driver;
   EventHandle event = 0;
   CHECK(driver.create_event(0, &event) == Status::ok && event != 0);
-  CHECK(driver.query_event(0, event) == Status::ok);  // never recorded
+  CHECK(driver.query_event(MayAsk::unchecked(), 0, event) == Status::ok);  // never recorded
   CHECK(driver.record_event(0, event, 0) == Status::ok);
   CHECK(driver.stream_wait_event(0, 0, event) == Status::ok);
-  CHECK(driver.synchronize_event(0, event) == Status::ok);
-  CHECK(driver.query_event(0, event) == Status::ok);
+  CHECK(driver.synchronize_event(MayAsk::unchecked(), 0, event) == Status::ok);
+  CHECK(driver.query_event(MayAsk::unchecked(), 0, event) == Status::ok);
   bool capturing = true;
   CHECK(driver.stream_capturing(0, 0, &capturing) == Status::ok && !capturing);
   CHECK(driver.destroy_event(0, event) == Status::ok);
@@ -207,7 +208,8 @@ TEST(a_capture_is_seen_and_survives_what_the_allocator_does) {
   CudaDriver driver;
   EventHandle before = 0;
   CHECK(driver.create_event(0, &before) == Status::ok);
-  CHECK(driver.record_event(0, before, 0) == Status::ok && driver.synchronize_event(0, before) == Status::ok);
+  CHECK(driver.record_event(0, before, 0) == Status::ok);
+  CHECK(driver.synchronize_event(MayAsk::unchecked(), 0, before) == Status::ok);
 
   cuda::Device device = 0;
   cuda::Context context = nullptr;
@@ -227,7 +229,8 @@ TEST(a_capture_is_seen_and_survives_what_the_allocator_does) {
   Address segment = 0;
   EventHandle inside = 0;
   CHECK(driver.allocate_segment(0, 2 * kMiB, &segment) == Status::ok);
-  CHECK(driver.query_event(0, before) == Status::ok);
+  CHECK(driver.query_event(MayAsk::unchecked(), 0, before) == Status::ok);
+  CHECK(driver.synchronize_event(MayAsk::unchecked(), 0, before) == Status::ok);
   CHECK(driver.create_event(0, &inside) == Status::ok);
   CHECK(driver.record_event(0, inside, id) == Status::ok);
   CHECK(driver.stream_wait_event(0, id, inside) == Status::ok);
@@ -238,6 +241,9 @@ TEST(a_capture_is_seen_and_survives_what_the_allocator_does) {
   CHECK(driver_function<int (*)(cuda::Stream, void**)>("cuStreamEndCapture")(stream, &graph) == cuda::kSuccess);
   CHECK(graph != nullptr);
   CHECK(driver.stream_capturing(0, id, &capturing) == Status::ok && !capturing);
+  DeviceIndex whose = 7;
+  CHECK(driver.stream_device(id, &whose) == Status::ok && whose == 0);
+  CHECK(driver.stream_device(0, &whose) == Status::ok && whose == 0);
   CHECK(driver.free_segment(0, segment) == Status::ok);
   CHECK(driver.destroy_event(0, before) == Status::ok && driver.destroy_event(0, inside) == Status::ok);
   CHECK(driver_function<int (*)(cuda::Stream)>("cuStreamDestroy_v2")(stream) == cuda::kSuccess);
@@ -276,7 +282,7 @@ TEST(threads_open_a_device_together) {
         EventHandle event = 0;
         CHECK(driver.create_event(0, &event) == Status::ok);
         CHECK(driver.record_event(0, event, 0) == Status::ok);
-        CHECK(driver.synchronize_event(0, event) == Status::ok);
+        CHECK(driver.synchronize_event(MayAsk::unchecked(), 0, event) == Status::ok);
         CHECK(driver.destroy_event(0, event) == Status::ok);
       }
     });

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "check.h"
+#include "core/capture.h"
 #include "core/errors.h"
 #include "driver/counting_driver.h"
 #include "driver/model_driver.h"
@@ -191,16 +192,17 @@ TEST(a_lagging_event_completes_when_time_has_passed_and_in_order) {
   ModelDriver driver(options);
   EventHandle first = event(driver);
   EventHandle second = event(driver);
-  CHECK(driver.query_event(0, first) == Status::ok);  // never recorded
+  CHECK(driver.query_event(MayAsk::unchecked(), 0, first) == Status::ok);  // never recorded
   CHECK(driver.record_event(0, first, 7) == Status::ok);
   driver.set_stream_lag(0, 7, 2);
   CHECK(driver.record_event(0, second, 7) == Status::ok);
   driver.advance(9);
-  CHECK(driver.query_event(0, first) == Status::not_ready);
-  CHECK(driver.query_event(0, second) == Status::not_ready);  // behind the first, whatever its own lag
+  CHECK(driver.query_event(MayAsk::unchecked(), 0, first) == Status::not_ready);
+  CHECK(driver.query_event(MayAsk::unchecked(), 0, second) ==
+        Status::not_ready);  // behind the first, whatever its own lag
   driver.advance(1);
-  CHECK(driver.query_event(0, first) == Status::ok);
-  CHECK(driver.query_event(0, second) == Status::ok);
+  CHECK(driver.query_event(MayAsk::unchecked(), 0, first) == Status::ok);
+  CHECK(driver.query_event(MayAsk::unchecked(), 0, second) == Status::ok);
 }
 
 TEST(a_wait_orders_one_stream_behind_another) {
@@ -214,14 +216,14 @@ TEST(a_wait_orders_one_stream_behind_another) {
   CHECK(driver.stream_wait_event(0, 2, slow) == Status::ok);
   CHECK(driver.record_event(0, fast, 2) == Status::ok);
   driver.advance(99);
-  CHECK(driver.query_event(0, fast) == Status::not_ready);
-  CHECK(driver.synchronize_event(0, fast) == Status::ok);
-  CHECK(driver.query_event(0, slow) == Status::ok);
+  CHECK(driver.query_event(MayAsk::unchecked(), 0, fast) == Status::not_ready);
+  CHECK(driver.synchronize_event(MayAsk::unchecked(), 0, fast) == Status::ok);
+  CHECK(driver.query_event(MayAsk::unchecked(), 0, slow) == Status::ok);
   CHECK(driver.record_event(0, slow, 1) == Status::ok);
-  CHECK(driver.synchronize_device(1) == Status::ok);
-  CHECK(driver.query_event(0, slow) == Status::not_ready);
-  CHECK(driver.synchronize_device(0) == Status::ok);
-  CHECK(driver.query_event(0, slow) == Status::ok);
+  CHECK(driver.synchronize_device(NoCapture::unchecked(), 1) == Status::ok);
+  CHECK(driver.query_event(MayAsk::unchecked(), 0, slow) == Status::not_ready);
+  CHECK(driver.synchronize_device(NoCapture::unchecked(), 0) == Status::ok);
+  CHECK(driver.query_event(MayAsk::unchecked(), 0, slow) == Status::ok);
 }
 
 TEST(broken_rules_of_events_and_captures_are_refused) {
@@ -237,22 +239,24 @@ TEST(broken_rules_of_events_and_captures_are_refused) {
   CHECK_THROWS(driver.begin_capture(0, 3), UsageError);
   CHECK(driver.stream_capturing(0, 3, &capturing) == Status::ok && capturing);
   CHECK(driver.stream_capturing(0, 4, &capturing) == Status::ok && !capturing);
-  CHECK_MISUSE(driver, driver.query_event(0, outside), "during a capture");
-  CHECK_MISUSE(driver, driver.synchronize_event(0, outside), "during a capture");
-  CHECK_MISUSE(driver, driver.synchronize_device(0), "during a capture");
+  CHECK(driver.query_event(MayAsk::unchecked(), 0, outside) == Status::ok);  // its work is none of the capture's
+  CHECK(driver.synchronize_event(MayAsk::unchecked(), 0, outside) == Status::ok);
+  CHECK_MISUSE(driver, driver.synchronize_device(NoCapture::unchecked(), 0), "during a capture");
   CHECK_MISUSE(driver, driver.unmap(0, a, kPage), "during a capture");
   CHECK_MISUSE(driver, driver.stream_wait_event(0, 3, outside), "same capture");
   CHECK(driver.record_event(0, inside, 3) == Status::ok);
   CHECK(driver.stream_wait_event(0, 4, inside) == Status::ok);  // draws stream 4 into the capture
   CHECK(driver.stream_capturing(0, 4, &capturing) == Status::ok && capturing);
-  CHECK(driver.query_event(1, outside) == Status::failed);
+  CHECK_MISUSE(driver, driver.query_event(MayAsk::unchecked(), 0, inside), "belongs to a capture");
+  CHECK_MISUSE(driver, driver.synchronize_event(MayAsk::unchecked(), 0, inside), "belongs to a capture");
+  CHECK(driver.query_event(MayAsk::unchecked(), 1, outside) == Status::failed);
   driver.end_capture(0, 3);
   CHECK(driver.stream_capturing(0, 4, &capturing) == Status::ok && !capturing);
-  CHECK(driver.query_event(0, outside) == Status::ok);
-  CHECK_MISUSE(driver, driver.query_event(0, inside), "belongs to a capture");
+  CHECK(driver.query_event(MayAsk::unchecked(), 0, outside) == Status::ok);
+  CHECK_MISUSE(driver, driver.query_event(MayAsk::unchecked(), 0, inside), "belongs to a capture");
   CHECK_MISUSE(driver, driver.stream_wait_event(0, 4, inside), "same capture");
   CHECK(driver.record_event(0, inside, 3) == Status::ok);
-  CHECK(driver.query_event(0, inside) == Status::ok);
+  CHECK(driver.query_event(MayAsk::unchecked(), 0, inside) == Status::ok);
   CHECK(driver.destroy_event(0, inside) == Status::ok);
   CHECK_MISUSE(driver, driver.destroy_event(0, inside), "not a live event");
   CHECK_MISUSE(driver, driver.record_event(0, inside, 3), "not a live event");
@@ -290,6 +294,24 @@ TEST(impossible_devices_are_refused) {
   CHECK(driver.device_info(-1, &info) == Status::failed && !driver.last_error().empty());
 }
 
+TEST(a_stream_that_belongs_to_a_device_is_none_of_another) {
+  ModelOptions options;
+  options.devices = 2;
+  ModelDriver driver(options);
+  EventHandle here = 0;
+  CHECK(driver.create_event(0, &here) == Status::ok);
+  DeviceIndex device = 7;
+  CHECK(driver.record_event(0, here, 5) == Status::ok);
+  CHECK(driver.stream_device(5, &device) == Status::not_supported && device == 7);  // nobody has said so yet
+  driver.add_stream(1, 5);
+  CHECK(driver.stream_device(5, &device) == Status::ok && device == 1);
+  CHECK_MISUSE(driver, driver.record_event(0, here, 5), "is one of device 1");
+  CHECK_MISUSE(driver, driver.stream_wait_event(0, 5, here), "is one of device 1");
+  EventHandle there = 0;
+  CHECK(driver.create_event(1, &there) == Status::ok && driver.record_event(1, there, 5) == Status::ok);
+  CHECK(driver.record_event(0, here, 6) == Status::ok);
+}
+
 TEST(calls_are_counted_by_kind_failures_included) {
   ModelDriver model(small());
   CountingDriver driver(model);
@@ -322,7 +344,7 @@ TEST(many_threads_keep_the_accounts_exact) {
         CHECK(driver.map(0, base + 2 * kPage, 2 * kPage, handle) == Status::ok);
         CHECK(driver.allow_access(0, base, 4 * kPage) == Status::ok);
         CHECK(driver.record_event(0, done, static_cast<StreamId>(t)) == Status::ok);
-        CHECK(driver.query_event(0, done) == Status::ok);
+        CHECK(driver.query_event(MayAsk::unchecked(), 0, done) == Status::ok);
         CHECK(driver.destroy(0, handle) == Status::ok);
         CHECK(driver.unmap(0, base, 4 * kPage) == Status::ok);
       }

@@ -62,14 +62,17 @@ class FaultyDriver final : public ForwardingDriver {
   Status record_event(Device d, Event event, Stream s) override {
     return pass([&] { return to.record_event(d, event, s); });
   }
-  Status query_event(Device d, Event event) override {
-    return pass([&] { return to.query_event(d, event); });
+  Status stream_capturing(Device d, Stream s, bool* yes) override {
+    return pass([&] { return to.stream_capturing(d, s, yes); });
   }
-  Status synchronize_event(Device d, Event event) override {
-    return pass([&] { return to.synchronize_event(d, event); });
+  Status query_event(const MayAsk& token, Device d, Event event) override {
+    return pass([&] { return to.query_event(token, d, event); });
   }
-  Status synchronize_device(Device d) override {
-    return pass([&] { return to.synchronize_device(d); });
+  Status synchronize_event(const MayAsk& token, Device d, Event event) override {
+    return pass([&] { return to.synchronize_event(token, d, event); });
+  }
+  Status synchronize_device(const NoCapture& token, Device d) override {
+    return pass([&] { return to.synchronize_device(token, d); });
   }
 
  private:

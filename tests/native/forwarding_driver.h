@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "core/capture.h"
 #include "driver/driver.h"
 
 class ForwardingDriver : public poolalloc::Driver {
@@ -14,6 +15,8 @@ class ForwardingDriver : public poolalloc::Driver {
   using Event = poolalloc::EventHandle;
   using Stream = poolalloc::StreamId;
   using Handle = poolalloc::PhysicalHandle;
+  using MayAsk = poolalloc::MayAsk;
+  using NoCapture = poolalloc::NoCapture;
 
   explicit ForwardingDriver(poolalloc::Driver& driver) : to(driver) {}
 
@@ -34,11 +37,20 @@ class ForwardingDriver : public poolalloc::Driver {
   Status create_event(Device d, Event* event) override { return to.create_event(d, event); }
   Status destroy_event(Device d, Event event) override { return to.destroy_event(d, event); }
   Status record_event(Device d, Event event, Stream s) override { return to.record_event(d, event, s); }
-  Status query_event(Device d, Event event) override { return to.query_event(d, event); }
-  Status synchronize_event(Device d, Event event) override { return to.synchronize_event(d, event); }
+  Status query_event(const MayAsk& token, Device d, Event event) override { return to.query_event(token, d, event); }
+  Status synchronize_event(const MayAsk& token, Device d, Event event) override {
+    return to.synchronize_event(token, d, event);
+  }
   Status stream_wait_event(Device d, Stream s, Event event) override { return to.stream_wait_event(d, s, event); }
-  Status synchronize_device(Device d) override { return to.synchronize_device(d); }
+  Status synchronize_device(const NoCapture& token, Device d) override { return to.synchronize_device(token, d); }
+  Status stream_device(Stream s, Device* d) override { return to.stream_device(s, d); }
   Status stream_capturing(Device d, Stream s, bool* yes) override { return to.stream_capturing(d, s, yes); }
+  Status capture_place(Device d, Stream s, poolalloc::CapturePlace* place) override {
+    return to.capture_place(d, s, place);
+  }
+  Status capture_behind(Device d, Stream s, const poolalloc::CapturePlace& place) override {
+    return to.capture_behind(d, s, place);
+  }
   Status copy_to_host(Device d, void* host, Address a, Bytes n) override { return to.copy_to_host(d, host, a, n); }
   Status copy_from_host(Device d, Address a, const void* host, Bytes n) override {
     return to.copy_from_host(d, a, host, n);

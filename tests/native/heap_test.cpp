@@ -20,7 +20,7 @@ struct HeapRig {
   explicit HeapRig(std::uint64_t device_pages = 64, std::uint64_t event_lag = 0)
       : model(device_of(device_pages, event_lag)),
         driver(model),
-        shared(driver, 0, addresses),
+        shared(driver, 0, addresses, gate),
         heap(shared, kOwn, PoolId{}, reserve(512 * kPage), 128 * kPage, 384 * kPage, Options{}) {
     shared.holdings.set_limit(device_pages * kPage);
   }
@@ -52,7 +52,7 @@ struct HeapRig {
     CHECK(model.create_event(0, &event) == Status::ok && model.record_event(0, event, stream) == Status::ok);
     return event;
   }
-  bool done(EventHandle event) { return model.query_event(0, event) == Status::ok; }
+  bool done(EventHandle event) { return model.query_event(MayAsk::unchecked(), 0, event) == Status::ok; }
   void check() const {
     heap.validate();
     CHECK(model.violations() == 0);
@@ -71,6 +71,7 @@ struct HeapRig {
   ModelDriver model;
   CountingDriver driver;
   AddressTable addresses;
+  CaptureGate gate{driver};
   DeviceShared shared;
   Heap heap;
 };
@@ -95,12 +96,12 @@ TEST(only_starts_of_live_blocks_are_freed_or_recorded) {
     const HeapStats before = rig.heap.stats();
     for (Address wrong : {address + 1, address + 512, address + bytes - 1, address + 100 * kPage}) {
       CHECK(!rig.heap.free(wrong));
-      CHECK(!rig.heap.record_stream(wrong, kOther));
+      CHECK(!rig.heap.record_stream(wrong, {0, kOther}));
     }
     CHECK(rig.heap.stats().frees == before.frees);
     CHECK(rig.heap.free(address));
     CHECK(!rig.heap.free(address));
-    CHECK(!rig.heap.record_stream(address, kOther));
+    CHECK(!rig.heap.record_stream(address, {0, kOther}));
     rig.check();
   }
 }
@@ -110,10 +111,11 @@ TEST(a_block_used_elsewhere_is_pending_until_every_such_stream_is_done) {
     HeapRig rig(64, 10);
     rig.model.set_stream_lag(0, kThird, 30);
     const Address address = rig.take(bytes);
-    CHECK(rig.heap.record_stream(address, kOther) && rig.heap.record_stream(address, kThird));
-    CHECK(rig.heap.record_stream(address, kOther));
+    CHECK(rig.heap.record_stream(address, {0, kOther}) && rig.heap.record_stream(address, {0, kThird}));
+    CHECK(rig.heap.record_stream(address, {0, kOther}));
     CHECK(rig.heap.free(address));
-    CHECK(!rig.heap.free(address) && !rig.heap.record_stream(address, kOther));  // a second free, though it is pending
+    CHECK(!rig.heap.free(address) &&
+          !rig.heap.record_stream(address, {0, kOther}));  // a second free, though it is pending
     const HeapStats pending = rig.heap.stats();
     CHECK(pending.requested.current == 0 && pending.live.current == 0);
     CHECK(pending.pending.current == static_cast<std::int64_t>(rig.heap.block(address)->rounded));
@@ -135,7 +137,7 @@ TEST(a_block_used_elsewhere_is_pending_until_every_such_stream_is_done) {
 TEST(a_use_by_the_own_stream_delays_nothing) {
   HeapRig rig(64, 1000);
   const Address address = rig.take(kMiB);
-  CHECK(rig.heap.record_stream(address, kOwn));
+  CHECK(rig.heap.record_stream(address, {0, kOwn}));
   CHECK(rig.heap.free(address));
   CHECK(rig.take(kMiB) == address);
 }
@@ -143,7 +145,7 @@ TEST(a_use_by_the_own_stream_delays_nothing) {
 TEST(an_address_with_uses_recorded_starts_afresh_when_handed_out_again) {
   HeapRig rig(64, 10);
   const Address address = rig.take(kMiB);
-  CHECK(rig.heap.record_stream(address, kOther));
+  CHECK(rig.heap.record_stream(address, {0, kOther}));
   CHECK(rig.heap.free(address));
   rig.model.advance(10);
   rig.heap.poll_pending();
@@ -156,7 +158,7 @@ TEST(an_address_with_uses_recorded_starts_afresh_when_handed_out_again) {
 TEST(completed_pending_frees_are_used_before_the_heap_grows) {
   HeapRig rig(64, 10);
   const Address address = rig.take(8 * kPage);
-  CHECK(rig.heap.record_stream(address, kOther));
+  CHECK(rig.heap.record_stream(address, {0, kOther}));
   CHECK(rig.heap.free(address));
   rig.model.advance(10);
   const std::uint64_t created = rig.driver.calls(DriverCall::create);
@@ -169,7 +171,7 @@ TEST(waiting_finishes_what_is_pending) {
   HeapRig rig(64, 10);
   for (int i = 0; i < 3; ++i) {
     const Address address = rig.take(kMiB);
-    CHECK(rig.heap.record_stream(address, kOther + static_cast<StreamId>(i)));
+    CHECK(rig.heap.record_stream(address, {0, kOther + static_cast<StreamId>(i)}));
     CHECK(rig.heap.free(address));
   }
   CHECK(rig.heap.wait_pending() == 3 && rig.heap.wait_pending() == 0);
@@ -181,7 +183,7 @@ TEST(events_are_reused) {
   HeapRig rig(64, 1);
   for (int i = 0; i < 50; ++i) {
     const Address address = rig.take(kMiB);
-    CHECK(rig.heap.record_stream(address, kOther));
+    CHECK(rig.heap.record_stream(address, {0, kOther}));
     CHECK(rig.heap.free(address));
     rig.model.advance(1);
     rig.heap.poll_pending();
@@ -197,7 +199,7 @@ TEST(a_refused_event_call_never_lets_a_block_go_early) {
       for (bool wait : {false, true}) {
         HeapRig rig(64, 10);
         const Address address = rig.take(kMiB);
-        CHECK(rig.heap.record_stream(address, kOther));
+        CHECK(rig.heap.record_stream(address, {0, kOther}));
         const EventHandle work = rig.mark(kOther);
         rig.model.fail(call, 1, status);
         CHECK(rig.heap.free(address));
@@ -258,15 +260,15 @@ TEST(a_refused_call_never_lets_a_frame_leave_early_or_get_lost) {
 }
 
 // What a capture forbids is a violation of the model, which check() and the rig's end look for.
-TEST(during_a_capture_nothing_is_unmapped_and_no_event_is_touched) {
+TEST(during_a_capture_nothing_is_unmapped_and_its_thread_asks_for_nothing) {
   HeapRig rig(16, 10);
   const Address used = rig.take(kMiB);
   const Address idle = rig.take(4 * kPage);
-  CHECK(rig.heap.record_stream(used, kOther));
+  CHECK(rig.heap.record_stream(used, {0, kOther}));
   CHECK(rig.heap.free(idle));
-  rig.shared.captures = 1;
+  rig.gate.begin(0);
   rig.model.begin_capture(0, kOwn);
-  CHECK(rig.heap.free(used));  // its event has to wait for the capture's end
+  CHECK(rig.heap.free(used));
   CHECK(rig.heap.poll_pending() == 0 && rig.heap.wait_pending() == 0 && rig.heap.reclaim_waiting(~0u) == 0);
   rig.model.advance(100);
   const Address again = rig.take(4 * kPage);
@@ -275,11 +277,8 @@ TEST(during_a_capture_nothing_is_unmapped_and_no_event_is_touched) {
   CHECK(rig.heap.allocate(14 * kPage, &none) == Status::out_of_memory);
   rig.check();
   rig.model.end_capture(0, kOwn);
-  rig.shared.captures = 0;
+  rig.gate.end(0);
   CHECK(rig.heap.stats().pending.current != 0);
-  rig.heap.poll_pending();  // records the event now
-  CHECK(rig.heap.stats().pending.current != 0);
-  rig.model.advance(10);
   CHECK(rig.heap.poll_pending() == 1);
   CHECK(rig.heap.free(again));
   rig.check();
@@ -290,7 +289,7 @@ TEST(a_placement_refused_during_a_capture_unmaps_nothing) {
     for (std::uint64_t nth : {1, 3}) {
       HeapRig rig(16);
       rig.take(kMiB);
-      rig.shared.captures = 1;
+      rig.gate.begin(0);
       rig.model.begin_capture(0, kOwn);
       if (call != DriverCall::allow_access || nth == 1) rig.model.fail(call, nth, Status::failed);
       Address none = 0;
@@ -300,7 +299,7 @@ TEST(a_placement_refused_during_a_capture_unmaps_nothing) {
       rig.take(4 * kPage);
       rig.check();
       rig.model.end_capture(0, kOwn);
-      rig.shared.captures = 0;
+      rig.gate.end(0);
       rig.check();
     }
   }
@@ -388,7 +387,7 @@ TEST(whoever_looks_finds_the_last_free_finished) {
     const auto again = [&] { CHECK(rig.take(bytes) == address); };
     CHECK(freed() && rig.heap.stats().resident.current == 0 && rig.heap.stats().live.current == 0);
     again();
-    CHECK(freed() && !rig.heap.free(address) && !rig.heap.record_stream(address, kOther));
+    CHECK(freed() && !rig.heap.free(address) && !rig.heap.record_stream(address, {0, kOther}));
     again();
     CHECK(freed() && !rig.heap.block(address) && rig.heap.layout().blocks.empty());
     again();

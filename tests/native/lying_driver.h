@@ -11,6 +11,7 @@ enum class Lie {
   none,
   completed_early,    // an event is said to be complete when it is asked for
   waits_for_nothing,  // a synchronization returns at once
+  skips_abroad,       // an event behind another device's work is not recorded
   wrong_stream,       // an event is recorded behind another stream's work
   not_mapped,         // a page is left without mapping
   no_access,          // a page is mapped and left without access
@@ -27,16 +28,17 @@ class LyingDriver final : public ForwardingDriver {
   // Nothing is said falsely until then.
   void start() { started_ = true; }
 
-  Status query_event(Device device, Event event) override {
-    return lying(Lie::completed_early) ? Status::ok : to.query_event(device, event);
+  Status query_event(const MayAsk& token, Device device, Event event) override {
+    return lying(Lie::completed_early) ? Status::ok : to.query_event(token, device, event);
   }
-  Status synchronize_event(Device device, Event event) override {
-    return lying(Lie::waits_for_nothing) ? Status::ok : to.synchronize_event(device, event);
+  Status synchronize_event(const MayAsk& token, Device device, Event event) override {
+    return lying(Lie::waits_for_nothing) ? Status::ok : to.synchronize_event(token, device, event);
   }
-  Status synchronize_device(Device device) override {
-    return lying(Lie::waits_for_nothing) ? Status::ok : to.synchronize_device(device);
+  Status synchronize_device(const NoCapture& token, Device device) override {
+    return lying(Lie::waits_for_nothing) ? Status::ok : to.synchronize_device(token, device);
   }
   Status record_event(Device device, Event event, Stream stream) override {
+    if (lying(Lie::skips_abroad) && device != 0) return Status::ok;
     return to.record_event(device, event, lying(Lie::wrong_stream) ? stream + 1 : stream);
   }
   Status create(Device device, Bytes bytes, Handle* handle) override {

@@ -136,7 +136,7 @@ TEST(a_free_that_waited_is_told_once_it_is_over) {
   device.observe();
   const Address block = device.allocator.allocate(kPageBytes, 0, 0);
   CHECK(!device.allocator.block(block)->used_elsewhere);
-  device.allocator.record_stream(block, 16);
+  device.allocator.record_stream(block, {0, 16});
   CHECK(device.allocator.block(block)->used_elsewhere && !device.allocator.block(block)->pending);
   device.allocator.free(block);
   CHECK(device.ledger.completed.empty() && device.allocator.block(block)->pending);
@@ -178,7 +178,7 @@ TEST(pages_told_of_are_pages_shown_whatever_happens) {
         }
       } else if (action < 95 && !blocks.empty()) {
         std::swap(blocks[below(static_cast<unsigned>(blocks.size()))], blocks.back());
-        if (below(6) == 0) allocator.record_stream(blocks.back(), 16 * below(3));
+        if (below(6) == 0) allocator.record_stream(blocks.back(), {0, StreamId{16} * below(3)});
         allocator.free(blocks.back());
         blocks.pop_back();
       } else if (action == 95) {

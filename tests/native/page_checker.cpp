@@ -73,9 +73,10 @@ std::string PageChecker::running(const std::vector<Use>& uses) const {
   for (const Use& use : uses) {
     if (known_over(use)) continue;
     const StreamState& stream = streams_[use.stream];
-    char one[96];
-    std::snprintf(one, sizeof one, "%swork %" PRIu64 " of stream %" PRIu64 " (known to be over: up to %" PRIu64 ")",
-                  text.empty() ? "" : ", ", use.number, stream.stream, at(host_, use.stream));
+    char one[128];
+    std::snprintf(one, sizeof one,
+                  "%swork %" PRIu64 " of stream %" PRIu64 " of device %d (known to be over: up to %" PRIu64 ")",
+                  text.empty() ? "" : ", ", use.number, stream.stream, stream.device, at(host_, use.stream));
     text += one;
   }
   return text;
@@ -94,16 +95,16 @@ Status PageChecker::record_event(Device device, Event event, Stream stream) {
   return status;
 }
 
-Status PageChecker::query_event(Device device, Event event) {
+Status PageChecker::query_event(const MayAsk& token, Device device, Event event) {
   std::lock_guard guard(mutex_);
-  const Status status = to.query_event(device, event);
+  const Status status = to.query_event(token, device, event);
   if (status == Status::ok) join(host_, events_[{device, event}]);
   return status;
 }
 
-Status PageChecker::synchronize_event(Device device, Event event) {
+Status PageChecker::synchronize_event(const MayAsk& token, Device device, Event event) {
   std::lock_guard guard(mutex_);
-  const Status status = to.synchronize_event(device, event);
+  const Status status = to.synchronize_event(token, device, event);
   if (status == Status::ok) join(host_, events_[{device, event}]);
   return status;
 }
@@ -115,9 +116,9 @@ Status PageChecker::stream_wait_event(Device device, Stream stream, Event event)
   return status;
 }
 
-Status PageChecker::synchronize_device(Device device) {
+Status PageChecker::synchronize_device(const NoCapture& token, Device device) {
   std::lock_guard guard(mutex_);
-  const Status status = to.synchronize_device(device);
+  const Status status = to.synchronize_device(token, device);
   if (status != Status::ok) return status;
   for (StreamIndex index = 0; index < streams_.size(); ++index)
     if (streams_[index].device == device) raise(host_, index, streams_[index].last);
@@ -291,8 +292,9 @@ void PageChecker::claim(const BlockState& block, Block name, const Piece& piece)
     if ((crosses || (use.first < piece.end && piece.first < use.end)) && !before(use, block.home))
       report(Rule::stream_order,
              "block %" PRIu64 " on stream %" PRIu64 " has page %#" PRIx64 " before work %" PRIu64 " of stream %" PRIu64
-             " is known to be over",
-             name, streams_[block.home].stream, frame.identity, use.number, streams_[use.stream].stream);
+             " of device %d is known to be over",
+             name, streams_[block.home].stream, frame.identity, use.number, streams_[use.stream].stream,
+             streams_[use.stream].device);
   std::erase_if(frame.uses, [this](const Use& use) { return known_over(use); });
   frame.home = block.home;
 }
@@ -313,9 +315,18 @@ void PageChecker::add_use(const Piece& piece, StreamIndex stream, Number number)
 }
 
 void PageChecker::used(Block name, Stream stream) {
+  Device device = 0;
+  {
+    std::lock_guard guard(mutex_);
+    device = blocks_.at(name).device;
+  }
+  used(name, poolalloc::Stream{device, stream});
+}
+
+void PageChecker::used(Block name, poolalloc::Stream stream) {
   std::lock_guard guard(mutex_);
   const BlockState& block = blocks_.at(name);
-  const StreamIndex index = index_of(block.device, stream);
+  const StreamIndex index = index_of(stream.device, stream.id);
   const Graph capture = streams_[index].capture;
   if (capture == 0) {
     const Number number = ++streams_[index].last;

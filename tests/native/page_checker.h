@@ -7,6 +7,9 @@
 // under this one) knows that all of that is done. So a page that changes hands a moment too early is found even if the
 // work on it happens to be over.
 //
+// A stream is one of a device: `{device, stream}`, and an event belongs to the device that it was made on. An event
+// that is recorded on a stream of another device tells nothing.
+//
 // It shares nothing with the allocator but driver.h: not its tables, and not its idea of what is complete.
 // Not modelled: the implicit order of the legacy default stream. What breaks the contract of driver.h itself (unmapping
 // during a capture, ...) is for the driver below to refuse.
@@ -46,8 +49,10 @@ class PageChecker final : public ForwardingDriver {
   // --- what the program does -------------------------------------------------------------------------------------
   // A block was handed out. From now on work on `home` may touch all of it.
   Block allocated(Device device, Stream home, Address address, Bytes bytes, PoolId pool = {});
-  // Work that touches the whole block was enqueued on `stream`, or became part of the graph captured from it.
+  // Work that touches the whole block was enqueued on `stream`, or became part of the graph captured from it. The
+  // stream may be one of another device than the block; then it is named with its device.
   void used(Block block, Stream stream);
+  void used(Block block, poolalloc::Stream stream);
   // The block is about to be given back: to be called before the allocator is.
   void freed(Block block);
   // What is used on `stream` from now on becomes part of the graph.
@@ -76,10 +81,10 @@ class PageChecker final : public ForwardingDriver {
   Status free_segment(Device device, Address address) override;
   Status destroy_event(Device device, Event event) override;
   Status record_event(Device device, Event event, Stream stream) override;
-  Status query_event(Device device, Event event) override;
-  Status synchronize_event(Device device, Event event) override;
+  Status query_event(const MayAsk& token, Device device, Event event) override;
+  Status synchronize_event(const MayAsk& token, Device device, Event event) override;
   Status stream_wait_event(Device device, Stream stream, Event event) override;
-  Status synchronize_device(Device device) override;
+  Status synchronize_device(const NoCapture& token, Device device) override;
 
  private:
   using StreamIndex = std::size_t;

@@ -15,6 +15,7 @@ constexpr Bytes kPage = kPageBytes;
 
 ModelOptions lagging() {
   ModelOptions options;
+  options.devices = 2;
   options.event_lag = 10;
   return options;
 }
@@ -121,9 +122,28 @@ TEST(a_page_goes_to_another_stream_behind_an_event_that_was_seen_completed) {
     other.block(0, kSecond, kPage - 512, kPage);  // pages cross as a whole
     other.check_broken(Rule::stream_order);
   }
-  CHECK(rig.checker.query_event(0, rig.event) == Status::ok);
+  CHECK(rig.checker.query_event(MayAsk::unchecked(), 0, rig.event) == Status::ok);
   rig.block(0, kSecond);
   rig.check_sound();
+}
+
+TEST(a_stream_of_another_device_is_another_stream) {
+  for (const DeviceIndex asked : {0, 1}) {
+    Rig rig;
+    rig.map(0, rig.handles[0]);
+    const PageChecker::Block name = rig.block(0, kFirst);
+    rig.checker.used(name, Stream{1, kFirst});
+    rig.checker.freed(name);
+    EventHandle event = 0;
+    CHECK(rig.checker.create_event(asked, &event) == Status::ok);
+    CHECK(rig.checker.record_event(asked, event, kFirst) == Status::ok);
+    CHECK(rig.checker.synchronize_event(MayAsk::unchecked(), asked, event) == Status::ok);
+    rig.block(0, kFirst);
+    if (asked == 1)
+      rig.check_sound();
+    else
+      rig.check_broken(Rule::stream_order);
+  }
 }
 
 TEST(an_event_says_nothing_of_later_work) {
@@ -131,7 +151,7 @@ TEST(an_event_says_nothing_of_later_work) {
   rig.map(0, rig.handles[0]);
   rig.record(kFirst);
   rig.use_and_free(0);
-  CHECK(rig.checker.synchronize_event(0, rig.event) == Status::ok);
+  CHECK(rig.checker.synchronize_event(MayAsk::unchecked(), 0, rig.event) == Status::ok);
   rig.block(0, kSecond);
   rig.check_broken(Rule::stream_order);
 }
@@ -141,7 +161,7 @@ TEST(an_event_that_was_asked_too_early_says_nothing) {
   rig.map(0, rig.handles[0]);
   rig.use_and_free(0);
   rig.record(kFirst);
-  CHECK(rig.checker.query_event(0, rig.event) == Status::not_ready);
+  CHECK(rig.checker.query_event(MayAsk::unchecked(), 0, rig.event) == Status::not_ready);
   rig.block(0, kSecond);
   rig.check_broken(Rule::stream_order);
 }
@@ -165,7 +185,7 @@ TEST(a_synchronized_device_has_finished_everything) {
   Rig rig;
   rig.map(0, rig.handles[0]);
   rig.use_and_free(0);
-  CHECK(rig.checker.synchronize_device(0) == Status::ok);
+  CHECK(rig.checker.synchronize_device(NoCapture::unchecked(), 0) == Status::ok);
   rig.block(0, kSecond);
   rig.check_sound();
 }
@@ -198,7 +218,7 @@ TEST(nothing_is_unmapped_or_destroyed_under_work) {
     CHECK(rig.checker.unmap(0, rig.page(1), kPage) == Status::ok);  // work does not go through the alias
     rig.check_sound();
     rig.record(kFirst);
-    CHECK(rig.checker.synchronize_event(0, rig.event) == Status::ok);
+    CHECK(rig.checker.synchronize_event(MayAsk::unchecked(), 0, rig.event) == Status::ok);
     CHECK(rig.checker.unmap(0, rig.page(0), kPage) == Status::ok);
     CHECK(rig.checker.destroy(0, rig.handles[0]) == Status::ok);
     rig.check_sound();
@@ -263,7 +283,8 @@ TEST(memory_of_a_graph_stays_in_its_pool_and_in_place_until_the_graph_is_destroy
     rig.checker.replayed(graph, kSecond);
     rig.checker.destroyed(graph);
     rig.record(kFirst);
-    CHECK(rig.checker.synchronize_event(0, rig.event) == Status::ok);  // not the stream of the launch
+    CHECK(rig.checker.synchronize_event(MayAsk::unchecked(), 0, rig.event) ==
+          Status::ok);  // not the stream of the launch
     CHECK(rig.checker.unmap(0, rig.page(0), kPage) == Status::ok);
     rig.check_broken(Rule::running_work);
   }
@@ -278,7 +299,7 @@ TEST(what_is_known_to_be_over_is_forgotten) {
     rig.checker.used(name, kSecond);
     rig.checker.freed(name);
     rig.record(kSecond);
-    CHECK(rig.checker.synchronize_event(0, rig.event) == Status::ok);
+    CHECK(rig.checker.synchronize_event(MayAsk::unchecked(), 0, rig.event) == Status::ok);
   }
   rig.check_sound();
   CHECK(rig.checker.blocks() == 0 && rig.checker.uses() <= 4);

@@ -252,7 +252,7 @@ TEST(pending_frees_keep_their_places) {
   program.begin();
   const Address first = program.take(6 * kMiB);
   const Address second = program.take(10 * kMiB);
-  rig.allocator.record_stream(first, 16);
+  rig.allocator.record_stream(first, {0, 16});
   rig.allocator.free(first);
   rig.allocator.free(second);
   program.take(3 * kMiB);  // would lie where the pending one does

@@ -91,7 +91,7 @@ TEST(a_name_ends_with_its_block) {
   CHECK(!process.export_all(name));  // at its address, but another
   const SharedBlock other = process.allocator.share(second);
   CHECK(other.id != name.id && process.export_all(other) && !process.export_all(name));
-  process.allocator.record_stream(second, 7);
+  process.allocator.record_stream(second, {0, 7});
   process.allocator.free(second);  // pending
   CHECK(!process.export_all(other));
   CHECK_THROWS(process.allocator.share(second + 64 * kMiB), UsageError);
@@ -144,12 +144,12 @@ TEST(what_is_open_stays_where_it_is_and_lives_on) {
 TEST(closing_waits_for_the_end_of_a_capture) {
   Process process;
   const Address opened = process.open(process.allocator.share(process.allocator.allocate(3 * kMiB, 0, 0)));
-  process.allocator.begin_allocate_to_pool(0, PoolId{0, 1}, [](StreamId) { return false; });
+  process.allocator.begin_capture(0);
   process.model.begin_capture(0, 9);
   process.allocator.close_shared(0, opened);
   process.under(opened);  // still there
   process.model.end_capture(0, 9);
-  process.allocator.end_allocate_to_pool(0, PoolId{0, 1});
+  process.allocator.end_capture(0);
   process.allocator.close_shared(0, 0);  // any later call does what was put off
   PhysicalHandle handle = 0;
   Bytes offset = 0;

@@ -176,7 +176,7 @@ class Soak {
       else
         allocator_.free(own.take(random()));
     } else if (what % 256 == 2 && !own.blocks.empty()) {
-      allocator_.record_stream(own.blocks[random() % own.blocks.size()].first, kAside);
+      allocator_.record_stream(own.blocks[random() % own.blocks.size()].first, {0, kAside});
     } else if (what % 256 == 3) {
       Inbox& inbox = inboxes_[thread];
       std::lock_guard guard(inbox.mutex);

@@ -25,7 +25,8 @@ using namespace poolalloc;
 
 inline constexpr unsigned kThreads = 4;
 inline constexpr unsigned kStreams = 8;
-inline constexpr StreamId kAside = 1000;  // a stream that uses blocks of the others
+inline constexpr StreamId kAside = 1000;   // a stream that uses blocks of the others
+inline constexpr Stream kAbroad{1, 2000};  // and one of another device
 inline constexpr Bytes kKiB = 1 << 10;
 inline constexpr std::uint64_t kLag = 20;
 
@@ -37,9 +38,9 @@ class SlowDriver final : public ForwardingDriver {
   using ForwardingDriver::ForwardingDriver;
   // For one thread alone.
   void hurry() { pause_ = {}; }
-  Status synchronize_event(Device device, Event event) override {
+  Status synchronize_event(const MayAsk& token, Device device, Event event) override {
     if (pause_.count() != 0) std::this_thread::sleep_for(pause_);
-    return ForwardingDriver::synchronize_event(device, event);
+    return ForwardingDriver::synchronize_event(token, device, event);
   }
 
  private:
@@ -89,10 +90,14 @@ struct Program {
         liar(checker, lie),
         slow(liar),
         faulty(slow),
-        allocator(faulty, options, plan) {}
+        allocator(faulty, options, plan) {
+    model.add_stream(kAbroad.device, kAbroad.id);
+    model.set_stream_lag(kAbroad.device, kAbroad.id, 3 * kLag);
+  }
 
   static ModelOptions device_of(std::uint64_t pages, bool virtual_memory) {
     ModelOptions options;
+    options.devices = 2;
     options.memory_bytes = pages * kPageBytes;
     options.event_lag = kLag;
     options.virtual_memory = virtual_memory;
@@ -110,7 +115,7 @@ struct Program {
     Block block;
     while (exchange.take(&block)) free(block);
     for (int i = 0; i < 2; ++i) {
-      model.advance(2 * kLag);
+      model.advance(6 * kLag);
       allocator.empty_cache();
     }
     allocator.validate();
@@ -140,9 +145,9 @@ struct Program {
     own.push_back(block);
     return true;
   }
-  void use_aside(const Block& block) {
-    checker.used(block.name, kAside);
-    allocator.record_stream(block.address, kAside);
+  void use_elsewhere(const Block& block, Stream stream) {
+    checker.used(block.name, stream);
+    allocator.record_stream(block.address, stream);
   }
   void free(const Block& block) {
     checker.used(block.name, block.stream);
@@ -191,7 +196,8 @@ struct Actor {
       Block block;
       if (program.exchange.take(&block)) program.free(block);
     } else if (what < 970) {
-      if (!own.empty()) program.use_aside(own[random() % own.size()]);
+      const Stream stream = random() % 4 == 0 ? kAbroad : Stream{0, kAside};
+      if (!own.empty()) program.use_elsewhere(own[random() % own.size()], stream);
     } else if (what < 990) {
       program.model.advance(1 + random() % kLag);
     } else if (what < 992) {
@@ -232,11 +238,13 @@ struct Actor {
     Graph graph{next_pool(), 0, {}};
     // As torch does it: requests go to the pool before the capture begins and until it is over.
     program.allocator.begin_allocate_to_pool(0, graph.pool, [this](StreamId asked) { return asked == pool_stream(); });
+    program.allocator.begin_capture(0);
     program.model.begin_capture(0, pool_stream());
     graph.name = program.checker.begin_capture(0, pool_stream(), graph.pool);
     allocate_from_pool(graph.pool, graph.blocks);
     program.checker.end_capture(graph.name);
     program.model.end_capture(0, pool_stream());
+    program.allocator.end_capture(0);
     program.allocator.end_allocate_to_pool(0, graph.pool);
     graphs.push_back(std::move(graph));
   }

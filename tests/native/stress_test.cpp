@@ -123,6 +123,7 @@ TEST(planted_bugs_are_found) {
     Rule rule;
   } planted[] = {
       {"a free that does not wait for another stream's event", Lie::completed_early, Rule::stream_order},
+      {"a free that does not wait for another device's stream", Lie::skips_abroad, Rule::stream_order},
       {"a page taken from a stream without waiting", Lie::waits_for_nothing, Rule::stream_order},
       {"an unmapping without waiting", Lie::waits_for_nothing, Rule::running_work},
       {"an event recorded behind another stream's work", Lie::wrong_stream, Rule::stream_order},

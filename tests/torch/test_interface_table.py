@@ -128,5 +128,25 @@ def test_no_function_lacks_a_row(on_sim: Callable) -> None:
     assert set(names) - parts <= ROWS.keys()
 
 
+# Virtual functions that the bridge leaves as CUDAPluggableAllocator and its bases have them, and why.
+LEFT_TO_TORCH = {
+    "allocateWithAddress": "no block is placed at an address of the caller's choice",
+    "copy_data": "final: a copy on the device",
+    "getMemoryInfo": "asks the device",
+    "initialized": "says what init() has set",
+    "is_simple_data_ptr": "compares data and context, which are the same",
+    "name": "torch compares it with the name of its own allocator",
+}
+
+
+def test_the_bridge_has_every_virtual_function_of_this_torch(on_sim: Callable) -> None:
+    """They are declared without `override`, so what is new in torch would be left out in silence."""
+    names = {name.removeprefix("C++ ") for name in on_sim(FIND_FUNCTIONS, command=(PYTHON,)).value if " " in name}
+    header = re.sub("//.*", "", (ROOT / "csrc" / "bridge" / "torch_allocator.h").read_text())
+    own = set(re.findall(r"(\w+)\(", header))
+    assert sorted(names - own - LEFT_TO_TORCH.keys()) == []
+    assert sorted(LEFT_TO_TORCH.keys() & own) == []
+
+
 def test_every_row_has_a_program_and_every_program_a_row(outcomes: dict[str, dict[str, str]]) -> None:
     assert outcomes["bridge"].keys() == ROWS.keys()

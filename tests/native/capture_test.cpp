@@ -1,0 +1,78 @@
+// The gate: who may ask and wait while graphs are being captured.
+#include "core/capture.h"
+
+#include <thread>
+
+#include "check.h"
+#include "driver/model_driver.h"
+
+using namespace poolalloc;
+
+namespace {
+
+TEST(a_thread_that_captures_does_not_ask_and_others_do) {
+  ModelDriver model;
+  CaptureGate gate(model);
+  gate.begin(0);
+  CHECK(gate.captures() && !gate.may_ask() && !gate.no_capture());
+  std::thread([&] { CHECK(gate.may_ask() && !gate.no_capture()); }).join();
+  gate.begin(0);
+  gate.end(0);
+  CHECK(gate.captures() && !gate.may_ask());
+  std::thread([&] { gate.end(0); }).join();  // a capture may end on another thread
+  CHECK(!gate.captures() && gate.may_ask() && gate.no_capture());
+  gate.end(0);  // and nothing happens where none was announced
+  CHECK(!gate.captures());
+}
+
+TEST(no_capture_begins_while_somebody_relies_on_that) {
+  ModelDriver model;
+  CaptureGate gate(model);
+  for (int i = 0; i < 500; ++i) {
+    std::atomic<bool> released{false}, in_order{false};
+    std::optional<NoCapture> token = gate.no_capture();
+    CHECK(token.has_value());
+    std::thread capturing([&] {
+      gate.begin(0);
+      in_order = released.load();
+      gate.end(0);
+    });
+    while (!gate.captures()) std::this_thread::yield();
+    CHECK(!gate.no_capture());
+    for (int turns = 0; turns < 20; ++turns) std::this_thread::yield();
+    released = true;
+    token.reset();
+    capturing.join();
+    CHECK(in_order);
+  }
+}
+
+TEST(who_waits_for_a_device_asks_its_streams_and_no_other) {
+  ModelOptions options;
+  options.devices = 2;
+  ModelDriver model(options);
+  CaptureGate gate(model);
+  gate.know({0, 5});
+  gate.know({1, 5});
+  model.begin_capture(1, 5);  // nobody announces it
+  CHECK(gate.no_capture() && gate.no_capture(0) && !gate.no_capture(1));
+  gate.forget({1, 5});
+  CHECK(gate.no_capture(1));
+}
+
+TEST(no_event_is_recorded_into_a_capture) {
+  ModelDriver model;
+  CaptureGate gate(model);
+  EventHandle event = 0;
+  CHECK(model.create_event(0, &event) == Status::ok);
+  model.begin_capture(0, 5);
+  CHECK(gate.record_behind({0, 5}, event) == Status::not_ready);
+  CHECK(gate.record_behind({0, 6}, event) == Status::ok);
+  model.end_capture(0, 5);
+  CHECK(gate.record_behind({0, 5}, event) == Status::ok);
+  model.fail(DriverCall::stream_capturing, 1, Status::failed);
+  CHECK(gate.record_behind({0, 5}, event) == Status::failed);  // it may be: nobody knows
+  CHECK(model.violations() == 0);
+}
+
+}  // namespace
