@@ -30,6 +30,9 @@ MINIMUM_MEMORY = 2 * 2**20
 MAXIMUM_MEMORY = 2**44
 MAXIMUM_DEVICES = 64
 MAXIMUM_LAG = 2**40
+VMM_FAULTS = ("rdma", "access")
+"""What may answer with an error although it is announced: access to memory made for network cards (as on WSL2), or to
+any mapped memory (as on some virtual GPUs)."""
 TIMED_OUT = 124
 """The exit code of a run that its time limit ended, as timeout(1) has it."""
 
@@ -136,6 +139,8 @@ def sim_environment(
     devices: int = 1,
     lag: int = 0,
     virtual_memory: bool = True,
+    vmm_fault: str | None = None,
+    peers: str | None = None,
     report: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     base: Mapping[str, str] | None = None,
@@ -143,8 +148,10 @@ def sim_environment(
     """Return the environment in which a program runs on simulated GPUs: `base` (this process's) and what that takes.
 
     `memory` is bytes per device (default: the card's), `lag` the number of further launches after which an event
-    completes, `virtual_memory` whether the cards have virtual memory management, `report` the file for the JSON report
-    that is written at exit. Raises SimulationError for bad values.
+    completes, `virtual_memory` whether the cards have virtual memory management, `vmm_fault` what of it fails although
+    it is announced (VMM_FAULTS), `peers` the pairs of devices that reach each other's memory, such as "0-1,1-2"
+    (default: all; "none"), `report` the file for the JSON report that is written at exit. Raises SimulationError for
+    bad values.
     """
     card = find_gpu(gpu)
     _check_range("memory", memory, MINIMUM_MEMORY, MAXIMUM_MEMORY, format_size)
@@ -152,7 +159,19 @@ def sim_environment(
     _check_range("lag", lag, 0, MAXIMUM_LAG)
     folder = library_folder()
     environment = dict(os.environ if base is None else base)
-    for name in ("GPU", "MEMORY", "DEVICES", "LAG", "VIRTUAL_MEMORY", "REPORT", "OWNER", "QUIET", "VALUES"):
+    for name in (
+        "GPU",
+        "MEMORY",
+        "DEVICES",
+        "LAG",
+        "VIRTUAL_MEMORY",
+        "VMM_FAULT",
+        "PEERS",
+        "REPORT",
+        "OWNER",
+        "QUIET",
+        "VALUES",
+    ):
         environment.pop(f"POOLALLOC_SIM_{name}", None)  # of a simulation around this one
     if not sees_devices(environment, devices):
         environment.pop("CUDA_VISIBLE_DEVICES", None)
@@ -164,6 +183,13 @@ def sim_environment(
     environment["POOLALLOC_SIM_LAG"] = str(lag)
     if not virtual_memory:
         environment["POOLALLOC_SIM_VIRTUAL_MEMORY"] = "0"
+    if vmm_fault is not None:
+        if vmm_fault not in VMM_FAULTS:
+            raise SimulationError(f"the fault of virtual memory is {vmm_fault!r}; known are {', '.join(VMM_FAULTS)}")
+        environment["POOLALLOC_SIM_VMM_FAULT"] = vmm_fault
+    if peers is not None:
+        _check_peers(peers, devices)
+        environment["POOLALLOC_SIM_PEERS"] = peers
     if memory is not None:
         environment["POOLALLOC_SIM_MEMORY"] = str(memory)
     if report is not None:
@@ -189,6 +215,17 @@ def sees_devices(environment: Mapping[str, str], devices: int) -> bool:
 def _uuid_digits(devices: int) -> Iterator[str]:
     """The UUIDs of the simulated devices, as csrc/simgpu/properties.cpp makes them."""
     return ((b"poolalloc-simgp" + bytes([index])).hex() for index in range(devices))
+
+
+def _check_peers(peers: str, devices: int) -> None:
+    if peers in ("all", "none"):
+        return
+    for pair in peers.split(","):
+        ends = re.fullmatch(r"(\d+)-(\d+)", pair.strip(), re.ASCII)
+        if ends is None or ends[1] == ends[2] or max(int(ends[1]), int(ends[2])) >= devices:
+            raise SimulationError(
+                f"peers: {pair!r} is no pair of the {devices} devices; write pairs such as 0-1,1-2, or all, or none"
+            )
 
 
 def _check_range(what: str, value: int | None, lowest: int, highest: int, show: Callable[[int], str] = str) -> None:
@@ -370,6 +407,8 @@ def run_simulated(
     devices: int = 1,
     lag: int = 0,
     virtual_memory: bool = True,
+    vmm_fault: str | None = None,
+    peers: str | None = None,
     quiet: bool = False,
     timeout: float | None = None,
     capture: bool = True,
@@ -388,6 +427,8 @@ def run_simulated(
             devices=devices,
             lag=lag,
             virtual_memory=virtual_memory,
+            vmm_fault=vmm_fault,
+            peers=peers,
             report=report_file,
             quiet=quiet,
             base=base,

@@ -71,6 +71,45 @@ std::vector<int> read_visible(int devices) {
   return visible;
 }
 
+// False if the text is no list of pairs of devices. Every pair is connected both ways.
+bool read_peers(const char* text, int devices, std::uint64_t* peers) {
+  if (std::strcmp(text, "none") == 0) return true;
+  std::istringstream list(text);
+  for (std::string pair; std::getline(list, pair, ',');) {
+    int one = -1, other = -1, end = 0;
+    if (std::sscanf(pair.c_str(), "%d-%d%n", &one, &other, &end) != 2 || pair[static_cast<std::size_t>(end)] != '\0')
+      return false;
+    if (one < 0 || other < 0 || one >= devices || other >= devices || one == other) return false;
+    peers[one] |= 1ull << other;
+    peers[other] |= 1ull << one;
+  }
+  return true;
+}
+
+void read_peers(Config& config, bool* valid) {
+  const char* text = std::getenv("POOLALLOC_SIM_PEERS");
+  if (text == nullptr || *text == '\0' || std::strcmp(text, "all") == 0) {
+    for (int device = 0; device < config.devices; ++device) config.peers[device] = ~(1ull << device);
+  } else if (!read_peers(text, config.devices, config.peers)) {
+    std::fprintf(stderr,
+                 "simgpu: POOLALLOC_SIM_PEERS is '%s'; it must be pairs of the %d devices such as 0-1,1-2, or none, or "
+                 "all; no device is simulated\n",
+                 text, config.devices);
+    *valid = false;
+  }
+}
+
+VmmFault read_vmm_fault(bool* valid) {
+  const char* text = std::getenv("POOLALLOC_SIM_VMM_FAULT");
+  if (text == nullptr || *text == '\0') return VmmFault::none;
+  if (std::strcmp(text, "rdma") == 0) return VmmFault::rdma;
+  if (std::strcmp(text, "access") == 0) return VmmFault::access;
+  std::fprintf(stderr, "simgpu: POOLALLOC_SIM_VMM_FAULT is '%s'; it must be rdma or access; no device is simulated\n",
+               text);
+  *valid = false;
+  return VmmFault::none;
+}
+
 }  // namespace
 
 Config read_config() {
@@ -90,6 +129,8 @@ Config read_config() {
   config.copy_bytes = number("POOLALLOC_SIM_COPY_BYTES", config.copy_bytes, 0, 1ull << 44, &valid);
   config.patience_seconds = number("POOLALLOC_SIM_PATIENCE", config.patience_seconds, 0, 1u << 20, &valid);
   config.virtual_memory = number("POOLALLOC_SIM_VIRTUAL_MEMORY", 1, 0, 1, &valid) == 1;
+  config.vmm_fault = read_vmm_fault(&valid);
+  read_peers(config, &valid);
   config.keep_contents = number("POOLALLOC_SIM_KEEP_CONTENTS", 0, 0, 1, &valid) == 1;
   config.quiet = number("POOLALLOC_SIM_QUIET", 0, 0, 1, &valid) == 1;
   if (const char* path = std::getenv("POOLALLOC_SIM_REPORT")) config.report_path = path;

@@ -11,6 +11,9 @@
 //   POOLALLOC_SIM_QUIET           0            1: nothing on stderr
 //   POOLALLOC_SIM_COPY_BYTES      1 MiB        how much of one copy really moves (copy.h)
 //   POOLALLOC_SIM_VIRTUAL_MEMORY  1            0: the cards have no virtual memory management
+//   POOLALLOC_SIM_VMM_FAULT       none         "rdma": access to memory made for network cards answers 999, as on WSL2;
+//                                              "access": access to any mapped memory does, as on some virtual GPUs
+//   POOLALLOC_SIM_PEERS           all          which devices reach each other's memory: "0-1,1-2", or "none"
 //   POOLALLOC_SIM_KEEP_CONTENTS   0            1: bytes that the host wrote outlive launches (physical.h)
 //   POOLALLOC_SIM_VALUES          none         the library that carries out operators (operations.h)
 //   CUDA_VISIBLE_DEVICES          all          the devices a process sees, by number or UUID, as for CUDA
@@ -38,6 +41,9 @@ struct Card {
   int max_threads_per_sm, max_blocks_per_sm;
 };
 
+// What answers with an unknown error although the card announces virtual memory management.
+enum class VmmFault { none, rdma, access };
+
 struct Config {
   const Card* card = nullptr;
   std::uint64_t memory_bytes = 0;
@@ -47,6 +53,8 @@ struct Config {
   std::uint64_t copy_bytes = 1 << 20;
   std::uint64_t patience_seconds = 10;
   bool virtual_memory = true;
+  VmmFault vmm_fault = VmmFault::none;
+  std::uint64_t peers[kMaxDevices] = {};  // of each device bit by bit, both by their number before CUDA_VISIBLE_DEVICES
   bool keep_contents = false;
   bool quiet = false;
   std::string report_path;

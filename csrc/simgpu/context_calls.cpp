@@ -113,7 +113,7 @@ SIMGPU_API int cuDeviceCanAccessPeer(int* can, int device, int peer) {
   SIM_COUNT_CALL();
   return device_call(device, [&](Device&) {
     if (!device_exists(peer)) return kInvalidDevice;
-    *can = device != peer;
+    *can = connected(device, peer);
     return kSuccess;
   });
 }
@@ -241,6 +241,7 @@ SIMGPU_API int cuCtxEnablePeerAccess(void* peer_context, unsigned flags) {
     Device& device = current_device();
     if (peer < 0 || peer == device.index) return kInvalidContext;
     if (flags != 0) return kInvalidValue;
+    if (!connected(device.index, peer)) return kPeerAccessUnsupported;
     if ((device.peers >> peer & 1) != 0) return kPeerAccessAlreadyEnabled;
     device.peers |= 1ull << peer;
     return kSuccess;

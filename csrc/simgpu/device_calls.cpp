@@ -194,7 +194,7 @@ SIMGPU_API int cudaDeviceCanAccessPeer(int* can, int device, int peer) {
   SIM_COUNT_CALL();
   return runtime_call([&] {
     if (!device_exists(device) || !device_exists(peer)) return kInvalidDevice;
-    *can = device != peer;
+    *can = connected(device, peer);
     return kSuccess;
   });
 }
@@ -207,6 +207,7 @@ SIMGPU_API int cudaDeviceEnablePeerAccess(int peer, unsigned flags) {
     Device& device = current_device();
     if (!device_exists(peer) || peer == device.index) return kInvalidDevice;
     if (flags != 0) return kInvalidValue;
+    if (!connected(device.index, peer)) return kPeerAccessUnsupported;
     if ((device.peers >> peer & 1) != 0) return kPeerAccessAlreadyEnabled;
     device.peers |= 1ull << peer;
     return kSuccess;
@@ -230,7 +231,7 @@ SIMGPU_API int cudaDeviceGetP2PAttribute(int* value, int attribute, int device, 
   return runtime_call([&] {
     if (!device_exists(device) || !device_exists(peer) || device == peer) return kInvalidDevice;
     if (attribute < 1 || attribute > 4) return kInvalidValue;
-    *value = attribute == 1 ? 0 : 1;  // rank 0 is the best; access, atomics and arrays are possible
+    *value = attribute == 1 ? 0 : connected(device, peer);  // rank 0 is the best; then access, atomics and arrays
     return kSuccess;
   });
 }

@@ -33,6 +33,7 @@ struct Extent {
   bool counted;          // false for memory that belongs to another process or to a module
   std::uint64_t id;      // unique in the process
   int handle_types = 0;  // what cuMemCreate was asked to export
+  bool rdma = false;     // cuMemCreate was asked for memory that network cards can reach
   std::uint32_t references = 1;
   std::uint32_t handle_references = 0;
   std::uint64_t handle = 0;   // the live cuMemCreate handle, if any

@@ -123,6 +123,7 @@ Error device_attribute(const Device& device, int attribute, int* value) {
       return put(1);
     case 102:  // virtual memory management
     case 103:  // its handles as file descriptors
+    case 110:  // memory of it for network cards
       return put(sim().config.virtual_memory ? 1 : 0);
     case 106:
       return put(card.max_blocks_per_sm);

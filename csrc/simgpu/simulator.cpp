@@ -80,6 +80,11 @@ ThreadState& thread_state() {
   return state;
 }
 
+bool connected(int device, int peer) {
+  const auto number = [](int index) { return sim().devices[static_cast<std::size_t>(index)]->physical_index; };
+  return device != peer && (sim().config.peers[number(device)] >> number(peer) & 1) != 0;
+}
+
 void* context_of(int device) {
   return device_exists(device)
              ? reinterpret_cast<void*>(kContextTag + (static_cast<std::uint64_t>(device) + 1) * 0x1000)

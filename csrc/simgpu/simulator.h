@@ -103,6 +103,9 @@ ThreadState& thread_state();
 inline Device& current_device() { return *sim().devices[static_cast<std::size_t>(thread_state().device)]; }
 inline bool device_exists(int device) { return device >= 0 && device < static_cast<int>(sim().devices.size()); }
 
+// Whether work on one device can be given access to memory of the other.
+bool connected(int device, int peer);
+
 // The primary context of a device as a handle, and back; null and -1 where there is none.
 void* context_of(int device);
 int device_of_context(const void* context);

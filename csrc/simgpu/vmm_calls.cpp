@@ -126,6 +126,7 @@ SIMGPU_API int cuMemCreate(std::uint64_t* handle, std::size_t size, const abi::A
     Extent* extent = create_extent(*sim().devices[static_cast<std::size_t>(properties->location.id)], size, true);
     if (!extent) return kOutOfMemory;
     extent->handle_types = properties->requestedHandleTypes;
+    extent->rdma = properties->allocFlags.gpuDirectRDMACapable != 0;
     *handle = add_handle(*extent);
     return kSuccess;
   });
@@ -213,6 +214,15 @@ SIMGPU_API int cuMemSetAccess(DevicePointer address, std::size_t size, const abi
       violation("set_access_unmapped", "cuMemSetAccess: 0x%llx + 0x%llx is not exactly covered by mappings",
                 shown(address), shown(size));
       return kInvalidValue;
+    }
+    const VmmFault fault = sim().config.vmm_fault;
+    for (const auto mapping : mappings) {
+      const Extent& extent = *mapping->second.extent;
+      if (fault == VmmFault::access || (fault == VmmFault::rdma && extent.rdma)) return kUnknown;
+      for (std::size_t i = 0; i < count; ++i) {
+        const int device = descriptors[i].location.id;
+        if (device != extent.device->index && !connected(device, extent.device->index)) return kInvalidDevice;
+      }
     }
     for (const auto mapping : mappings) {
       for (std::size_t i = 0; i < count; ++i) {

@@ -50,6 +50,21 @@ def sim(
             help="Compute small integers and booleans where they are known: loops and masks depend on them.",
         ),
     ] = True,
+    vmm_fault: Annotated[
+        str | None,
+        typer.Option(
+            help="What of it fails although the cards announce it: access to memory that network cards can reach "
+            "(rdma, as on WSL2), or to any mapped memory (access, as on some virtual GPUs).",
+            metavar="rdma|access",
+        ),
+    ] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            help="Which devices reach each other's memory, such as 0-1,1-2; all of them if not given, or none.",
+            metavar="PAIRS",
+        ),
+    ] = None,
     timeout: Annotated[
         float | None, typer.Option(help="End the program after this many seconds (exit code 124).", metavar="SECONDS")
     ] = None,
@@ -69,7 +84,14 @@ def sim(
         fail(f"--timeout: {timeout:g} is no time to wait; it must be more than 0 seconds")
     try:
         environment = simulator.sim_environment(
-            gpu, size, devices=devices, lag=lag, virtual_memory=virtual_memory, report=json
+            gpu,
+            size,
+            devices=devices,
+            lag=lag,
+            virtual_memory=virtual_memory,
+            vmm_fault=vmm_fault,
+            peers=peers,
+            report=json,
         )
         if not simulator.sees_devices(os.environ, devices):
             print_error(

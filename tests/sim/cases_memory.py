@@ -162,6 +162,31 @@ def devices_are_apart(cuda: Cuda) -> None:
     assert cuda.capacity(2) == 0
 
 
+@case(devices="3", peers="0-1,1-2")
+def not_every_device_reaches_every_other(cuda: Cuda) -> None:
+    can = c_int()
+    reached = []
+    for device, peer in ((0, 1), (1, 0), (1, 2), (0, 2), (2, 0)):
+        ok(cuda.rt.cudaDeviceCanAccessPeer(byref(can), device, peer))
+        reached.append(can.value)
+    assert reached == [1, 1, 1, 0, 0]
+    ok(cuda.rt.cudaSetDevice(0))
+    ok(cuda.rt.cudaDeviceEnablePeerAccess(1, 0))
+    assert cuda.rt.cudaDeviceEnablePeerAccess(2, 0) == 217
+    address = cuda.reserve(cu.PAGE)
+    cuda.mapped(address, cu.PAGE)
+    ok(cuda.set_access(address, cu.PAGE, device=1))
+    assert cuda.set_access(address, cu.PAGE, device=2) == cu.INVALID_DEVICE
+
+
+@case(vmm_fault="access")
+def mappings_may_be_refused_although_they_are_announced(cuda: Cuda) -> None:
+    address = cuda.reserve(cu.PAGE)
+    ok(cuda.map(address, cu.PAGE, cuda.create(cu.PAGE)))
+    assert cuda.set_access(address, cu.PAGE) == 999
+    ok(cuda.free(cuda.malloc(cu.PAGE)))
+
+
 @case(memory=str(512 * cu.MIB), devices="3")
 def visible_devices_are_a_choice_of_all(cuda: Cuda) -> None:
     count = c_int()

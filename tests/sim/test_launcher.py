@@ -121,6 +121,17 @@ def test_environment() -> None:
     assert again["LD_PRELOAD"] == environment["LD_PRELOAD"], "one simulator inside another preloads it once"
 
 
+def test_faults_and_peers_are_checked() -> None:
+    environment = sim.sim_environment(devices=3, peers="0-1,1-2", vmm_fault="rdma", base={})
+    assert [environment[f"POOLALLOC_SIM_{name}"] for name in ("PEERS", "VMM_FAULT")] == ["0-1,1-2", "rdma"]
+    assert "POOLALLOC_SIM_PEERS" not in sim.sim_environment(base=environment)
+    for wrong in ("0-2", "0-0", "1", "0-1,", "0-1;1-2"):
+        with pytest.raises(sim.SimulationError, match="no pair of the 2 devices"):
+            sim.sim_environment(devices=2, peers=wrong)
+    with pytest.raises(sim.SimulationError, match="known are rdma, access"):
+        sim.sim_environment(vmm_fault="all")
+
+
 # --- which Python a command starts -----------------------------------------------------------------------------------
 
 

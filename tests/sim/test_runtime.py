@@ -97,7 +97,16 @@ def test_only_the_owner_writes_the_plain_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("GPU", "voodoo2"), ("MEMORY", "80GiB"), ("MEMORY", "1"), ("DEVICES", "0"), ("DEVICES", "65"), ("LAG", "-1")],
+    [
+        ("GPU", "voodoo2"),
+        ("MEMORY", "80GiB"),
+        ("MEMORY", "1"),
+        ("DEVICES", "0"),
+        ("DEVICES", "65"),
+        ("LAG", "-1"),
+        ("PEERS", "0-1"),
+        ("VMM_FAULT", "all"),
+    ],
 )
 def test_a_wrong_switch_is_one_line_and_no_device(variable: str, value: str, tmp_path: Path) -> None:
     program = (
