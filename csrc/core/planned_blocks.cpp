@@ -72,7 +72,7 @@ void PlannedBlocks::leave(PageIndex page, Piece piece) {
 
 // --- blocks ------------------------------------------------------------------------------------------------------
 
-Status PlannedBlocks::allocate(Bytes at, Bytes size, Bytes requested) {
+Status PlannedBlocks::allocate(Bytes at, Bytes size, Bytes requested, const Bounds& bounds) {
   const Bytes offset = start_ + at, end = offset + size;
   const PageIndex first = page_of(offset), last = page_of(end - 1);
   const Piece low = piece_of(first, offset, end), high = piece_of(last, offset, end);
@@ -82,6 +82,8 @@ Status PlannedBlocks::allocate(Bytes at, Bytes size, Bytes requested) {
   // Of the pages, all are free but the outer ones, on which others may live beside it.
   const std::uint32_t shared = (pages_.blocks(first) != 0) + (first != last && pages_.blocks(last) != 0);
   if (cost.resident + shared != last - first + 1) return Status::failed;
+  const Bytes added = cost.resident * kPageBytes;
+  if (added > bounds.room && waste() + added > bounds.waste + size) return Status::failed;
   const Status status = pages_.acquire(first, last);
   if (status != Status::ok) return status;
   take(first, low);
@@ -90,6 +92,8 @@ Status PlannedBlocks::allocate(Bytes at, Bytes size, Bytes requested) {
   block->size = size;
   block->requested = requested;
   ++live_blocks_;
+  live_bytes_ += size;
+  used_pages_ += cost.resident;
   touched_ = std::max(touched_, at + size);
   return Status::ok;
 }
@@ -97,6 +101,9 @@ Status PlannedBlocks::allocate(Bytes at, Bytes size, Bytes requested) {
 void PlannedBlocks::free(Block* block) {
   const PageIndex first = page_of(block->offset), last = page_of(block->end() - 1);
   pages_.release(first, last);
+  const std::uint32_t kept = (pages_.blocks(first) != 0) + (first != last && pages_.blocks(last) != 0);
+  used_pages_ -= last - first + 1 - kept;
+  live_bytes_ -= block->size;
   leave(first, piece_of(first, block->offset, block->end()));
   if (first != last) leave(last, piece_of(last, block->offset, block->end()));
   block->requested = 0;
@@ -121,13 +128,14 @@ Bytes PlannedBlocks::metadata_bytes() const {
 void PlannedBlocks::validate(std::vector<std::uint32_t>& blocks_of) const {
   std::vector<std::uint32_t> partly(page_of(bytes_));
   std::uint64_t live = 0;
-  Bytes end = start_;
+  Bytes end = start_, bytes = 0;
   visit([&](Bytes offset, Bytes size, Bytes requested) {
     POOLALLOC_ENSURE(offset >= end && serves(offset + size - 1),
                      "planned blocks do not overlap, and lie in their part");
     POOLALLOC_ENSURE(requested <= size && size % kGranularity == 0, "requested <= rounded");
     POOLALLOC_ENSURE(record(offset)->offset == offset, "a planned block is found by its offset");
     end = offset + size;
+    bytes += size;
     ++live;
     for (PageIndex page = page_of(offset); page <= page_of(end - 1); ++page) {
       ++blocks_of[page];
@@ -140,7 +148,10 @@ void PlannedBlocks::validate(std::vector<std::uint32_t>& blocks_of) const {
           "a page knows what blocks take of it");
     }
   });
-  POOLALLOC_ENSURE(live == live_blocks_, "planned blocks are counted");
+  POOLALLOC_ENSURE(live == live_blocks_ && bytes == live_bytes_, "planned blocks are counted");
+  Bytes used = 0;
+  for (PageIndex page = 0; page < page_of(bytes_); ++page) used += pages_.blocks(first_ + page) != 0;
+  POOLALLOC_ENSURE(used == used_pages_, "pages under planned blocks are counted");
   for (PageIndex page = 0; page * kPageBytes < touched_; ++page)
     POOLALLOC_ENSURE(pieces_[page].count == partly[page], "a page has no piece that no block takes");
 }

@@ -40,9 +40,14 @@ class PlannedBlocks {
   PlannedBlocks(const PlannedBlocks&) = delete;
   PlannedBlocks& operator=(const PlannedBlocks&) = delete;
 
-  // A block at `at`, an offset of the plan. failed: something lives there, or a page cannot be had now; out_of_memory:
-  // a page is missing. Nothing has changed then.
-  Status allocate(Bytes at, Bytes size, Bytes requested);
+  // What placing a block may cost: pages that become resident up to `room` in any case, beyond that only as long as no
+  // more than `waste` of resident pages lies between planned blocks.
+  struct Bounds {
+    Bytes room = 0, waste = 0;
+  };
+  // A block at `at`, an offset of the plan. failed: something lives there, a page cannot be had now, or it would cost
+  // more than it may; out_of_memory: a page is missing. Nothing has changed then.
+  Status allocate(Bytes at, Bytes size, Bytes requested, const Bounds& bounds);
   void free(Block* block);
 
   bool serves(Bytes offset) const { return offset - start_ < bytes_; }
@@ -61,6 +66,8 @@ class PlannedBlocks {
       if (block->requested != 0) visit(block->offset, block->size, block->requested);
   }
   std::uint64_t live_blocks() const { return live_blocks_; }
+  // Of pages under planned blocks, what is in none: nothing else can be placed there.
+  Bytes waste() const { return used_pages_ * kPageBytes - live_bytes_; }
   Bytes touched() const { return touched_; }  // addresses ever used, counted from the start
   Bytes metadata_bytes() const;
   // Adds each live block to blocks_of.
@@ -102,6 +109,8 @@ class PlannedBlocks {
   std::vector<Block*> slots_;  // open addressing
   int shift_ = 63;
   std::uint64_t live_blocks_ = 0;
+  Bytes live_bytes_ = 0;
+  Bytes used_pages_ = 0;  // under at least one of them
   Bytes touched_ = 0;
 };
 

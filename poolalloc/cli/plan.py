@@ -12,9 +12,10 @@ from poolalloc.cli.common import fail, require_writable, size_option, write_file
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
-    from poolalloc.plan import Found, Plan
+    from poolalloc.plan import Found, Plan, Worth
 
 SECONDS = 10.0
+_MOST = 0.8  # of the requests: a plan that covers less is worth a word
 
 
 def register(app: typer.Typer) -> None:
@@ -37,13 +38,15 @@ def plan(
     """Plan where the blocks of a program go whose steps ask for the same sizes again and again.
 
     Record it from its start over at least two whole steps, three show more. The next run is served from the plan by
-    poolalloc run --plan, or install(plan=...); what it does otherwise is served as without one.
+    poolalloc run --plan, or install(plan=...); what it does otherwise is served as without one. A plan that would cost
+    memory, or save nothing, when the recording is replayed is not written (exit code 2).
 
     Example: poolalloc plan run.npz -o plan.npz --seconds 60
     """
     from poolalloc import plan as planning
     from poolalloc.cli.progress import working
     from poolalloc.output import write_text
+    from poolalloc.replay import Replayer
     from poolalloc.trace import TraceError, read
 
     require_writable("--output", output)
@@ -61,23 +64,37 @@ def plan(
                 seconds=seconds,
                 progress=lambda done, whole: bar.at(int(100 * done / (whole or 1)), 100),
             )
+            worth = planning.judge(Replayer(recording), made)
     except planning.PlanError as error:
         fail(f"{trace.name}: {error}")
-    _print(made, found, trace.name)
+    _print(made, found, worth, trace.name)
+    if not worth.pays:
+        fail(f"{trace.name}: no plan is written, since it would not pay: {worth}")
     write_file(output, lambda path: planning.write(made, path))
     if json_path is not None:
-        write_file(json_path, lambda path: write_text(path, json.dumps(_document(made, found), indent=1) + "\n"))
+        write_file(json_path, lambda path: write_text(path, json.dumps(_document(made, found, worth), indent=1) + "\n"))
     return 0
 
 
-def _print(plan: Plan, found: list[Found], name: str) -> None:
+def _print(plan: Plan, found: list[Found], worth: Worth, name: str) -> None:
     from poolalloc.cli.tables import Table, say, stdout_console
 
     console = stdout_console()
     table = Table(
         f"{name}: requests larger than {format_size(plan.above)}",
         ["device", "stream"],
-        ["requests", "planned", "a step", "steps", "a cycle", "most alive", "height", "height / most alive"],
+        [
+            "requests",
+            "covered",
+            "of bytes",
+            "planned",
+            "a step",
+            "steps",
+            "a cycle",
+            "most alive",
+            "height",
+            "height / most alive",
+        ],
         silent={"device": ("0",), "stream": ("default",)},
     )
     for one in found:
@@ -87,6 +104,8 @@ def _print(plan: Plan, found: list[Found], name: str) -> None:
             str(one.device),
             _stream(one),
             f"{one.requests:,}",
+            f"{one.covered / one.requests:.0%}",
+            f"{one.covered_bytes / one.bytes:.0%}",
             f"{one.part.planned:,}",
             f"{one.cycle.period:,}",
             f"{one.cycle.repeats:,}",
@@ -96,6 +115,7 @@ def _print(plan: Plan, found: list[Found], name: str) -> None:
             f"{one.part.height / one.load:.5f}" if one.load else "-",
         )
     table.print(console)
+    say(console, f"replayed: {worth}")
     for line in _not_planned(found):
         say(console, line)
 
@@ -106,6 +126,11 @@ def _not_planned(found: list[Found]) -> list[str]:
         where = f"device {one.device}, {_stream(one)} stream"
         if one.problem:
             lines.append(f"{where}: not planned: {one.problem}")
+        if one.part is not None and one.covered < _MOST * one.requests:
+            lines.append(
+                f"{where}: only {one.covered / one.requests:.0%} of the requests are covered: the rest is in no step "
+                "that repeats. Record more steps, from the program's start"
+            )
         if one.smaller:
             lines.append(f"{where}: {one.smaller:,} smaller requests are not planned: they come from slabs")
         if one.outliving:
@@ -119,16 +144,20 @@ def _stream(found: Found) -> str:
     return "default" if found.stream == 0 else f"other {found.stream}"
 
 
-def _document(plan: Plan, found: list[Found]) -> dict[str, Any]:
+def _document(plan: Plan, found: list[Found], worth: Worth) -> dict[str, Any]:
     """Bytes, and numbers of requests."""
     return {
         "schema": 1,
         "above": plan.above,
+        "replayed": {**vars(worth), "cost": worth.cost},
         "streams": [
             {
                 "device": one.device,
                 "stream": one.stream,
                 "requests": one.requests,
+                "bytes": one.bytes,
+                "covered": one.covered,
+                "covered_bytes": one.covered_bytes,
                 "smaller": one.smaller,
                 "initial": one.initial,
                 "outliving": one.outliving,

@@ -84,6 +84,7 @@ def replay(
     from poolalloc import plan as planning
     from poolalloc.cli import driver_time
     from poolalloc.cli.progress import working
+    from poolalloc.cli.tables import say, stdout_console
     from poolalloc.errors import PoolallocError
     from poolalloc.output import write_text
     from poolalloc.replay import Replayer, require_memory
@@ -103,17 +104,24 @@ def replay(
             table = driver_costs.find(costs, _recorded_device(recording))
             replayer = Replayer(recording)
             result = replayer.run(settings, memory_bytes, SAMPLES, placements=html_path is not None, plan=served_from)
+            worth = None
+            if served_from is not None and result.out_of_memory is None:
+                without = replayer.run(settings, memory_bytes)
+                worth = planning.Worth.of(result, without) if without.out_of_memory is None else None
         performed = perform_against(
             trace, replayer, result.memory_bytes, against or [], placements=html_path is not None, real=real
         )
         modelled = [one for one in performed if one.device_name is None]
         times = driver_time.times_of(result, modelled, replayer.second_half, table)
         print_result(result, recording, trace.name)
+        if worth is not None:
+            say(stdout_console(), f"plan: {worth}")
         print_performed(performed)
         driver_time.show(times)
         if json_path is not None:
             document = {**result.to_json(), "trace": trace.name, "provenance": recording.provenance}
             document["performed"] = [one.to_json() for one in performed]
+            document["plan"] = None if worth is None else {**vars(worth), "cost": worth.cost}
             document["driver_time"] = driver_time.to_json(times)
             write_file(json_path, lambda path: write_text(path, json.dumps(document, indent=1) + "\n"))
         if png_path is not None:

@@ -11,5 +11,19 @@ from __future__ import annotations
 from poolalloc.plan.file import Part, Plan, PlanError, read, write
 from poolalloc.plan.making import ABOVE, Found, make
 from poolalloc.plan.placement import Placement, place
+from poolalloc.plan.worth import Worth, judge
 
-__all__ = ["ABOVE", "Found", "Part", "Placement", "Plan", "PlanError", "make", "place", "read", "write"]
+__all__ = [
+    "ABOVE",
+    "Found",
+    "Part",
+    "Placement",
+    "Plan",
+    "PlanError",
+    "Worth",
+    "judge",
+    "make",
+    "place",
+    "read",
+    "write",
+]

@@ -52,6 +52,11 @@ class Found:
     part: Part | None = None
     outliving: int = 0
     """Requests whose blocks outlive the cycle that would come back to their place: not planned."""
+    bytes: int = 0
+    """Of the requests, all together."""
+    covered: int = 0
+    """Requests of the recording that the plan has a place for."""
+    covered_bytes: int = 0
     load: int = 0
     """The most bytes of planned blocks alive at one time; no placement has a smaller height."""
     method: str = ""
@@ -137,14 +142,25 @@ def _plan_one(trace: Trace, where: _Place, above: int, seconds: float) -> Found:
     outliving = int(np.count_nonzero(table["offset"] == UNPLANNED))
     if outliving == len(table):
         return replace(found, cycle=cycle, problem="its blocks outlive the steps that would come back to their places")
+    covered = _covered(cycle, table["offset"] != UNPLANNED, len(large))
     return replace(
         found,
         cycle=cycle,
+        bytes=int(requests.sizes.sum()),
+        covered=int(np.count_nonzero(covered)),
+        covered_bytes=int(requests.sizes[covered].sum()),
         part=Part(where.device, where.stream, table, cycle.first, cycle.period, bottom + placed.height),
         outliving=outliving,
         load=bottom + placed.load,
         method=placed.method,
     )
+
+
+def _covered(cycle: Cycle, planned: npt.NDArray[np.bool_], count: int) -> npt.NDArray[np.bool_]:
+    """Of `count` requests, those that the plan has a place for: of its beginning, and of each cycle."""
+    numbers = np.arange(count)
+    known = np.where(numbers < len(planned), numbers, cycle.first + (numbers - cycle.first) % cycle.length)
+    return planned[known] & (numbers < max(cycle.repeats_until, len(planned)))
 
 
 def _requests(trace: Trace, large: Indexes) -> _Requests:

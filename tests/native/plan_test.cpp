@@ -127,6 +127,8 @@ struct BlocksRig : Range {
   PlannedBlocks blocks;
 };
 
+constexpr PlannedBlocks::Bounds kAnyCost{~Bytes{0}, ~Bytes{0}};
+
 TEST(a_planned_place_is_free_only_if_nothing_lives_on_any_of_it) {
   // By each pair of blocks on four pages, with edges at, before and behind those of pages.
   std::vector<PlannedRequest> all;
@@ -136,13 +138,13 @@ TEST(a_planned_place_is_free_only_if_nothing_lives_on_any_of_it) {
   StreamPlan plan{0, 0, all, 0, static_cast<std::uint32_t>(all.size()), 4 * kPage};
   BlocksRig rig(plan);
   for (const PlannedRequest& one : all) {
-    CHECK(rig.blocks.allocate(one.offset, one.size, one.size - 1) == Status::ok);
+    CHECK(rig.blocks.allocate(one.offset, one.size, one.size - 1, kAnyCost) == Status::ok);
     PlannedBlocks::Block* block = rig.blocks.at(rig.blocks.offset_of(one.offset));
     CHECK(block != nullptr && block->size == one.size && block->requested == one.size - 1);
     CHECK(rig.blocks.containing(block->end() - 1) == block && rig.blocks.containing(block->end()) == nullptr);
     for (const PlannedRequest& other : all) {
       const bool apart = other.offset + other.size <= one.offset || one.offset + one.size <= other.offset;
-      const Status status = rig.blocks.allocate(other.offset, other.size, 1);
+      const Status status = rig.blocks.allocate(other.offset, other.size, 1, kAnyCost);
       CHECK(status == (apart ? Status::ok : Status::failed));
       if (apart) rig.blocks.free(rig.blocks.at(rig.blocks.offset_of(other.offset)));
     }
@@ -162,8 +164,33 @@ TEST(a_page_with_too_many_pieces_takes_no_more) {
   BlocksRig rig(plan);
   std::size_t placed = 0;
   for (const PlannedRequest& one : plan.requests)
-    placed += rig.blocks.allocate(one.offset, one.size, one.size) == Status::ok;
+    placed += rig.blocks.allocate(one.offset, one.size, one.size, kAnyCost) == Status::ok;
   CHECK(placed == 31);
+  rig.check();
+}
+
+TEST(a_place_that_leaves_too_much_unused_is_refused) {
+  StreamPlan plan;
+  for (Bytes i = 0; i < 8; ++i) plan.requests.push_back({kPage / 4, 2 * i * kPage});
+  plan.requests.push_back({kPage / 4, kPage / 2});  // on the page of the first
+  plan.period = 9;
+  plan.height = 16 * kPage;
+  BlocksRig rig(plan);
+  const auto place = [&](std::size_t number, Bytes room, Bytes waste) {
+    const PlannedRequest& one = plan.requests[number];
+    return rig.blocks.allocate(one.offset, one.size, one.size, {room, waste});
+  };
+  CHECK(place(0, 0, kPage / 2) == Status::failed);  // 3/4 of a page
+  CHECK(rig.blocks.waste() == 0 && rig.resident() == 0);
+  CHECK(place(0, 0, kPage) == Status::ok);
+  CHECK(place(1, 0, kPage) == Status::failed && place(1, kPage, 0) == Status::ok);
+  CHECK(rig.blocks.waste() == kPage * 3 / 2);
+  CHECK(place(8, 0, 0) == Status::ok);  // adds no page
+  CHECK(rig.blocks.waste() == kPage * 5 / 4);
+  rig.check();
+  for (const std::size_t number : {0, 1, 8})
+    rig.blocks.free(rig.blocks.at(rig.blocks.offset_of(plan.requests[number].offset)));
+  CHECK(rig.blocks.waste() == 0);
   rig.check();
 }
 
