@@ -41,6 +41,8 @@ class DeviceFit:
     peak_reserved: int
     """Without a limit: less memory makes the engine hold less."""
     out_of_memory: OutOfMemory | None
+    idle_in_pools: int
+    """Idle memory of private pools in use (CUDA graphs, MemPool), which serves only them, where it ran out."""
     recorded: Recorded | None
     live_set: LiveSet
 
@@ -165,7 +167,10 @@ def fit(
         mine = _judge(replayer, "", config, memory, counted)
         verdicts += [mine, *(_judge(replayer, name, other, memory, counted) for name, other in others.items())]
         verdicts += [_perform(alone, name, mine, memory, counted) for name in against]
-        lost = None if mine.fits else replayer.run(config, memory).out_of_memory
+        lost, idle_in_pools = None, 0
+        if not mine.fits:
+            failed = replayer.run(config, memory)
+            lost, idle_in_pools = failed.out_of_memory, int(failed.devices[0].stats["idle_in_pools"])
         if lost is not None:  # in numbers of the whole trace
             lost = OutOfMemory(
                 **{**vars(lost), "event": int(np.flatnonzero(trace.events["device"] == device)[lost.event])}
@@ -178,6 +183,7 @@ def fit(
                 peak_requested=int(requested_over_time(alone.events).max()),
                 peak_reserved=mine.peak_reserved,
                 out_of_memory=lost,
+                idle_in_pools=idle_in_pools,
                 recorded=recorded_figures(trace, device),
                 live_set=largest_live_set(trace, device, phases),
             )

@@ -129,7 +129,7 @@ def _mode_of(stats: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Share:
-    """Where reserved bytes are. The six parts add up to `reserved`."""
+    """Where reserved bytes are. The parts add up to `reserved`."""
 
     requested: int = 0  # asked by the program
     rounding: int = 0  # the rest of its blocks
@@ -137,6 +137,7 @@ class Share:
     kept: int = 0  # in blocks that exact bins hold ready for the next request of their size
     half_empty: int = 0  # free parts of pages on which something lives
     idle: int = 0  # pages on which nothing lives, kept for the next request
+    idle_in_pools: int = 0  # the same in a private pool in use (CUDA graphs, MemPool), which alone may use them
 
     @property
     def reserved(self) -> int:
@@ -156,11 +157,12 @@ class Share:
             pending=now["pending"],
             kept=now["kept"],
             half_empty=now["resident"] - now["live"] - now["pending"] - now["kept"],
-            idle=now["reserved"] - now["resident"],
+            idle=now["reserved"] - now["resident"] - stats["idle_in_pools"],
+            idle_in_pools=stats["idle_in_pools"],
         )
 
 
-_PARTS = ("requested", "rounding", "pending", "kept", "half_empty", "idle")
+_PARTS = ("requested", "rounding", "pending", "kept", "half_empty", "idle", "idle_in_pools")
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class BinShare:
 class Fragmentation:
     """Where every reserved byte of a device is: in all, by stream and pool, and by size class.
 
-    print() shows it as tables. The six parts of every share add up to its `reserved`; the shares of the heaps and
+    print() shows it as tables. The parts of every share add up to its `reserved`; the shares of the heaps and
     `unmapped` (idle pages that belong to no stream now) add up to `total`; the bins and `uncut` (the part of their
     pages that no size class uses now) add up to the resident memory.
     """
@@ -263,6 +265,7 @@ _MEANING = {
     "kept": "in blocks that exact bins hold ready for their next request",
     "half_empty": "free parts of pages on which something lives",
     "idle": "pages on which nothing lives, kept for reuse",
+    "idle_in_pools": "the same in private pools in use (CUDA graphs, MemPool), which serves only them",
 }
 
 

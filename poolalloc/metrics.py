@@ -104,6 +104,7 @@ def _metrics(
     for name, key, text in (
         ("limit_bytes", "limit_bytes", "Bytes that poolalloc may hold on the device."),
         ("device_bytes", "total_bytes", "Bytes of memory that the device has."),
+        ("idle_in_pools_bytes", "idle_in_pools", "Bytes: idle, but in private pools in use, which alone may use them."),
         ("metadata_bytes", "metadata_bytes", "Bytes of the host's memory that poolalloc itself needs."),
         ("blocks", "live_blocks", "Blocks that the program holds, and those that wait for a stream."),
     ):

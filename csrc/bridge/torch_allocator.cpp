@@ -8,6 +8,7 @@
 #include <c10/util/ThreadLocalDebugInfo.h>
 
 #include "bridge/settings.h"
+#include "core/out_of_memory.h"
 #include "plugin/plugin.h"
 
 namespace poolalloc::bridge {
@@ -117,11 +118,16 @@ c10::DataPtr TorchAllocator::allocate(std::size_t bytes) {
 
 void* TorchAllocator::raw_alloc(std::size_t bytes) {
   const DeviceIndex device = current_device();
+  if (!caching_.load(std::memory_order_relaxed)) [[unlikely]]
+    return get_uncached(bytes, device);
   return get(bytes, device, current_stream(device));
 }
 
 void* TorchAllocator::raw_alloc_with_stream(std::size_t bytes, cudaStream_t stream) {
-  return get(bytes, current_device(), stream);
+  const DeviceIndex device = current_device();
+  if (!caching_.load(std::memory_order_relaxed)) [[unlikely]]
+    return get_uncached(bytes, device);
+  return get(bytes, device, stream);
 }
 
 namespace {
@@ -158,33 +164,41 @@ void TorchAllocator::release(void* memory) {
 }
 
 void TorchAllocator::raw_delete(void* memory) {
+  if (uncached_.load(std::memory_order_relaxed) && !plugin_allocator().owns(address_of(memory))) [[unlikely]]
+    return release_uncached(memory);
   free_block(memory, [](void* block) { plugin_allocator().free(address_of(block)); });
 }
 
 // --- torch.cuda.caching_allocator_enable(False), PYTORCH_NO_CUDA_MEMORY_CACHING -------------------------------------
 
 // Straight from CUDA and back, as with torch's own allocator: in no figure, no pool and under no limit.
-c10::DataPtr TorchAllocator::allocate_uncached(std::size_t bytes, DeviceIndex device) {
+void* TorchAllocator::get_uncached(std::size_t bytes, DeviceIndex device) {
+  if (bytes == 0) return nullptr;
+  uncached_ = true;
   void* memory = nullptr;
-  if (bytes != 0) {
-    cudaError_t result = cudaMalloc(&memory, bytes);
-    if (result == cudaErrorMemoryAllocation) {  // what lies idle here may be what is missing there
-      static_cast<void>(cudaGetLastError());
-      plugin_allocator().trim(0, device, true);
-      result = cudaMalloc(&memory, bytes);
-    }
-    if (result == cudaErrorMemoryAllocation) {
-      static_cast<void>(cudaGetLastError());
-      raise_out_of_memory(bytes, device, current_stream(device),
-                          "poolalloc: cudaMalloc(" + std::to_string(bytes) + " bytes) on device " +
-                              std::to_string(device) +
-                              ": the caching allocator is switched off (torch.cuda.caching_allocator_enable or "
-                              "PYTORCH_NO_CUDA_MEMORY_CACHING)");
-    }
-    C10_CUDA_CHECK(result);
-    if (const c10::impl::PyInterpreter* tracer = c10::impl::GPUTrace::get_trace())
-      (*tracer)->trace_gpu_memory_allocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(memory));
+  cudaError_t result = cudaMalloc(&memory, bytes);
+  if (result == cudaErrorMemoryAllocation) {  // what lies idle here may be what is missing there
+    static_cast<void>(cudaGetLastError());
+    plugin_allocator().trim(0, device, true);
+    result = cudaMalloc(&memory, bytes);
   }
+  if (result == cudaErrorMemoryAllocation) {
+    static_cast<void>(cudaGetLastError());
+    const auto [free_bytes, total_bytes] = getMemoryInfo(device);
+    raise_out_of_memory(bytes, device, current_stream(device),
+                        torchs_sentences(bytes, device, free_bytes, total_bytes) + " poolalloc: cudaMalloc(" +
+                            std::to_string(bytes) + " bytes) on device " + std::to_string(device) +
+                            ": the caching allocator is switched off (torch.cuda.caching_allocator_enable or "
+                            "PYTORCH_NO_CUDA_MEMORY_CACHING)");
+  }
+  C10_CUDA_CHECK(result);
+  if (const c10::impl::PyInterpreter* tracer = c10::impl::GPUTrace::get_trace())
+    (*tracer)->trace_gpu_memory_allocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(memory));
+  return memory;
+}
+
+c10::DataPtr TorchAllocator::allocate_uncached(std::size_t bytes, DeviceIndex device) {
+  void* memory = get_uncached(bytes, device);
   return {memory, memory, &release_uncached, c10::Device(c10::kCUDA, device)};
 }
 
@@ -213,8 +227,7 @@ void TorchAllocator::raise_out_of_memory(std::size_t bytes, DeviceIndex device, 
   }
   for (const OutOfMemoryObserver& observer : observers)
     observer(device, bytes, std::min<std::size_t>(total_bytes, stats.limit_bytes), free_bytes);
-  // Programs tell this error by its type, or by these first words.
-  TORCH_CHECK_WITH(OutOfMemoryError, false, "CUDA out of memory. ", text);
+  TORCH_CHECK_WITH(OutOfMemoryError, false, text);
 }
 
 void TorchAllocator::attachOutOfMemoryObserver(OutOfMemoryObserver observer) {

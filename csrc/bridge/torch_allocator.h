@@ -117,6 +117,7 @@ class TorchAllocator final : public torch::cuda::CUDAPluggableAllocator::CUDAPlu
 
   static void release(void* memory);
   static void release_uncached(void* memory);
+  [[gnu::noinline]] void* get_uncached(std::size_t bytes, DeviceIndex device);
   [[gnu::noinline]] c10::DataPtr allocate_uncached(std::size_t bytes, DeviceIndex device);
   DeviceIndex current_device() const;
   void* get(std::size_t bytes, DeviceIndex device, cudaStream_t stream);
@@ -125,9 +126,10 @@ class TorchAllocator final : public torch::cuda::CUDAPluggableAllocator::CUDAPlu
   [[noreturn]] void raise_out_of_memory(std::size_t bytes, DeviceIndex device, cudaStream_t stream,
                                         const std::string& text);
 
-  int devices_ = 0;            // visible ones; 0: not known yet
-  std::atomic<bool> caching_;  // torch.cuda.caching_allocator_enable, PYTORCH_NO_CUDA_MEMORY_CACHING
-  std::mutex mutex_;           // guards what follows; never held while a callback runs
+  int devices_ = 0;                    // visible ones; 0: not known yet
+  std::atomic<bool> caching_;          // torch.cuda.caching_allocator_enable, PYTORCH_NO_CUDA_MEMORY_CACHING
+  std::atomic<bool> uncached_{false};  // there may be memory straight from CUDA
+  std::mutex mutex_;                   // guards what follows; never held while a callback runs
   std::vector<OutOfMemoryObserver> out_of_memory_observers_;
   std::unordered_map<DeviceIndex, TorchStats> accumulated_since_;
 };

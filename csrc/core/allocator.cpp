@@ -217,7 +217,14 @@ void Allocator::allow_peer(DeviceIndex device, DeviceIndex peer) {
   check_device(peer);
   if (device == peer) return;
   driver_->allow_peer(device, peer);  // first, so that no mapping falls between
-  if (DeviceHeap* heap = existing(device)) heap->allow_access_to_mapped(peer);
+  DeviceHeap* heap = existing(device);
+  if (heap == nullptr) return;
+  try {
+    heap->allow_access_to_mapped(peer);
+  } catch (const DriverError&) {
+    driver_->forget_peer(device, peer);  // else every mapping from now on would be refused, too
+    throw;
+  }
 }
 
 SharedBlock Allocator::share(Address address) {

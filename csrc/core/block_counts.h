@@ -1,5 +1,6 @@
 // What a heap counts of its live blocks on every call: how many, their requested and their rounded bytes; of all blocks
-// and apart for small and large ones; each with its exact peak and with all that ever came.
+// and apart for small blocks (in slabs) and large ones (all others); each with its exact peak and with all that ever
+// came.
 //
 // A quantity keeps its peak and how far it is below that. So a block that comes or goes changes one word of its kind
 // and one of all, and whether a peak is passed is the sign of the result. Guarded by the heap's lock. Not for pages or
@@ -12,7 +13,6 @@
 namespace poolalloc {
 
 enum BlockKind { kSmall, kLarge, kBlockKinds };
-inline constexpr BlockKind kind_of(Bytes rounded) { return rounded > kSmallBytes ? kLarge : kSmall; }
 
 class BlockCounts {
  public:

@@ -117,7 +117,7 @@ Status Heap::place_again(const std::vector<PlacedBlock>& blocks) noexcept {
         small ? slabs_.allocate_at(block) : arena_.allocate_at(block.offset, block.size, block.requested);
     if (status != Status::ok) return status;
     if (!small) arena_bytes_.add(block.size);
-    counts_.add(kind_of(block.size), block.requested, block.size);
+    counts_.add(small ? kSmall : kLarge, block.requested, block.size);
     note_pages_if_changed();
     note_unused(small ? kSmall : kLarge);
     return status;

@@ -3,8 +3,11 @@
 #include "core/device_heap.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdio>
 
 #include "core/ladder.h"
+#include "core/out_of_memory.h"
 
 namespace poolalloc {
 
@@ -12,7 +15,7 @@ namespace {
 
 DeviceInfo info_of(Driver& driver, DeviceIndex device) {
   DeviceInfo info;
-  if (driver.device_info(device, &info) != Status::ok)
+  if (driver.open_device(device, &info) != Status::ok)
     throw DriverError("cannot use device " + std::to_string(device) + ": " + driver.last_error());
   return info;
 }
@@ -69,6 +72,12 @@ DeviceHeap::DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& address
   if (!shared_.segmented && kPageBytes % info_.granularity != 0)
     throw DriverError("device " + std::to_string(device) + " allocates in units of " + format_bytes(info_.granularity) +
                       "; poolalloc works in pages of " + format_bytes(kPageBytes));
+  if (!info_.virtual_memory && !info_.fault.empty())
+    std::fprintf(
+        stderr,
+        "poolalloc: device %d announces virtual memory management that does not work, so memory comes in whole "
+        "segments (%s)\n",
+        device, info_.fault.c_str());
   apply_limit();
   if (tended(options_)) shared_.several_heaps = true;  // the background thread reads the totals
 }
@@ -80,7 +89,10 @@ void DeviceHeap::preallocate() {
   if (status == Status::ok) return;
   const std::string problem = status == Status::out_of_memory ? "" : ": " + shared_.driver.last_error();
   const Bytes made = shared_.supply.destroy_spare();
-  throw OutOfMemory("poolalloc: the option prealloc asks for " + format_bytes(options_.prealloc) + " on device " +
+  Bytes free_bytes = 0, total_bytes = info_.total_bytes;
+  shared_.driver.memory_info(shared_.device, &free_bytes, &total_bytes);
+  throw OutOfMemory(torchs_sentences(options_.prealloc, shared_.device, free_bytes, total_bytes) +
+                    " poolalloc: the option prealloc asks for " + format_bytes(options_.prealloc) + " on device " +
                     std::to_string(shared_.device) + " (" + info_.name + "), of which " + format_bytes(made) +
                     " could be had" + problem + "; poolalloc may hold " + format_bytes(shared_.holdings.limit()) +
                     " of its " + format_bytes(info_.total_bytes));
@@ -97,8 +109,9 @@ DeviceHeap::~DeviceHeap() {
   return_to_sources();
 }
 
+// To the nearest byte: bytes / total * total may come out a little below the bytes that a program meant.
 void DeviceHeap::apply_limit() {
-  Bytes limit = static_cast<Bytes>(fraction_ * static_cast<double>(info_.total_bytes));
+  Bytes limit = static_cast<Bytes>(std::llround(fraction_ * static_cast<double>(info_.total_bytes)));
   if (limit_ != 0) limit = std::min<Bytes>(limit, limit_);
   shared_.holdings.set_limit(limit);
 }
@@ -257,7 +270,7 @@ void DeviceHeap::destroy_heap(std::unique_ptr<Heap> heap) {
 void DeviceHeap::allow_access_to_mapped(DeviceIndex peer) {
   std::lock_guard guard(mutex_);
   each_heap([&](Heap& heap) {
-    if (heap.allow_access_to_mapped(peer) != Status::ok)
+    if (heap.allow_access_to_mapped() != Status::ok)
       throw DriverError("device " + std::to_string(peer) + " cannot be given access to the memory of device " +
                         std::to_string(shared_.device) + ": " + shared_.driver.last_error());
   });

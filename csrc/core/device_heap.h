@@ -85,7 +85,7 @@ class DeviceHeap {
   void preallocate();
   void observe(Observer* observer) { shared_.observer.store(observer, std::memory_order_release); }
 
-  // Everything mapped now. Throws DriverError.
+  // Everything mapped now, for a peer that the driver knows of already. Throws DriverError.
   void allow_access_to_mapped(DeviceIndex peer);
 
   DeviceStats stats() const;

@@ -59,12 +59,20 @@ void add_events(DeviceStats& stats, const From& one) {
 // Under mutex_, as the next two.
 DeviceStats DeviceHeap::sum_of_heaps() const {
   DeviceStats stats;
-  each_heap([&](const Heap& heap) {
-    stats.heaps.push_back(heap.stats());
-    join_counters(stats, stats.heaps.back(), add);
-    add_events(stats, stats.heaps.back());
-    stats.metadata_bytes += stats.heaps.back().metadata_bytes;
-  });
+  const auto add_heap = [&](const Heap& heap) -> HeapStats& {
+    HeapStats& one = stats.heaps.emplace_back(heap.stats());
+    join_counters(stats, one, add);
+    add_events(stats, one);
+    stats.metadata_bytes += one.metadata_bytes;
+    return one;
+  };
+  for (auto& heap : stream_heaps_) add_heap(*heap);
+  for (auto& pool : pools_)
+    for (auto& heap : pool->heaps) {
+      HeapStats& one = add_heap(*heap);
+      if (pool->users != 0 && !pool->use_on_oom) one.idle_in_pools = static_cast<Bytes>(one.idle.current);
+      stats.idle_in_pools += one.idle_in_pools;
+    }
   return stats;
 }
 

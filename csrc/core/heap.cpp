@@ -94,7 +94,7 @@ Status Heap::allocate_elsewhere_as(Bytes bytes, Address* address, Source source)
   }
   if (pages_.maps_made() != maps) [[unlikely]]
     note_progress();
-  counts_.add(kind_of(rounded), bytes, rounded);
+  counts_.add(kind_at(offset), bytes, rounded);
   note_pages_if_changed();
   note_unused(bytes > slab_limit_ ? kLarge : kSmall);  // of pages that became resident
   if (kWay == Way::planned) note_unused(kLarge);
@@ -131,20 +131,38 @@ Status Heap::allocate_exact(ExactBins::Bin& bin, Bytes bytes, Address* address, 
 
 Status Heap::allocate_kept(ExactBins::Bin& bin, Bytes bytes, Address* address) {
   const Arena::Block* block = take_kept(bin, bytes);
-  counts_.add(kind_of(block->size), bytes, block->size);
+  counts_.add(kLarge, bytes, block->size);
   attend();
   *address = address_of(block->offset);
   return Status::ok;
 }
 
-// Where the plan says, if that is free; else like any other.
+// What a plan may cost beside what the program would take without it. One that is followed is trusted: its height is
+// little more than what lives. Else a heap that has been as large before has the pages, and beyond that, planned blocks
+// may leave 1/32 of it unused between them, or some pages at a start.
+PlannedBlocks::Bounds Heap::plan_bounds() const {
+  if (planning_->cursor.steady()) return {~Bytes{0}, ~Bytes{0}};
+  constexpr Bytes kSomePages = 4 * kPageBytes;
+  const auto resident = static_cast<Bytes>(pages_.resident().current);
+  return {static_cast<Bytes>(pages_.resident().peak) - resident, resident / 32 + kSomePages};
+}
+
+// Whether planned blocks may get memory of their own although other pages lie idle: as long as the heap holds little
+// more than it ever needed at one time. A program that joins its plan late has pages elsewhere, which it takes with it.
+bool Heap::plan_may_grow(Bytes size) const {
+  const auto most =
+      std::max(static_cast<Bytes>(pages_.resident().peak), static_cast<Bytes>(pages_.resident().current) + size);
+  return static_cast<Bytes>(pages_.held().current) + size <= most + most / 32;
+}
+
+// Where the plan says, if that is free and costs little; else like any other.
 Status Heap::place_by_plan(Bytes bytes, Bytes* offset, Bytes* rounded) {
   Planning& plan = *planning_;
   const Bytes size = round_up(bytes, kGranularity);
   const Bytes at = plan.cursor.next(size);
   if (at != PlannedRequest::kNowhere) {
-    pages_.prefer_own(plan.cursor.steady());
-    const Status status = plan.blocks.allocate(at, size, bytes);
+    pages_.prefer_own(plan.cursor.steady() && plan_may_grow(size));
+    const Status status = plan.blocks.allocate(at, size, bytes, plan_bounds());
     pages_.prefer_own(false);
     if (status == Status::ok) {
       arena_bytes_.add(size);
@@ -219,7 +237,7 @@ bool Heap::free_elsewhere(Bytes offset) {
   if ((attention_ & (kTracks | kTranslates | kPlans)) != 0) return free_attentively(base_ + offset);
   const Found found = find_unplanned(offset);
   if (found.size == 0 || (attention_ != 0 && found.requested == Arena::kKept)) return false;
-  counts_.subtract(kind_of(found.size), found.requested, found.size);
+  counts_.subtract(kind_at(offset), found.requested, found.size);
   if (found.block == nullptr) {
     free_slot(found.slot);
   } else if (attention_ == 0) {
@@ -241,7 +259,7 @@ bool Heap::take_put_off(Bytes bytes, Address* address) {
   attention_ ^= kPutOff;
   block->requested = bytes;
   arena_bytes_.add(block->size);
-  counts_.add(kind_of(block->size), bytes, block->size);
+  counts_.add(kLarge, bytes, block->size);
   *address = base_ + block->offset;
   return true;
 }
@@ -393,9 +411,9 @@ Status Heap::ask() {
   return own_supply_->ask(need, stream_);
 }
 
-Status Heap::allow_access_to_mapped(DeviceIndex peer) {
+Status Heap::allow_access_to_mapped() {
   const Guard guard(*this);
-  return pages_.allow_access_to_mapped(peer);
+  return pages_.allow_access_to_mapped();
 }
 
 void Heap::retire() noexcept {

@@ -210,8 +210,8 @@ class Heap final : private PageSupply::Lender {
   void shed() noexcept;
   // Whether any page is mapped, be it idle or on its way out.
   bool mapped() const;
-  // Access for another device to every page mapped now.
-  Status allow_access_to_mapped(DeviceIndex peer);
+  // Access to every page mapped now once more, since the device has another peer.
+  Status allow_access_to_mapped();
   // Unmaps everything and hands every frame to the supply, live or not. The end of the heap: no work may touch it.
   void retire() noexcept;
 
@@ -286,6 +286,10 @@ class Heap final : private PageSupply::Lender {
     Bytes requested = 0;
   };
 
+  // Whose pages those are at an offset.
+  BlockKind kind_at(Bytes offset) const {
+    return slabs_.serves(static_cast<PageIndex>(offset / kPageBytes)) ? kSmall : kLarge;
+  }
   // With the lock held. An address that is none of the heap's leads to an offset at which no block lies.
   Bytes offset_of(Address address) const {
     return segments_ != nullptr ? segments_->offset_of(address) : address - base_;
@@ -365,6 +369,8 @@ class Heap final : private PageSupply::Lender {
   [[gnu::noinline]] Status allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Source source, Status status);
   Status place(Bytes bytes, Bytes* offset, Bytes* rounded);
   Status place_by_plan(Bytes bytes, Bytes* offset, Bytes* rounded);
+  PlannedBlocks::Bounds plan_bounds() const;
+  bool plan_may_grow(Bytes size) const;
   bool planned(Bytes bytes) const { return (attention_ & kPlans) != 0 && bytes > above_; }
   Status place_whole(Bytes bytes, Bytes* offset, Bytes* rounded);
   [[gnu::noinline]] Status open_segment(const SegmentNeed& need);
@@ -381,7 +387,7 @@ class Heap final : private PageSupply::Lender {
     reserved_[kLarge].move_to(noted_held_ - slab_bytes);
   }
   [[gnu::noinline]] void note_held();
-  void defer(const Found& found);
+  void defer(Bytes offset, Bytes size);
   std::size_t look(Uses::Look look);
   Status make_call(Uses::Call* call, const MayAsk* token);
   std::size_t poll_pending_locked();

@@ -22,19 +22,19 @@ bool Heap::free_attentively(Address address) {
   const Found found = find(offset);
   if (found.size == 0 || uses_.pending(offset)) return false;  // freed before
   if (!names_.empty() && names_.erase(offset) != 0) set_attention();
-  counts_.subtract(kind_of(found.size), found.requested, found.size);
+  counts_.subtract(kind_at(offset), found.requested, found.size);
   if (uses_.defer(offset, found.size))
-    defer(found);
+    defer(offset, found.size);
   else
     done_with(found);
   publish_if_due();
   return true;
 }
 
-void Heap::defer(const Found& found) {
-  for (Waiting* waiting : {&waiting_[kind_of(found.size)], &all_waiting_}) waiting->add(found.size);
-  pending_bytes_.add(found.size);
-  aside_bytes_ += static_cast<std::int64_t>(found.size);
+void Heap::defer(Bytes offset, Bytes size) {
+  for (Waiting* waiting : {&waiting_[kind_at(offset)], &all_waiting_}) waiting->add(size);
+  pending_bytes_.add(size);
+  aside_bytes_ += static_cast<std::int64_t>(size);
   shared_.deferred.fetch_add(1, std::memory_order_relaxed);
   set_attention();
   if (uses_.full()) look(uses_.look_at_full(shared_.gate.may_ask().has_value()));
@@ -100,7 +100,7 @@ std::size_t Heap::finish(const std::vector<Uses::Done>& done) {
   for (const auto& [offset, size] : done) {
     pending_bytes_.subtract(size);
     aside_bytes_ -= static_cast<std::int64_t>(size);
-    for (Waiting* waiting : {&waiting_[kind_of(size)], &all_waiting_}) waiting->subtract(size);
+    for (Waiting* waiting : {&waiting_[kind_at(offset)], &all_waiting_}) waiting->subtract(size);
     const Found found = find(offset);
     if (Observer* observer = shared_.observer.load(std::memory_order_acquire)) [[unlikely]] {
       BlockInfo block = describe(offset, found.size, found.requested);

@@ -1,11 +1,23 @@
 #include "core/ladder.h"
 
 #include <algorithm>
+#include <string_view>
 
 #include "core/oom_callbacks.h"
 #include "core/out_of_memory.h"
 
 namespace poolalloc {
+
+namespace {
+
+// The driver's words for its code say what is not so.
+std::string without_reason(std::string text) {
+  constexpr std::string_view kReason = ": out of memory";
+  if (text.ends_with(kReason)) text.resize(text.size() - kReason.size());
+  return text;
+}
+
+}  // namespace
 
 Address Ladder::climb(Status status) {
   status_ = status;
@@ -37,6 +49,12 @@ Address Ladder::climb(Status status) {
   } while (gained_);
   device_.shared_.supply.destroy_spare();  // made in vain
   return_to_sources();
+  // Somebody may have freed memory meanwhile: then the driver has not refused any.
+  Bytes free_bytes = 0, total_bytes = 0;
+  if (status_ == Status::out_of_memory &&
+      device_.shared_.driver.memory_info(device_.shared_.device, &free_bytes, &total_bytes) == Status::ok &&
+      !is_short(free_bytes, total_bytes) && try_again())
+    return served_after(LadderRung::trimming);
   raise();
 }
 
@@ -158,17 +176,41 @@ bool Ladder::borrow() {
                      [this](Heap* lender) { return lender != &heap_ && take(*lender, Wait::yes); });
 }
 
-// A device that is lost, as after an illegal memory access, completes nothing, and so never frees anything: that is not
-// for want of memory.
+// Whether the device, or what poolalloc may hold of it, has no room for the request. What a device keeps for itself is
+// not exactly known, so only plenty of room counts. A pool's own allocator has reasons of its own, and whole
+// allocations must be in one piece.
+bool Ladder::is_short(Bytes free_bytes, Bytes total_bytes) const {
+  if (heap_.segmented()) return true;
+  const Holdings& holdings = device_.shared_.holdings;
+  const Bytes limit = holdings.limit(), reserved = static_cast<Bytes>(holdings.reserved().current);
+  const auto lacks = [&](Bytes has, Bytes uses) {
+    uses += 2 * kPageBytes;
+    return has < uses || has - uses < bytes_;
+  };
+  return lacks(limit, reserved) || lacks(free_bytes, total_bytes / 64);
+}
+
+// Only a device that is short of memory is said to be. One that is lost, as after an illegal memory access, completes
+// nothing and so never frees anything; and a driver may refuse a mapping, or memory that is there, for reasons of its
+// own. Those texts do not have the words by which programs choose a smaller batch.
 void Ladder::raise() {
   const std::string on_device = " on device " + std::to_string(device_.shared_.device);
   OutOfMemoryFigures figures;
+  const std::string refusal = device_.shared_.driver.last_error();
   if (status_ == Status::failed || device_.shared_.driver.memory_info(device_.shared_.device, &figures.free_bytes,
                                                                       &figures.total_bytes) != Status::ok)
     throw DriverError("the driver refused memory for " + format_bytes(bytes_) + on_device + ": " +
                       device_.shared_.driver.last_error());
+  if (status_ == Status::out_of_memory && !is_short(figures.free_bytes, figures.total_bytes))
+    throw DriverError("the driver refused memory for " + format_bytes(bytes_) + on_device + ", of which " +
+                      format_bytes(figures.free_bytes) + " are free: " + without_reason(refusal) +
+                      ". A smaller request would be refused, too. Look for the reason in the driver, or in the limits "
+                      "of this machine or virtual GPU; the option segments does without mapped memory.");
   device_.out_of_memory_.fetch_add(1, std::memory_order_relaxed);
   figures.asked = bytes_;
+  figures.stream = heap_.stream();
+  figures.pool = heap_.pool();
+  figures.capturing = device_.shared_.captures.load(std::memory_order_relaxed) != 0;
   figures.addresses_missing = status_ == Status::not_supported;
   figures.address_space = device_.options_.address_space;
   figures.device_name = device_.info_.name;

@@ -40,6 +40,7 @@ class Ladder {
   bool try_again();
   void return_to_sources();
   Address served_after(LadderRung rung);
+  bool is_short(Bytes free_bytes, Bytes total_bytes) const;
   [[noreturn]] void raise();
 
   DeviceHeap& device_;

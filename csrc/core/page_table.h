@@ -205,8 +205,8 @@ class PageTable {
   virtual void detach_lent(const std::vector<PhysicalHandle>&, Detached*) {}
   // Lets go of what an acquire got in vain, and of what was refused before. Not during a capture.
   virtual void return_left_behind() = 0;
-  // Access for another device to every page with memory.
-  virtual Status allow_access_to_mapped(DeviceIndex peer) = 0;
+  // Access to every page with memory once more, since the device has another peer now.
+  virtual Status allow_access_to_mapped() = 0;
   // The physical memory under resident pages, in pieces of one page. False if it is in other pieces.
   virtual bool handles(PageIndex, PageIndex, std::vector<PhysicalHandle>*) const { return false; }
   // Hands all memory to the supply, whatever lives there.

@@ -517,13 +517,13 @@ void Residency::return_left_behind() {
   return_detached(again);
 }
 
-Status Residency::allow_access_to_mapped(DeviceIndex peer) {
+Status Residency::allow_access_to_mapped() {
   const auto mapped = [this](PageIndex page) { return frame_[page] != kNoFrame && frame_[page] != kDetached; };
   for (const Span& part : touched_)
     for (PageIndex first = part.first, end; first < part.end; first = end + 1) {
       for (end = first; end < part.end && mapped(end);) ++end;
       if (end == first) continue;
-      const Status status = driver_.allow_access(peer, address_of(first), (end - first) * kPageBytes);
+      const Status status = driver_.allow_access(device_, address_of(first), (end - first) * kPageBytes);
       if (status != Status::ok) return status;
     }
   return Status::ok;

@@ -61,7 +61,7 @@ class Residency final : public PageTable {
   bool lent(PhysicalHandle handle) const override { return away(handle) || parting_.contains(handle); }
   void detach_lent(const std::vector<PhysicalHandle>& handles, Detached* detached) override;
   void return_left_behind() override;
-  Status allow_access_to_mapped(DeviceIndex peer) override;
+  Status allow_access_to_mapped() override;
   bool handles(PageIndex first, PageIndex last, std::vector<PhysicalHandle>* handles) const override;
   void return_all() override;
   void shed() override;

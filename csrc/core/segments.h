@@ -57,7 +57,7 @@ class Segments final : public PageTable {
   void postpone(const Detached& detached) override;
   void return_left_behind() override {}
   // Plain allocations follow the access that torch gives the context.
-  Status allow_access_to_mapped(DeviceIndex) override { return Status::ok; }
+  Status allow_access_to_mapped() override { return Status::ok; }
   void return_all() override;
   Bytes metadata_bytes() const override;
   void validate(const std::vector<std::uint32_t>& blocks_of) const override;

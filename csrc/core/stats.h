@@ -36,15 +36,15 @@ struct Counter {
   void reset_peak() { peak = current; }
 };
 
-// Blocks of all sizes, or of one of the two kinds that torch's statistics tell apart.
-inline constexpr Bytes kSmallBytes = Bytes{1} << 20;  // rounded size of the largest small block
+// All blocks, or one of the two kinds that torch's statistics and snapshots tell apart: small blocks lie in slabs, on
+// pages cut into size classes, and large ones on all other pages. So each kind's blocks lie in its own reserved bytes.
 struct BlockStats {
   Counter blocks;          // live
   Counter requested;       // bytes asked for
   Counter live;            // their bytes
   Counter held_blocks;     // live and pending
   Counter held;            // their bytes
-  Counter reserved;        // of pages: small is pages cut into size classes, large all others
+  Counter reserved;        // of pages under or kept for such blocks
   Counter unused;          // bytes of resident pages in no block, kept or not, which cannot go back to the device
   std::uint64_t gaps = 0;  // how many pieces those are: size-class slabs with room, holes of the arena
 };
@@ -115,6 +115,7 @@ struct HeapStats {
   Bytes address_space = 0;        // addresses ever used by the arena and the slabs
   std::uint64_t mappings = 0;     // pages mapped now, aliases included
   Bytes removable = 0;            // idle memory that can leave: all of it, or segments without a block
+  Bytes idle_in_pools = 0;        // idle memory that serves this heap alone, since its pool is in use; part of idle
   std::uint64_t segments = 0;     // whole allocations held; none where pages are mapped
   std::uint64_t metadata_bytes = 0;
   std::vector<BinStats> bins;  // only bins ever used
@@ -136,6 +137,7 @@ struct DeviceStats {
   std::uint64_t live_blocks = 0;
   std::uint64_t metadata_bytes = 0;
   Bytes unmapped = 0;          // idle pages that belong to no stream now; part of idle
+  Bytes idle_in_pools = 0;     // idle memory of private pools in use, which serves only them; part of idle
   bool virtual_memory = true;  // pages are mapped where they are needed; else memory comes in whole segments
   std::vector<HeapStats> heaps;
   std::map<std::string, std::uint64_t> driver_calls;  // by kind, whole process

@@ -15,6 +15,7 @@ using Bytes = std::uint64_t;
 using Address = std::uint64_t;   // of device memory; 0 is no address
 using StreamId = std::uint64_t;  // a CUstream as an integer; 0 is the legacy default stream
 using DeviceIndex = int;
+using DeviceSet = std::uint64_t;  // bit by bit
 
 // Placement granularity: every block starts and ends on a multiple of it. The same as torch's own allocator.
 inline constexpr Bytes kGranularity = 512;

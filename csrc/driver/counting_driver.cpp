@@ -1,9 +1,11 @@
 // See counting_driver.h. Every method counts, then forwards.
 #include "driver/counting_driver.h"
 
-#include <bit>
-
 namespace poolalloc {
+
+namespace {
+Status refusal(Status status) { return status == Status::not_supported ? Status::failed : status; }
+}  // namespace
 
 std::map<std::string, std::uint64_t> CountingDriver::calls() const {
   std::map<std::string, std::uint64_t> result;
@@ -17,9 +19,15 @@ void CountingDriver::allow_peer(DeviceIndex device, DeviceIndex peer) {
     peers_[device].fetch_or(std::uint64_t{1} << peer);
 }
 
+void CountingDriver::forget_peer(DeviceIndex device, DeviceIndex peer) {
+  if (device >= 0 && device < kMaxDevices && peer >= 0 && peer < kMaxDevices)
+    peers_[device].fetch_and(~(std::uint64_t{1} << peer));
+}
+
 int CountingDriver::device_count() { return driver_.device_count(); }
 
 Status CountingDriver::device_info(DeviceIndex device, DeviceInfo* info) { return driver_.device_info(device, info); }
+Status CountingDriver::open_device(DeviceIndex device, DeviceInfo* info) { return driver_.open_device(device, info); }
 
 std::string CountingDriver::last_error() const { return driver_.last_error(); }
 
@@ -40,7 +48,7 @@ Status CountingDriver::release(DeviceIndex device, Address address, Bytes bytes)
 
 Status CountingDriver::create(DeviceIndex device, Bytes bytes, PhysicalHandle* handle) {
   count(DriverCall::create);
-  return driver_.create(device, bytes, handle);
+  return refusal(driver_.create(device, bytes, handle));
 }
 
 Status CountingDriver::destroy(DeviceIndex device, PhysicalHandle handle) {
@@ -50,18 +58,13 @@ Status CountingDriver::destroy(DeviceIndex device, PhysicalHandle handle) {
 
 Status CountingDriver::map(DeviceIndex device, Address address, Bytes bytes, PhysicalHandle handle) {
   count(DriverCall::map);
-  return driver_.map(device, address, bytes, handle);
+  return refusal(driver_.map(device, address, bytes, handle));
 }
 
-Status CountingDriver::allow_access(DeviceIndex device, Address address, Bytes bytes) {
+Status CountingDriver::allow_access(DeviceIndex device, Address address, Bytes bytes, DeviceSet peers) {
   count(DriverCall::allow_access);
-  Status status = driver_.allow_access(device, address, bytes);
-  std::uint64_t peers = device < kMaxDevices ? peers_[device].load() : 0;
-  for (; peers != 0 && status == Status::ok; peers &= peers - 1) {
-    count(DriverCall::allow_access);
-    status = driver_.allow_access(std::countr_zero(peers), address, bytes);
-  }
-  return status;
+  if (device < kMaxDevices) peers |= peers_[device].load();
+  return refusal(driver_.allow_access(device, address, bytes, peers));
 }
 
 Status CountingDriver::unmap(DeviceIndex device, Address address, Bytes bytes) {
@@ -81,7 +84,7 @@ Status CountingDriver::import_handle(DeviceIndex device, int descriptor, Physica
 
 Status CountingDriver::allocate_segment(DeviceIndex device, Bytes bytes, Address* address) {
   count(DriverCall::allocate_segment);
-  return driver_.allocate_segment(device, bytes, address);
+  return refusal(driver_.allocate_segment(device, bytes, address));
 }
 
 Status CountingDriver::free_segment(DeviceIndex device, Address address) {

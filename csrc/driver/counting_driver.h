@@ -1,6 +1,7 @@
 // An adaptor that counts the calls made through it, by kind, and grants the peers of a device what it grants the
-// device; the device work is the wrapped driver's. It judges nothing: a call that fails is counted too, since it cost
-// the time of one.
+// device; the device work is the wrapped driver's. A call that fails is counted too, since it cost the time of one.
+// Where memory is asked for, `not_supported` becomes `failed`: the heaps have their own meaning for it, that addresses
+// are missing.
 #pragma once
 
 #include <atomic>
@@ -22,18 +23,20 @@ class POOLALLOC_API CountingDriver final : public Driver {
   // The kinds called at least once, by name.
   std::map<std::string, std::uint64_t> calls() const;
 
-  // From now on allow_access for `device` allows `peer` too.
+  // From now on allow_access for `device` allows `peer` too, or no longer.
   void allow_peer(DeviceIndex device, DeviceIndex peer);
+  void forget_peer(DeviceIndex device, DeviceIndex peer);
 
   int device_count() override;
   Status device_info(DeviceIndex device, DeviceInfo* info) override;
+  Status open_device(DeviceIndex device, DeviceInfo* info) override;
   Status memory_info(DeviceIndex device, Bytes* free_bytes, Bytes* total_bytes) override;
   Status reserve(DeviceIndex device, Bytes bytes, Bytes alignment, Address* address) override;
   Status release(DeviceIndex device, Address address, Bytes bytes) override;
   Status create(DeviceIndex device, Bytes bytes, PhysicalHandle* handle) override;
   Status destroy(DeviceIndex device, PhysicalHandle handle) override;
   Status map(DeviceIndex device, Address address, Bytes bytes, PhysicalHandle handle) override;
-  Status allow_access(DeviceIndex device, Address address, Bytes bytes) override;
+  Status allow_access(DeviceIndex device, Address address, Bytes bytes, DeviceSet peers = 0) override;
   Status unmap(DeviceIndex device, Address address, Bytes bytes) override;
   Status export_handle(DeviceIndex device, PhysicalHandle handle, int* descriptor) override;
   Status import_handle(DeviceIndex device, int descriptor, PhysicalHandle* handle) override;
@@ -61,7 +64,7 @@ class POOLALLOC_API CountingDriver final : public Driver {
   static constexpr DeviceIndex kMaxDevices = 64;
 
   Driver& driver_;
-  std::atomic<std::uint64_t> peers_[kMaxDevices] = {};  // of each device, bit by bit
+  std::atomic<DeviceSet> peers_[kMaxDevices] = {};  // of each device
   std::atomic<std::uint64_t> counts_[kDriverCallKinds] = {};
 };
 

@@ -2,6 +2,7 @@
 #include "driver/cuda_driver.h"
 
 #include <algorithm>
+#include <bit>
 #include <cinttypes>
 #include <cstdarg>
 #include <cstdio>
@@ -52,6 +53,37 @@ cuda::AllocationProperties properties_of(int ordinal, bool rdma, bool shareable)
   properties.requested_handle_types = shareable ? cuda::kHandleTypePosixDescriptor : 0;
   properties.gpu_direct_rdma_capable = rdma ? 1 : 0;
   return properties;
+}
+
+// One page through what every allocation needs: made, mapped, opened. Nothing of it stays. The call that was refused is
+// named in *call.
+cuda::Result try_page(const cuda::AllocationProperties& properties, const char** call) {
+  std::size_t bytes = kPageBytes;
+  *call = "cuMemGetAllocationGranularity";
+  cuda::Result result = api().MemGetAllocationGranularity(&bytes, &properties, cuda::kGranularityMinimum);
+  if (result != cuda::kSuccess) return result;
+  bytes = round_up(kPageBytes, bytes);
+  cuda::AllocationHandle handle = 0;
+  *call = "cuMemCreate";
+  result = api().MemCreate(&handle, bytes, &properties, 0);
+  if (result != cuda::kSuccess) return result;
+  cuda::DevicePointer address = 0;
+  *call = "cuMemAddressReserve";
+  result = api().MemAddressReserve(&address, bytes, 0, 0, 0);
+  if (result == cuda::kSuccess) {
+    *call = "cuMemMap";
+    result = api().MemMap(address, bytes, 0, handle, 0);
+    if (result == cuda::kSuccess) {
+      cuda::AccessDescription access;
+      access.location = properties.location;
+      *call = "cuMemSetAccess";
+      result = api().MemSetAccess(address, bytes, &access, 1);
+      api().MemUnmap(address, bytes);
+    }
+    api().MemAddressFree(address, bytes);
+  }
+  api().MemRelease(handle);
+  return result;
 }
 
 }  // namespace
@@ -144,12 +176,60 @@ class CudaDriver::Scope {
   Scope& operator=(const Scope&) = delete;
 
   explicit operator bool() const { return device_ != nullptr; }
-  const Device* operator->() const { return device_; }
+  Device* operator->() const { return device_; }
+  Device& operator*() const { return *device_; }
 
  private:
   Device* device_;
   bool pushed_ = false;
 };
+
+// Some machines announce virtual memory management that answers with errors: WSL2 where memory is for network cards,
+// some virtual GPUs for any memory. So a page is tried, with fewer properties each time. One that is refused for want
+// of memory tells nothing: then it is tried again the next time. The context of the device is current.
+void CudaDriver::try_mapping(Device& device) {
+  const std::lock_guard guard(trial_mutex_);
+  if (device.tried) return;
+  Relaxed relaxed;
+  const char* call = nullptr;
+  cuda::Result result = cuda::kSuccess;
+  const auto refused = [&] {
+    result = try_page(properties_of(device.ordinal, device.rdma, device.shareable), &call);
+    return result != cuda::kSuccess && result != cuda::kOutOfMemory;
+  };
+  const auto note = [&](const char* what) {
+    device.fault += std::string(device.fault.empty() ? "" : "; ") + what + ": " + call + ": " + cuda::describe(result);
+  };
+  bool bad = refused();
+  if (bad && device.rdma) {
+    note("memory that network cards can reach (GPUDirect RDMA) is refused");
+    device.rdma = false;
+    bad = refused();
+  }
+  if (bad && device.shareable) {
+    note("memory that can be exported to other processes is refused");
+    device.shareable = false;
+    bad = refused();
+  }
+  if (bad) {
+    device.fault.clear();
+    note("mapped memory is refused");
+  }
+  device.tried = result != cuda::kOutOfMemory;
+  device.works = !bad;
+}
+
+Status CudaDriver::open_device(DeviceIndex index, DeviceInfo* info) {
+  {
+    Scope scope(*this, index, "opening a device");
+    if (!scope) return Status::failed;
+    int virtual_memory = 0;
+    if (api().DeviceGetAttribute(&virtual_memory, cuda::kAttributeVirtualMemory, scope->ordinal) == cuda::kSuccess &&
+        virtual_memory != 0)
+      try_mapping(*scope);
+  }
+  return device_info(index, info);
+}
 
 int CudaDriver::device_count() {
   if (!available()) set_last_error("%s", api().problem.c_str());
@@ -167,12 +247,18 @@ Status CudaDriver::device_info(DeviceIndex index, DeviceInfo* info) {
   if (result == cuda::kSuccess) result = api().DeviceTotalMem(&total, device->ordinal);
   if (result == cuda::kSuccess)
     result = api().DeviceGetAttribute(&virtual_memory, cuda::kAttributeVirtualMemory, device->ordinal);
+  std::string fault;
+  {
+    const std::lock_guard guard(trial_mutex_);
+    fault = device->fault;
+    if (device->tried && !device->works) virtual_memory = 0;
+  }
   if (result == cuda::kSuccess && virtual_memory != 0) {
     cuda::AllocationProperties properties = properties_of(device->ordinal, device->rdma, device->shareable);
     result = api().MemGetAllocationGranularity(&granularity, &properties, cuda::kGranularityMinimum);
   }
   if (result != cuda::kSuccess) return refused(result, "properties of device %d", index);
-  *info = {name, total, granularity, virtual_memory != 0, virtual_memory != 0 && device->shareable};
+  *info = {name, total, granularity, virtual_memory != 0, virtual_memory != 0 && device->shareable, fault};
   return Status::ok;
 }
 
@@ -265,15 +351,23 @@ Status CudaDriver::map(DeviceIndex device, Address address, Bytes bytes, Physica
                  handle, device);
 }
 
-Status CudaDriver::allow_access(DeviceIndex device, Address address, Bytes bytes) {
+// One call for all. A peer is named by its ordinal, which takes no context there.
+Status CudaDriver::allow_access(DeviceIndex device, Address address, Bytes bytes, DeviceSet peers) {
   Scope scope(*this, device, "cuMemSetAccess");
   if (!scope) return Status::failed;
   Relaxed relaxed;
-  cuda::AccessDescription access;
-  access.location.id = scope->ordinal;
-  cuda::Result result = api().MemSetAccess(address, bytes, &access, 1);
+  cuda::AccessDescription access[1 + kMaxDevices];
+  access[0].location.id = scope->ordinal;
+  std::size_t count = 1;
+  for (peers &= ~(DeviceSet{1} << device); peers != 0; peers &= peers - 1) {
+    const int peer = std::countr_zero(peers);
+    const cuda::Result result = api().DeviceGet(&access[count++].location.id, peer);
+    if (result != cuda::kSuccess) return refused(result, "cuDeviceGet(%d), a peer of device %d", peer, device);
+  }
+  cuda::Result result = api().MemSetAccess(address, bytes, access, count);
   if (result == cuda::kSuccess) return Status::ok;
-  return refused(result, "cuMemSetAccess(%#" PRIx64 ", %" PRIu64 " bytes) on device %d", address, bytes, device);
+  return refused(result, "cuMemSetAccess(%#" PRIx64 ", %" PRIu64 " bytes, %zu devices) on device %d", address, bytes,
+                 count, device);
 }
 
 Status CudaDriver::unmap(DeviceIndex device, Address address, Bytes bytes) {

@@ -28,13 +28,14 @@ class POOLALLOC_API CudaDriver final : public Driver {
 
   int device_count() override;
   Status device_info(DeviceIndex device, DeviceInfo* info) override;
+  Status open_device(DeviceIndex device, DeviceInfo* info) override;
   Status memory_info(DeviceIndex device, Bytes* free_bytes, Bytes* total_bytes) override;
   Status reserve(DeviceIndex device, Bytes bytes, Bytes alignment, Address* address) override;
   Status release(DeviceIndex device, Address address, Bytes bytes) override;
   Status create(DeviceIndex device, Bytes bytes, PhysicalHandle* handle) override;
   Status destroy(DeviceIndex device, PhysicalHandle handle) override;
   Status map(DeviceIndex device, Address address, Bytes bytes, PhysicalHandle handle) override;
-  Status allow_access(DeviceIndex device, Address address, Bytes bytes) override;
+  Status allow_access(DeviceIndex device, Address address, Bytes bytes, DeviceSet peers = 0) override;
   Status unmap(DeviceIndex device, Address address, Bytes bytes) override;
   Status export_handle(DeviceIndex device, PhysicalHandle handle, int* descriptor) override;
   Status import_handle(DeviceIndex device, int descriptor, PhysicalHandle* handle) override;
@@ -61,8 +62,12 @@ class POOLALLOC_API CudaDriver final : public Driver {
     std::atomic<bool> known{false};       // set after ordinal and what the device can do
     std::atomic<void*> context{nullptr};  // null until first used
     int ordinal = 0;
-    bool rdma = false;       // memory can be reached by network cards, as torch's own allocations can
-    bool shareable = false;  // memory can be exported as a file descriptor
+    std::atomic<bool> rdma{false};       // memory can be reached by network cards, as torch's own allocations can
+    std::atomic<bool> shareable{false};  // memory can be exported as a file descriptor
+    // Guarded by trial_mutex_:
+    bool tried = false;  // whether mapped memory works
+    bool works = false;  // it does
+    std::string fault;   // DeviceInfo::fault
   };
   struct Range {
     Address base = 0;
@@ -72,9 +77,11 @@ class POOLALLOC_API CudaDriver final : public Driver {
 
   Device* find(DeviceIndex device, const char* call);  // without a context
   Device* open(DeviceIndex device, const char* call);
+  void try_mapping(Device& device);
 
   Device devices_[kMaxDevices];
   std::mutex mutex_;                          // of finding and opening a device, and of wider_
+  std::mutex trial_mutex_;                    // held while a page is tried
   std::unordered_map<Address, Range> wider_;  // reserved with room to align them: what the driver knows them as
 };
 

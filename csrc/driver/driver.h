@@ -44,6 +44,9 @@ struct DeviceInfo {
   Bytes granularity = kPageBytes;  // smallest physical allocation
   bool virtual_memory = false;     // cuMem* virtual memory management is available
   bool shareable = false;          // what create makes can be exported to other processes
+  // What of its virtual memory management is announced but answers with an error; empty: nothing. It is done without:
+  // `virtual_memory` is false if nothing can be mapped, else memory has fewer properties.
+  std::string fault;
 };
 
 class MayAsk;     // the calling thread captures nothing
@@ -55,6 +58,8 @@ class POOLALLOC_API Driver {
 
   virtual int device_count() = 0;
   virtual Status device_info(DeviceIndex device, DeviceInfo* info) = 0;
+  // The same of a device that is about to be used: it may get a context, and what it announces is tried.
+  virtual Status open_device(DeviceIndex device, DeviceInfo* info) { return device_info(device, info); }
   // Free and total bytes of the device now, all processes counted.
   virtual Status memory_info(DeviceIndex device, Bytes* free_bytes, Bytes* total_bytes) = 0;
 
@@ -66,8 +71,9 @@ class POOLALLOC_API Driver {
   virtual Status destroy(DeviceIndex device, PhysicalHandle handle) = 0;
   // The whole of `handle` appears at `address`. Not usable before allow_access.
   virtual Status map(DeviceIndex device, Address address, Bytes bytes, PhysicalHandle handle) = 0;
-  // Read and write for `device`; the range may cover several neighbouring mappings.
-  virtual Status allow_access(DeviceIndex device, Address address, Bytes bytes) = 0;
+  // Read and write for `device`, whose memory it is, and for `peers`, which can reach it; the range may cover several
+  // neighbouring mappings. Who had access keeps it.
+  virtual Status allow_access(DeviceIndex device, Address address, Bytes bytes, DeviceSet peers = 0) = 0;
   // The range covers whole mappings.
   virtual Status unmap(DeviceIndex device, Address address, Bytes bytes) = 0;
   // A file descriptor of the process that names the physical memory, and the memory that another process's descriptor
@@ -109,8 +115,8 @@ class POOLALLOC_API Driver {
 };
 
 // The kinds of calls, in the order of the interface; names are used in statistics, JSON and ModelDriver::fail.
-// device_count, device_info and stream_device are not counted: they ask for nothing that changes; nor are capture_place
-// and capture_behind, which only read a graph.
+// device_count, device_info, open_device and stream_device are not counted: they ask the driver nothing that changes; nor
+// are capture_place and capture_behind, which only read a graph.
 // clang-format off
 #define POOLALLOC_DRIVER_CALLS(X) \
   X(memory_info)                  \

@@ -95,6 +95,7 @@ struct ModelDriver::Device {
     std::uint32_t first_page;  // within its range
     std::uint32_t pages;
     bool accessible;
+    DeviceSet peers = 0;  // that have access besides
   };
   // Addresses reserved at once, or a segment: then `segment` is its memory and there are no mappings.
   struct Range {

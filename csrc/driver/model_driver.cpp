@@ -109,8 +109,12 @@ Status ModelDriver::device_info(DeviceIndex device, DeviceInfo* info) {
     set_last_error("model driver: device_info on device %d: there are %d devices", device, options_.devices);
     return Status::failed;
   }
-  *info = {"model", options_.memory_bytes, options_.granularity, options_.virtual_memory,
-           options_.virtual_memory && options_.shareable};
+  *info = {"model",
+           options_.memory_bytes,
+           options_.granularity,
+           options_.virtual_memory,
+           options_.virtual_memory && options_.shareable,
+           ""};
   return Status::ok;
 }
 
@@ -306,7 +310,7 @@ Status ModelDriver::map(DeviceIndex device, Address address, Bytes bytes, Physic
   return Status::ok;
 }
 
-Status ModelDriver::allow_access(DeviceIndex device, Address address, Bytes bytes) {
+Status ModelDriver::allow_access(DeviceIndex device, Address address, Bytes bytes, DeviceSet peers) {
   Entry entry = enter(DriverCall::allow_access, device);
   if (entry.stopped()) return entry.status;
   if (!options_.virtual_memory) return Status::not_supported;
@@ -317,6 +321,7 @@ Status ModelDriver::allow_access(DeviceIndex device, Address address, Bytes byte
   for (std::size_t page = span.begin; page < span.end;) {
     Device::Mapping& mapping = *entry->mapping_at(*span.range, page);
     mapping.accessible = true;
+    mapping.peers |= peers;
     page += mapping.pages;
   }
   return Status::ok;
@@ -350,6 +355,16 @@ bool ModelDriver::physical(DeviceIndex device, Address address, PhysicalHandle* 
   Device& d = at(device);
   std::lock_guard guard(d.mutex);
   return d.physical(address, options_.granularity, handle, offset);
+}
+
+DeviceSet ModelDriver::peers(DeviceIndex device, Address address) const {
+  Device& d = at(device);
+  std::lock_guard guard(d.mutex);
+  const std::size_t place = d.find_range(address);
+  if (place == d.ranges.size()) return 0;
+  const Device::Mapping* mapping =
+      d.mapping_at(d.ranges[place], (address - d.range_starts[place]) / options_.granularity);
+  return mapping != nullptr ? mapping->peers : 0;
 }
 
 // --- copies ---------------------------------------------------------------------------------------------------------

@@ -58,6 +58,8 @@ class POOLALLOC_API ModelDriver final : public Driver {
   Bytes peak_used_bytes(DeviceIndex device) const;
   // What lies under `address`: false if nothing is mapped there or access was not granted.
   bool physical(DeviceIndex device, Address address, PhysicalHandle* handle, Bytes* offset) const;
+  // The other devices that have access to what lies there.
+  DeviceSet peers(DeviceIndex device, Address address) const;
   // Calls that broke the contract, and the text of the first.
   std::uint64_t violations() const { return violations_.load(std::memory_order_relaxed); }
   std::string first_violation() const;
@@ -71,7 +73,7 @@ class POOLALLOC_API ModelDriver final : public Driver {
   Status create(DeviceIndex device, Bytes bytes, PhysicalHandle* handle) override;
   Status destroy(DeviceIndex device, PhysicalHandle handle) override;
   Status map(DeviceIndex device, Address address, Bytes bytes, PhysicalHandle handle) override;
-  Status allow_access(DeviceIndex device, Address address, Bytes bytes) override;
+  Status allow_access(DeviceIndex device, Address address, Bytes bytes, DeviceSet peers = 0) override;
   Status unmap(DeviceIndex device, Address address, Bytes bytes) override;
   Status export_handle(DeviceIndex device, PhysicalHandle handle, int* descriptor) override;
   Status import_handle(DeviceIndex device, int descriptor, PhysicalHandle* handle) override;

@@ -69,7 +69,8 @@ py::dict probe_devices() {
   const int count = available ? driver.device_count() : 0;
   for (int device = 0; device < count; ++device) {
     DeviceInfo info;
-    if (driver.device_info(device, &info) != Status::ok) {
+    if (const bool used = driver.in_use(device);
+        (used ? driver.open_device(device, &info) : driver.device_info(device, &info)) != Status::ok) {
       problem = driver.last_error();
       continue;
     }
@@ -83,6 +84,7 @@ py::dict probe_devices() {
     row["total_bytes"] = told ? total_bytes : info.total_bytes;
     row["free_bytes"] = told ? py::object(py::int_(free_bytes)) : py::object(py::none());
     row["virtual_memory"] = info.virtual_memory;
+    row["fault"] = info.fault;
     row["granularity"] = info.granularity;
     devices.append(row);
   }

@@ -66,6 +66,7 @@ py::dict to_dict(const HeapStats& heap) {
   result["address_space"] = heap.address_space;
   result["mappings"] = heap.mappings;
   result["segments"] = heap.segments;
+  result["idle_in_pools"] = heap.idle_in_pools;
   py::list bins;
   for (const BinStats& bin : heap.bins) bins.append(to_dict(bin));
   result["bins"] = bins;
@@ -82,6 +83,7 @@ py::dict to_dict(const DeviceStats& stats) {
   result["virtual_memory"] = stats.virtual_memory;
   add_counts(result, stats);
   result["unmapped"] = stats.unmapped;
+  result["idle_in_pools"] = stats.idle_in_pools;
   py::list heaps;
   for (const HeapStats& heap : stats.heaps) heaps.append(to_dict(heap));
   result["heaps"] = heaps;

@@ -150,6 +150,8 @@ def describe(findings: dict[str, Any]) -> list[str]:
             f"GPU {device['device']:<6} {device['name']}{' (simulated)' if findings['simulated'] else ''}, "
             f"{format_size(device['total_bytes'])}, {free}{manages} virtual memory management{means}"
         )
+        if device["fault"]:
+            lines.append(f"           announced by the driver, but: {device['fault']}")
     for name, value in findings["settings"].items():
         takes = "what has a counterpart counts" if swap.get("backend") == "bridge" else "it has no effect"
         lines.append(f"setting    {name}={value}{f' ({_TORCHS} {takes})' if name.startswith('PYTORCH') else ''}")

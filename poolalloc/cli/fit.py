@@ -130,6 +130,10 @@ def _verdict(found: Fit, device: DeviceFit, name: str) -> list[str]:
             f"  runs out of memory at event {lost.event:,}, {lost.seconds:.6f} s after the first, asking for "
             f"{format_size(lost.requested)}"
         )
+    if device.idle_in_pools:
+        lines.append(
+            f"  idle then in private pools in use, which serves only them: {format_size(device.idle_in_pools)}"
+        )
     lines.append(f"  smallest memory that fits: {_smallest(device.smallest_memory)}")
     lines.append(
         f"  peaks without a limit: {format_size(device.peak_reserved)} reserved, "

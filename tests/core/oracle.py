@@ -18,7 +18,6 @@ PAGE = _core.PAGE_BYTES
 GRANULARITY = _core.GRANULARITY
 # How far a heap's share of a device-wide peak may lag behind when a device has several heaps.
 PEAK_ERROR = 64 << 10
-SMALL = 1 << 20  # the largest small block of torch's statistics
 
 Pool = tuple[int, int]
 ORDINARY: Pool = (0, 0)
@@ -62,10 +61,6 @@ class PrivatePool:
     routing: bool = False
     streams: tuple[int, ...] = ()
     captured: int | None = None  # the stream that is being captured
-
-
-def kind_of(block: Block) -> str:
-    return "small" if block.size <= SMALL else "large"
 
 
 def rounded(size: int, bin_limit: int) -> int:
@@ -381,7 +376,12 @@ class Oracle:
         assert stats["resident"]["current"] >= kept + stats["all"]["held"]["current"]
 
     def check_kinds(self, stats: dict[str, Any], live: list[Block], pending: list[Block]) -> None:
-        """Small and large blocks apart, as torch's statistics want them."""
+        """Blocks of size classes, which torch's statistics call small, and all others apart."""
+        limit = int(self.options["bin_limit"])
+
+        def kind_of(block: Block) -> str:
+            return "small" if block.requested <= limit else "large"
+
         for kind in ("all", "small", "large"):
             mine = [[b for b in blocks if kind in ("all", kind_of(b))] for blocks in (live, pending)]
             expected = {
@@ -392,6 +392,8 @@ class Oracle:
                 "held": sum(block.size for block in mine[0] + mine[1]),
             }
             assert {name: stats[kind][name]["current"] for name in expected} == expected
+        for kind in ("small", "large"):
+            assert stats[kind]["held"]["current"] <= stats[kind]["reserved"]["current"], "blocks lie in their own pages"
         in_blocks = stats["all"]["held"]["current"] + stats["kept"]["current"]
         assert stats["all"]["unused"]["current"] == stats["resident"]["current"] - in_blocks
 

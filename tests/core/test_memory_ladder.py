@@ -6,6 +6,7 @@ import pytest
 from engines import GIB, KIB, MIB, PAGE, engine_of, handles, sound
 
 from poolalloc import _core, errors
+from poolalloc.memory import fragmentation_of
 
 RUNGS = ("unmapping", "stealing", "callbacks", "waiting", "trimming", "lending")
 EVENTS = (
@@ -298,14 +299,16 @@ def test_the_error_gives_every_figure() -> None:
     figures = {name: stats[name]["current"] for name in ("reserved", "live", "requested", "pending", "idle")}
     assert min(figures.values()) > 0
     for pattern in (
+        rf"^CUDA out of memory\. Tried to allocate {(15 * PAGE + 77) / MIB:.2f} MiB\. GPU 0 has a total capacity of ",
+        rf"capacity of {32 * PAGE / MIB:.2f} MiB of which {(32 * PAGE - engine.used_bytes()) / MIB:.2f} MiB is free\. ",
         f"asked for {shown(15 * PAGE + 77)}",
-        f"has {shown(32 * PAGE - engine.used_bytes())} free of {shown(32 * PAGE)}",
         f"may hold {shown(40 * MIB)} and holds {shown(figures['reserved'])}",
         f"{shown(figures['live'])} live",
         f"{shown(figures['requested'])} requested",
         f"{shown(figures['pending'])} pending",
         f"{shown(figures['idle'])} idle",
-        f"largest block that would have fitted: about {shown(40 * MIB - figures['reserved'] + figures['idle'])}",
+        f"{shown(figures['idle'])} cannot be moved while a CUDA graph is captured",
+        f"largest block that would have fitted: about {shown(40 * MIB - figures['reserved'])}",
         f"arena on stream 0 {shown(5 * PAGE + 512)}",
         f"bin {shown(3072)} on stream 0 {shown(3072)}",
         "Try ",
@@ -313,6 +316,101 @@ def test_the_error_gives_every_figure() -> None:
         "device 0",
     ):
         assert re.search(pattern, text), (pattern, text)
+
+
+def test_more_than_an_exabyte_has_torchs_words() -> None:
+    engine = engine_of()
+    assert refused(engine, 1 << 60).startswith("CUDA out of memory. Tried to allocate more than 1EB memory. ")
+    assert "Tried to allocate 1073741823.00 GiB. GPU 0" in refused(engine, (1 << 60) - GIB)
+
+
+def test_idle_memory_of_pools_in_use_is_told_apart_and_not_promised() -> None:
+    engine = engine_of(32)
+    for pool, pages in ((1, 12), (2, 6)):
+        engine.begin_allocate_to_pool(0, (pool, 0), [7])
+        engine.free(engine.allocate(pages * PAGE, stream=7))
+        engine.end_allocate_to_pool(0, (pool, 0))
+    engine.allocate(4 * PAGE)
+    text = refused(engine, 20 * PAGE)
+    assert f"{_core.format_bytes(18 * PAGE)} is in private pools in use" in text
+    assert f"would have fitted: about {_core.format_bytes(10 * PAGE)}." in text
+    assert "deleting CUDA graphs" in text
+    where = fragmentation_of(engine.stats())
+    assert (where.total.idle, where.total.idle_in_pools) == (0, 18 * PAGE)
+    assert where.pools[1, 0].idle_in_pools == 12 * PAGE
+    assert "idle-in-pools" in str(where)
+    # The pool that asks may use its own, another pool's is no use to it.
+    engine.begin_allocate_to_pool(0, (1, 0), [7])
+    text = refused(engine, 23 * PAGE, stream=7)
+    engine.end_allocate_to_pool(0, (1, 0))
+    assert f"{_core.format_bytes(6 * PAGE)} is in private pools in use" in text
+    # A pool that lends, or that nobody uses any more, keeps nothing back.
+    engine.set_pool_use_on_oom(0, (2, 0), True)
+    assert engine.stats()["idle_in_pools"] == 12 * PAGE
+    engine.release_pool(0, (1, 0))
+    assert engine.stats()["idle_in_pools"] == 0
+    assert "private pools" not in refused(engine, 30 * PAGE)
+    assert engine.allocate(28 * PAGE)
+
+
+# --- refusals that are no shortage ----------------------------------------------------------------------------------
+
+
+def refuse_all(engine: _core.Engine, call: str, status: str) -> None:
+    for nth in range(1, 200):
+        engine.fail(call, nth, status)
+
+
+@pytest.mark.parametrize("status", ["out_of_memory", "not_supported"])
+@pytest.mark.parametrize("call", ["create", "map", "allow_access"])
+def test_a_refusal_while_memory_is_free_is_no_shortage(call: str, status: str) -> None:
+    engine = engine_of(1024)
+    engine.allocate(10 * PAGE)
+    refuse_all(engine, call, status)
+    with pytest.raises(errors.DriverError) as caught:
+        engine.allocate(20 * PAGE)
+    text = str(caught.value)
+    assert "the driver refused memory for 40 MiB on device 0" in text
+    for misleading in ("out of memory", "smaller batch", "address_space"):
+        assert misleading not in text
+    if status == "out_of_memory":
+        assert f"{_core.format_bytes(1014 * PAGE)} are free" in text
+    assert engine.stats()["out_of_memory"] == 0
+    sound(engine)
+
+
+def test_a_segment_that_is_not_supported_is_no_shortage_either() -> None:
+    engine = engine_of(1024, virtual_memory=False)
+    refuse_all(engine, "allocate_segment", "not_supported")
+    with pytest.raises(errors.DriverError):
+        engine.allocate(20 * PAGE)
+
+
+@pytest.mark.parametrize("conf", ["", f"memory_limit:{1000 * PAGE}"])
+def test_a_refusal_near_the_end_of_memory_is_a_shortage(conf: str) -> None:
+    engine = engine_of(1024, conf)
+    engine.allocate(990 * PAGE)
+    refuse_all(engine, "create", "out_of_memory")
+    assert "CUDA out of memory" in refused(engine, 20 * PAGE)
+
+
+def test_memory_of_pools_is_named_among_the_holders() -> None:
+    engine = engine_of(16)
+    engine.begin_allocate_to_pool(0, (3, 4), [7])
+    engine.allocate(5 * PAGE, stream=7)
+    engine.end_allocate_to_pool(0, (3, 4))
+    assert "arena on stream 7 in private pool 3,4 10 MiB" in refused(engine, 14 * PAGE)
+
+
+def test_a_fraction_computed_from_bytes_allows_just_these() -> None:
+    total = 79 * GIB + 345 * PAGE
+    engine = _core.Engine("", {"memory_bytes": total})
+    for pages in range(40000):
+        engine.set_memory_fraction(pages * PAGE / total)
+        assert engine.stats()["limit_bytes"] == pages * PAGE
+    engine.set_memory_fraction(29 * PAGE / total)
+    assert engine.allocate(29 * PAGE)
+    refused(engine, PAGE)
 
 
 @pytest.mark.parametrize("held", [0, 1, 7, 15])

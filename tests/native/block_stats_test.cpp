@@ -58,7 +58,7 @@ TEST(blocks_are_counted_by_size) {
   std::map<Address, Kept> live, pending;
   Expected all, kinds[2];
   std::int64_t unused_peak = 0;
-  const auto kind = [&](const Kept& block) -> Expected& { return kinds[block.rounded > kSmallBytes]; };
+  const auto kind = [&](const Kept& block) -> Expected& { return kinds[block.requested > Options{}.bin_limit]; };
   const auto collect_finished = [&] {
     for (auto entry = pending.begin(); entry != pending.end();) {
       const auto found = heap.block(entry->first);

@@ -41,8 +41,8 @@ class FaultyDriver final : public ForwardingDriver {
   Status map(Device d, Address a, Bytes n, Handle handle) override {
     return pass([&] { return to.map(d, a, n, handle); });
   }
-  Status allow_access(Device d, Address a, Bytes n) override {
-    return pass([&] { return to.allow_access(d, a, n); });
+  Status allow_access(Device d, Address a, Bytes n, poolalloc::DeviceSet p) override {
+    return pass([&] { return to.allow_access(d, a, n, p); });
   }
   Status unmap(Device d, Address a, Bytes n) override {
     return pass([&] { return to.unmap(d, a, n); });

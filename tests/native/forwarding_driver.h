@@ -22,13 +22,16 @@ class ForwardingDriver : public poolalloc::Driver {
 
   int device_count() override { return to.device_count(); }
   Status device_info(Device d, poolalloc::DeviceInfo* info) override { return to.device_info(d, info); }
+  Status open_device(Device d, poolalloc::DeviceInfo* info) override { return to.open_device(d, info); }
   Status memory_info(Device d, Bytes* free, Bytes* total) override { return to.memory_info(d, free, total); }
   Status reserve(Device d, Bytes n, Bytes alignment, Address* a) override { return to.reserve(d, n, alignment, a); }
   Status release(Device d, Address a, Bytes n) override { return to.release(d, a, n); }
   Status create(Device d, Bytes n, Handle* handle) override { return to.create(d, n, handle); }
   Status destroy(Device d, Handle handle) override { return to.destroy(d, handle); }
   Status map(Device d, Address a, Bytes n, Handle handle) override { return to.map(d, a, n, handle); }
-  Status allow_access(Device d, Address a, Bytes n) override { return to.allow_access(d, a, n); }
+  Status allow_access(Device d, Address a, Bytes n, poolalloc::DeviceSet p) override {
+    return to.allow_access(d, a, n, p);
+  }
   Status unmap(Device d, Address a, Bytes n) override { return to.unmap(d, a, n); }
   Status export_handle(Device d, Handle handle, int* file) override { return to.export_handle(d, handle, file); }
   Status import_handle(Device d, int file, Handle* handle) override { return to.import_handle(d, file, handle); }

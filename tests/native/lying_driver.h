@@ -69,10 +69,10 @@ class LyingDriver final : public ForwardingDriver {
     if (status == Status::ok) mapped_.insert(address);
     return status;
   }
-  Status allow_access(Device device, Address address, Bytes bytes) override {
+  Status allow_access(Device device, Address address, Bytes bytes, poolalloc::DeviceSet peers) override {
     std::lock_guard guard(mutex_);
     if (lying(Lie::no_access)) return Status::ok;
-    const Status status = to.allow_access(device, address, bytes);
+    const Status status = to.allow_access(device, address, bytes, peers);
     return missing_.empty() ? status : Status::ok;
   }
   Status unmap(Device device, Address address, Bytes bytes) override {

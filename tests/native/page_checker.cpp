@@ -173,12 +173,12 @@ Status PageChecker::map(Device device, Address address, Bytes bytes, Handle hand
   return status;
 }
 
-Status PageChecker::allow_access(Device device, Address address, Bytes bytes) {
+Status PageChecker::allow_access(Device device, Address address, Bytes bytes, poolalloc::DeviceSet peers) {
   std::lock_guard guard(mutex_);
-  const Status status = to.allow_access(device, address, bytes);
+  const Status status = to.allow_access(device, address, bytes, peers);
   if (status != Status::ok) return status;
   for (auto at = mappings_.lower_bound(address); at != mappings_.end() && at->first < address + bytes; ++at)
-    at->second.access |= std::uint64_t{1} << device;
+    at->second.access |= peers | poolalloc::DeviceSet{1} << device;
   return status;
 }
 

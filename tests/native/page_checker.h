@@ -75,7 +75,7 @@ class PageChecker final : public ForwardingDriver {
   Status create(Device device, Bytes bytes, Handle* handle) override;
   Status destroy(Device device, Handle handle) override;
   Status map(Device device, Address address, Bytes bytes, Handle handle) override;
-  Status allow_access(Device device, Address address, Bytes bytes) override;
+  Status allow_access(Device device, Address address, Bytes bytes, poolalloc::DeviceSet peers = 0) override;
   Status unmap(Device device, Address address, Bytes bytes) override;
   Status allocate_segment(Device device, Bytes bytes, Address* address) override;
   Status free_segment(Device device, Address address) override;

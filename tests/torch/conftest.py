@@ -106,6 +106,8 @@ def on_sim(tmp_path: Path, clean_environment: dict[str, str]) -> Callable[..., O
         devices: int = 1,
         lag: int = 0,
         virtual_memory: bool = True,
+        vmm_fault: str | None = None,
+        peers: str | None = None,
         code: int | None = 0,
         environment: dict[str, str] | None = None,
         command: tuple[str, ...] = (sys.executable,),
@@ -120,6 +122,8 @@ def on_sim(tmp_path: Path, clean_environment: dict[str, str]) -> Callable[..., O
             devices=devices,
             lag=lag,
             virtual_memory=virtual_memory,
+            vmm_fault=vmm_fault,
+            peers=peers,
             timeout=TIMEOUT_SECONDS,
             base={**clean_environment, **(environment or {})},
         )

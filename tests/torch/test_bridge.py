@@ -395,13 +395,20 @@ def test_peers_reach_each_others_memory(on_bridge: Callable) -> None:
         calls = lambda: poolalloc.memory_stats(0)["driver_calls"]["allow_access"]
         start = calls()
         new = torch.empty(64 * MiB, dtype=torch.uint8, device="cuda:1")
-        assert calls() - start == 2, "one for the device, one for its peer"
+        assert calls() - start == 1, "one for the device and its peer"
         start = calls()
         new = torch.empty(64 * MiB, dtype=torch.uint8, device="cuda:0")
         assert calls() - start == 1, "nobody asked for this direction"
         copy[::2].copy_(before[::2])
+
+        # Devices 1 and 2 are connected, 0 and 2 are not: what 0 and 1 are given concerns nobody else.
+        assert not torch.cuda.can_device_access_peer(0, 2)
+        there = copy.to("cuda:2").to("cuda:1").to("cuda:0").to("cuda:2")
+        assert there.device.index == 2
+        torch.empty(64 * MiB, dtype=torch.uint8, device="cuda:0").to("cuda:1").to("cuda:2")
         """,
-        devices=2,
+        devices=3,
+        peers="0-1,1-2",
     )
 
 

@@ -28,7 +28,13 @@ def test_out_of_memory_names_the_figures_and_the_program_can_go_on(on_sim: Calla
         memory="1 GiB",
     )
     text = outcome.value
-    for figure in ("asked for 700 MiB", "device 0", "of 1 GiB", "600 MiB live", "largest block that would have fitted"):
+    for figure in (
+        "asked for 700 MiB",
+        "device 0",
+        "of 1.00 GiB",
+        "600 MiB live",
+        "largest block that would have fitted",
+    ):
         assert figure in text, text
     assert "\n" not in text.split("Exception raised from")[0]
 

@@ -72,6 +72,24 @@ def test_out_of_memory_is_torchs_error_there_too(on_sim: Callable) -> None:
     assert "largest block that would have fitted: about 424 MiB" in ran.value
 
 
+@pytest.mark.parametrize(("fault", "mapped"), [("rdma", True), ("access", False)])
+def test_what_is_announced_and_fails_is_done_without(
+    clean_environment: dict[str, str], fault: str, mapped: bool
+) -> None:
+    done = run_simulated(
+        [sys.executable, "-m", "poolalloc", "doctor", "--json"], vmm_fault=fault, timeout=300, base=clean_environment
+    )
+    assert done.returncode == 0, done.stderr
+    findings = json.loads(done.stdout)
+    (device,) = findings["devices"]
+    assert device["virtual_memory"] == mapped
+    assert "cuMemSetAccess: CUDA_ERROR_UNKNOWN (999)" in device["fault"]
+    assert ("GPUDirect RDMA" in device["fault"]) == mapped
+    assert findings["swap"]["works"]
+    assert findings["swap"]["virtual_memory"] == mapped
+    assert done.stderr.count("so memory comes in whole segments") == (0 if mapped else 1)
+
+
 def test_the_doctor_says_so(clean_environment: dict[str, str]) -> None:
     done = run_simulated(
         [sys.executable, "-m", "poolalloc", "doctor", "--json"],
