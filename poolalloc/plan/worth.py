@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from poolalloc import _core
 from poolalloc.plan.file import Plan
 from poolalloc.sizes import format_size
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 MOST_COST = 0.01
 """Of the memory without it: a plan that costs more does not pay, whatever else it saves."""
+SOME_PAGES = 4 * _core.PAGE_BYTES
+"""What any plan may cost: in a small program one page is more than that part."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Worth:
     def pays(self) -> bool:
         """Whether it costs next to no memory, and saves memory or driver calls."""
         saves = self.reserved < self.reserved_without or self.driver_calls < self.driver_calls_without
-        return saves and self.cost <= MOST_COST
+        return saves and self.reserved <= (1 + MOST_COST) * self.reserved_without + SOME_PAGES
 
     def __str__(self) -> str:
         verb = "costs" if self.cost > 0 else "saves"

@@ -169,7 +169,7 @@ def test_every_reserved_byte_is_somewhere() -> None:
     assert where.total.requested == stats["requested"]["current"]
     assert where.total.pending == stats["pending"]["current"] > 0
     assert min(where.total.rounding, where.total.half_empty, where.total.idle) > 0
-    for part in ("requested", "rounding", "pending", "kept", "half_empty", "idle"):
+    for part in ("requested", "rounding", "pending", "kept", "half_empty", "idle", "idle_in_pools"):
         assert all(getattr(share, part) >= 0 for share in where.heaps.values())
         spare = where.unmapped if part == "idle" else 0
         for groups in (where.heaps, where.streams, where.pools):
@@ -187,7 +187,7 @@ def test_fragmentation_prints_and_goes_to_plain_values() -> None:
     for word in ("requested", "rounding", "pending", "half-empty", "idle", "arena", "ordinary", "1,0"):
         assert word in text
     plain = where.to_dict()
-    parts = ("requested", "rounding", "pending", "kept", "half_empty", "idle")
+    parts = ("requested", "rounding", "pending", "kept", "half_empty", "idle", "idle_in_pools")
     assert plain["reserved"] == sum(plain[part] for part in parts)
     assert len(plain["heaps"]) == 3
     assert {row["stream"] for row in plain["streams"]} == {0, 7}
@@ -199,7 +199,16 @@ def test_the_summary_shows_every_quantity_event_and_call() -> None:
     events = [name for name, value in stats.items() if isinstance(value, int)]
     for name in ("requested", "live", "pending", "resident", "idle", "reserved", *stats["driver_calls"]):
         assert re.search(rf"^{name} +", text, re.MULTILINE), name
-    no_events = {"device", "total_bytes", "limit_bytes", "live_blocks", "metadata_bytes", "unmapped", "virtual_memory"}
+    no_events = {
+        "device",
+        "total_bytes",
+        "limit_bytes",
+        "live_blocks",
+        "metadata_bytes",
+        "unmapped",
+        "idle_in_pools",
+        "virtual_memory",
+    }
     for name in set(events) - no_events:
         assert re.search(rf"^{name} +{stats[name]:,} ", text, re.MULTILINE), name
     assert f"{stats['reserved']['peak'] / stats['requested']['peak']:.4f}" in text
