@@ -13,9 +13,10 @@ namespace poolalloc {
 
 namespace {
 
-DeviceInfo info_of(Driver& driver, DeviceIndex device) {
+// Whether memory can be mapped is tried only where it is to be.
+DeviceInfo info_of(Driver& driver, DeviceIndex device, bool segments) {
   DeviceInfo info;
-  if (driver.open_device(device, &info) != Status::ok)
+  if ((segments ? driver.device_info(device, &info) : driver.open_device(device, &info)) != Status::ok)
     throw DriverError("cannot use device " + std::to_string(device) + ": " + driver.last_error());
   return info;
 }
@@ -65,7 +66,7 @@ DeviceHeap::DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& address
       plan_(plan),
       addresses_(addresses),
       callbacks_(callbacks),
-      info_(info_of(driver, device)),
+      info_(info_of(driver, device, options.segments)),
       shared_(driver, device, addresses, gate, options.segments || !info_.virtual_memory),
       fraction_(options.memory_fraction),
       limit_(options.memory_limit) {

@@ -181,10 +181,10 @@ def not_every_device_reaches_every_other(cuda: Cuda) -> None:
 
 @case(vmm_fault="access")
 def mappings_may_be_refused_although_they_are_announced(cuda: Cuda) -> None:
+    ok(cuda.free(cuda.malloc(cu.PAGE)))
     address = cuda.reserve(cu.PAGE)
     ok(cuda.map(address, cu.PAGE, cuda.create(cu.PAGE)))
     assert cuda.set_access(address, cu.PAGE) == 999
-    ok(cuda.free(cuda.malloc(cu.PAGE)))
 
 
 @case(memory=str(512 * cu.MIB), devices="3")

@@ -31,7 +31,7 @@ def test_out_of_memory_names_the_figures_and_the_program_can_go_on(on_sim: Calla
     for figure in (
         "asked for 700 MiB",
         "device 0",
-        "of 1.00 GiB",
+        "of 1024.00 MiB",
         "600 MiB live",
         "largest block that would have fitted",
     ):
