@@ -147,21 +147,13 @@ PlannedBlocks::Bounds Heap::plan_bounds() const {
   return {static_cast<Bytes>(pages_.resident().peak) - resident, resident / 32 + kSomePages};
 }
 
-// Whether planned blocks may get memory of their own although other pages lie idle: as long as the heap holds little
-// more than it ever needed at one time. A program that joins its plan late has pages elsewhere, which it takes with it.
-bool Heap::plan_may_grow(Bytes size) const {
-  const auto most =
-      std::max(static_cast<Bytes>(pages_.resident().peak), static_cast<Bytes>(pages_.resident().current) + size);
-  return static_cast<Bytes>(pages_.held().current) + size <= most + most / 32;
-}
-
 // Where the plan says, if that is free and costs little; else like any other.
 Status Heap::place_by_plan(Bytes bytes, Bytes* offset, Bytes* rounded) {
   Planning& plan = *planning_;
   const Bytes size = round_up(bytes, kGranularity);
   const Bytes at = plan.cursor.next(size);
   if (at != PlannedRequest::kNowhere) {
-    pages_.prefer_own(plan.cursor.steady() && plan_may_grow(size));
+    pages_.prefer_own(plan.cursor.steady());
     const Status status = plan.blocks.allocate(at, size, bytes, plan_bounds());
     pages_.prefer_own(false);
     if (status == Status::ok) {

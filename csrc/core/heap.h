@@ -370,7 +370,6 @@ class Heap final : private PageSupply::Lender {
   Status place(Bytes bytes, Bytes* offset, Bytes* rounded);
   Status place_by_plan(Bytes bytes, Bytes* offset, Bytes* rounded);
   PlannedBlocks::Bounds plan_bounds() const;
-  bool plan_may_grow(Bytes size) const;
   bool planned(Bytes bytes) const { return (attention_ & kPlans) != 0 && bytes > above_; }
   Status place_whole(Bytes bytes, Bytes* offset, Bytes* rounded);
   [[gnu::noinline]] Status open_segment(const SegmentNeed& need);

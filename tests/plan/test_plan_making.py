@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poolalloc.cli import run as command_line
-from poolalloc.plan import Plan, PlanError, make, read, write
+from poolalloc.plan import PlanError, make, read, write
 from poolalloc.plan.file import KEPT, check
 from poolalloc.replay import replay
 from poolalloc.trace import DeviceInfo, Op, Trace
@@ -204,57 +204,6 @@ def test_what_is_gone_within_two_steps_is_always_where_it_was_planned(
     assert found.outliving == 0
     stats = replay(trace, plan=plan).devices[0].stats
     assert (stats["plan_hits"], stats["plan_misses"]) == (found.requests, 0)
-
-
-# --- programs that do something else than the plan ------------------------------------------------------------------
-
-large = st.integers(1, 40).map(lambda times: times * 4_700_000)
-PAGE = 2 * MIB
-
-
-def without(trace: Trace, start: int, count: int) -> Trace:
-    """The same without some of its requests, as a program makes it that joins late, resumes, or has another head."""
-    events = trace.events
-    gone = events["id"][np.flatnonzero(events["op"] == Op.ALLOC)[start : start + count]]
-    kept = events[~np.isin(events["id"], gone)]
-    return Trace(kept, trace.streams, (0,), trace.pools, devices=trace.devices, clock="order")
-
-
-def costs_little(trace: Trace, plan: Plan) -> None:
-    planned, plain = (replay(trace, memory="1 TiB", plan=each).devices[0] for each in (plan, None))
-    assert planned.peak_reserved <= 1.05 * plain.peak_reserved + 4 * PAGE
-
-
-def test_a_plan_that_is_joined_late_doubles_nothing() -> None:
-    def program(weights: int) -> Trace:
-        written = Program()
-        for _ in range(weights):
-            written.take(8 * MIB)
-        for _ in range(20):
-            written.free(*reversed([written.take(size * MIB) for size in (40, 24, 100, 300, 7, 55)]))
-        return written.trace()
-
-    plan, _ = make(program(8), seconds=0)
-    for weights in range(12):
-        costs_little(program(weights), plan)
-
-
-@given(
-    begin=st.lists(large, max_size=5),
-    step=st.lists(st.tuples(large, st.integers(0, 12)), min_size=2, max_size=10),
-    count=st.integers(1, 20),
-)
-@settings(max_examples=5, deadline=None)
-def test_joining_a_plan_anywhere_costs_little(begin: list[int], step: list[tuple[int, int]], count: int) -> None:
-    trace = repeat(begin, step, 6)
-    try:
-        plan, _ = make(trace, seconds=0)
-    except PlanError:
-        return
-    costs_little(trace, plan)
-    for start in range(len(begin) + 2 * len(step)):
-        costs_little(without(trace, 0, start), plan)
-        costs_little(without(trace, start, count), plan)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
