@@ -8,7 +8,7 @@
 // it many times in a row again. An ownership that ended before it was worth its end makes the next one twice as hard to
 // get; one that lasted makes it as easy as the first. So threads that alternate call by call pay for few ends, and
 // threads that take long turns, as the forward and the backward pass do, own the lock in each
-// (figures: docs/design/memory-flow.md).
+// (not measured yet: benchmarks/lock_turns.cpp does).
 //
 // An owner says that it is inside in a word of its own, never in another thread's, since it may come late: a thread may
 // sleep between the moment it sees that it is the owner and the moment it says so. So a lock has at most kOwners

@@ -115,8 +115,8 @@ class POOLALLOC_API Driver {
 };
 
 // The kinds of calls, in the order of the interface; names are used in statistics, JSON and ModelDriver::fail.
-// device_count, device_info, open_device and stream_device are not counted: they ask the driver nothing that changes; nor
-// are capture_place and capture_behind, which only read a graph.
+// device_count, device_info, open_device and stream_device are not counted: they ask for nothing that changes; nor are
+// capture_place and capture_behind, which only read a graph.
 // clang-format off
 #define POOLALLOC_DRIVER_CALLS(X) \
   X(memory_info)                  \
