@@ -58,8 +58,13 @@ Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Byt
       exact_(pool == PoolId{} && !options.exact_bins.empty() ? std::make_unique<Exact>(arena_, options.exact_bins)
                                                              : nullptr) {
   if (segments_ != nullptr) arena_.wall_up();
-  if (lends()) shared_.page_supply.add_lender(this);
   shared_.gate.know(home());
+  try {
+    if (lends()) shared_.page_supply.add_lender(this);
+  } catch (...) {  // the destructor is not run
+    shared_.gate.forget(home());
+    throw;
+  }
   set_attention();
 }
 

@@ -210,7 +210,7 @@ void Ladder::raise() {
   figures.asked = bytes_;
   figures.stream = heap_.stream();
   figures.pool = heap_.pool();
-  figures.capturing = device_.shared_.captures.load(std::memory_order_relaxed) != 0;
+  figures.capturing = !device_.shared_.gate.may_ask();
   figures.addresses_missing = status_ == Status::not_supported;
   figures.address_space = device_.options_.address_space;
   figures.device_name = device_.info_.name;

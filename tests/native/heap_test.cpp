@@ -443,7 +443,9 @@ TEST(small_blocks_go_to_the_arena_where_slabs_have_no_addresses_left) {
     Heap heap(rig.shared, 2, PoolId{}, base, 2 * kPage, 62 * kPage, Options{});
     std::vector<Address> blocks(90);
     for (Address& block : blocks) CHECK(heap.allocate(100 << 10, &block) == Status::ok);
-    CHECK(heap.stats().arena_rounded != 0 && heap.stats().small.blocks.current == 90);
+    const HeapStats stats = heap.stats();
+    CHECK(stats.arena_rounded != 0 && stats.all.blocks.current == 90);
+    CHECK(stats.large.blocks.current != 0 && static_cast<Bytes>(stats.large.held.current) == stats.arena_rounded);
     heap.validate();
     CHECK(rig.model.used_bytes(0) <= 6 * kPage);
     CHECK(heap.block(blocks.back() + 5)->requested == 100 << 10);

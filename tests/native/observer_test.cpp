@@ -56,8 +56,8 @@ struct Device {
 
   // The pages shown, each with whether it is idle.
   std::map<Address, bool> check_layout() const {
+    const DeviceStats stats = allocator.stats(0);  // first: it notices frees that have completed
     const DeviceLayout layout = allocator.layout(0);
-    const DeviceStats stats = allocator.stats(0);
     std::map<Address, bool> shown;
     Bytes bytes = layout.spare, idle = layout.spare, live = 0, requested = 0, pending = 0;
     std::set<PhysicalHandle> frames;
