@@ -66,7 +66,7 @@ bool Uses::next(Look& look, Call* call) {
     } else {
       continue;
     }
-    --look.calls;
+    if (--look.calls == 0) turn_ = (turn_ + i + 1) % queues_.size();  // the next look goes on from here
     return true;
   }
   turn_ = queues_.empty() ? 0 : (turn_ + 1) % queues_.size();

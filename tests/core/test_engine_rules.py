@@ -291,7 +291,7 @@ def test_empty_cache_leaves_only_what_live_blocks_need() -> None:
 
 @pytest.mark.parametrize(
     ("conf", "fraction", "limit"),
-    [("memory_limit:20 MiB", 1.0, 20 * MIB), ("", 0.25, 32 * MIB), ("memory_limit:20 MiB", 0.1, 128 * MIB // 10)],
+    [("memory_limit:20 MiB", 1.0, 20 * MIB), ("", 0.25, 32 * MIB), ("memory_limit:20 MiB", 0.1, round(128 * MIB / 10))],
 )
 def test_no_more_is_held_than_the_limit(conf: str, fraction: float, limit: int) -> None:
     engine = engine_of(64, conf=conf)
