@@ -28,10 +28,18 @@ memory, MiB = torch.cuda.memory, 2**20
 def block(bytes):
     return torch.empty(int(bytes), dtype=torch.uint8, device="cuda")
 
-def check_sums(snapshot, pools=None):
+def figures():
+    # Statistics notice frees that have completed, which a snapshot does not: taken before it, until nothing changes.
+    stats = torch.cuda.memory_stats()
+    while True:
+        before, idle, stats = stats, poolalloc.memory_stats()["idle"]["current"], torch.cuda.memory_stats()
+        if before["active_bytes.all.current"] == stats["active_bytes.all.current"]:
+            return stats, idle
+
+def check_sums(snapshot, known=None):
     # Segments tile into blocks, and add up to what memory_stats says.
-    stats, sums, end = torch.cuda.memory_stats(), dict.fromkeys(("total", "allocated", "active", "requested"), 0), 0
-    idle = 0
+    stats, known_idle = known or figures()
+    sums, end, idle = dict.fromkeys(("total", "allocated", "active", "requested"), 0), 0, 0
     for segment in sorted(snapshot["segments"], key=lambda segment: segment["address"]):
         at = segment["address"]
         assert at >= end, "segments do not overlap"
@@ -52,7 +60,7 @@ def check_sums(snapshot, pools=None):
     assert sums["allocated"] == stats["allocated_bytes.all.current"]
     assert sums["active"] == stats["active_bytes.all.current"]
     assert sums["requested"] == stats["requested_bytes.all.current"]
-    assert idle == poolalloc.memory_stats()["idle"]["current"]
+    assert idle == known_idle
     kinds = {"small": "small_pool", "large": "large_pool"}
     for kind, pool in kinds.items():
         total = sum(segment["total_size"] for segment in snapshot["segments"] if segment["segment_type"] == kind)
@@ -153,13 +161,13 @@ def test_segments_and_entries_add_up(on_bridge: Callable, lag: int) -> None:
         draw, held = random.Random(3), []
         streams = [torch.cuda.default_stream(), torch.cuda.Stream(), torch.cuda.Stream()]
         shuffle(draw, 200, held, streams)
-        before = memory._snapshot()
-        check_sums(before)
+        known, before = figures(), memory._snapshot()
+        check_sums(before, known)
         memory._record_memory_history(stacks="python", context=None)
         for _ in range(15):
             shuffle(draw, 60, held, streams)
-            snapshot = memory._snapshot()
-            check_sums(snapshot)
+            known, snapshot = figures(), memory._snapshot()
+            check_sums(snapshot, known)
             check_told(snapshot, pages_of(before["segments"]))
         actions = {entry["action"] for entry in snapshot["device_traces"][0]}
         assert {"segment_map", "segment_unmap", "alloc", "free_requested", "free_completed"} <= actions
