@@ -232,15 +232,15 @@ SharedBlock Allocator::share(Address address) {
   throw UsageError("this address lies in no live block of poolalloc, so it cannot be shared");
 }
 
-bool Allocator::export_pages(const SharedBlock& block, std::size_t first, std::size_t count,
-                             std::vector<int>* descriptors) {
+bool Allocator::export_pieces(const SharedBlock& block, std::size_t first, std::size_t count,
+                              std::vector<SharedPiece>* pieces) {
   DeviceHeap* heap = existing(block.device);
-  return heap != nullptr && heap->export_pages(block, first, count, descriptors);
+  return heap != nullptr && heap->export_pieces(block, first, count, pieces);
 }
 
 Address Allocator::open_shared(DeviceIndex device, std::size_t pages,
-                               const std::function<int(std::size_t)>& descriptor_of) {
-  return device_heap(device).open_memory().open(pages, descriptor_of);
+                               const std::function<SharedPiece(std::size_t)>& piece_at) {
+  return device_heap(device).open_memory().open(pages, piece_at);
 }
 
 void Allocator::close_shared(DeviceIndex device, Address address) {

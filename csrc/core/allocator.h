@@ -99,12 +99,13 @@ class POOLALLOC_API Allocator {
   // A name for the live block that contains `address`, under which other processes can open its pages until it is
   // freed. Throws UsageError if there is no such block, or the device cannot share memory.
   SharedBlock share(Address address);
-  // File descriptors that name `count` pages of a shared block, from its page `first` on; the caller closes all that
-  // were appended. False if the block was freed. Throws DriverError.
-  bool export_pages(const SharedBlock& block, std::size_t first, std::size_t count, std::vector<int>* descriptors);
-  // Pages of another process at neighbouring addresses of `device`; `descriptor_of(page)` gives the file descriptor of
-  // each in turn, and may throw. Throws DriverError.
-  Address open_shared(DeviceIndex device, std::size_t pages, const std::function<int(std::size_t)>& descriptor_of);
+  // At most `count` pieces of the memory of a shared block, from the one on that starts at its page `first`; the caller
+  // closes all descriptors that were appended. False if the block was freed, or no piece starts there. Throws
+  // DriverError.
+  bool export_pieces(const SharedBlock& block, std::size_t first, std::size_t count, std::vector<SharedPiece>* pieces);
+  // So many pages of another process at neighbouring addresses of `device`; `piece_at(page)` gives the piece that starts
+  // there, in turn, and may throw. Throws DriverError.
+  Address open_shared(DeviceIndex device, std::size_t pages, const std::function<SharedPiece(std::size_t)>& piece_at);
   // Waits for the device first; during a capture it is put off.
   void close_shared(DeviceIndex device, Address address);
 

@@ -16,11 +16,13 @@ Arena::Arena(PageTable& residency, PageIndex first, int candidates)
       first_offset_(first * kPageBytes),
       candidates_(candidates),
       top_(first_offset_),
-      highest_(top_) {}
+      highest_(top_),
+      spans_(residency.spans()) {}
 
 Status Arena::allocate(Bytes bytes, Block** block) {
   if (bytes > kMaxBinnedBytes) return Status::out_of_memory;  // no device has so much, and no class of holes
   const Bytes size = round_up(bytes, kGranularity);
+  if (spans_) return allocate_in_spans(size, bytes, block);
   const Plan chosen = plan(size);
   if (chosen.score == kImpossible) return Status::not_supported;
   const Status status = residency_.acquire(page_of(chosen.offset), page_of(chosen.offset + size - 1), chosen.cost);
@@ -48,6 +50,10 @@ Status Arena::allocate_hole(Bytes bytes, Block** block) {
 }
 
 void Arena::free(Block* block) {
+  if (spans_) {
+    placed_in_a_row_ = 0;
+    cohorts_.left(block->size);
+  }
   residency_.release(page_of(block->offset), page_of(block->end() - 1));
   block->requested = 0;
   --live_blocks_;

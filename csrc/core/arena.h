@@ -7,6 +7,9 @@
 // to make resident and to map while memory is scarce. A block goes to either end of its hole, next to its neighbours;
 // where that needs the driver, to wherever inside the hole needs it least.
 //
+// Where memory comes in spans of many pages (span_residency.h) the rule is another (arena_spans.cpp): a *ready* place, whose
+// pages all have memory at hand, is always taken, the lowest one first; only where there is none are places priced.
+//
 // A block may be *kept* when it dies: it stays as it is, its pages too, and is in no index (exact_bins.h).
 //
 // Where memory comes in segments (segments.h) there are no fresh addresses: what is between segments is a *wall*, which
@@ -18,6 +21,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/cohorts.h"
 #include "core/hole_index.h"
 #include "core/page_table.h"
 #include "core/record_pool.h"
@@ -102,13 +106,22 @@ class Arena {
   std::uint64_t live_blocks() const { return live_blocks_; }
   std::uint64_t kept_blocks() const { return kept_blocks_; }
   std::uint64_t holes() const { return holes_.count(); }
-  Bytes metadata_bytes() const { return records_.bytes() + sizeof(*this); }
+  Bytes metadata_bytes() const { return records_.bytes() + cohorts_.bytes() + sizeof(*this); }
   // Gives back memory of its own that no block or hole needs now.
-  void shed() { records_.shed(); }
+  void shed() {
+    records_.shed();
+    cohorts_.shed();
+  }
   // Checks tiling, merging, the index and the owner slots; adds each live block to blocks_of.
   void validate(std::vector<std::uint32_t>& blocks_of) const;
 
  private:
+  static constexpr int kReadyHoles = 64;   // that are searched for ready pages, the smallest first
+  static constexpr std::size_t kRuns = 8;  // of ready pages, too short for a block, that may be completed for it
+  static constexpr PageIndex kWideRun = 64;
+  static constexpr std::uint32_t kBurst = 16;  // blocks with no free between them: from then on they lie side by side
+
+
   // A score holds up to 2^21 pages (4 TiB) of each kind of cost.
   static constexpr int kPagesBits = 21;
   static constexpr std::uint64_t kPagesMask = (std::uint64_t{1} << kPagesBits) - 1;
@@ -141,6 +154,41 @@ class Arena {
   void consider(Block* hole, Bytes offset, Plan* best) const;
   void look_at(Block* hole, Bytes offset, const PageTable::Cost& least, Plan* best) const;
   std::uint64_t score(const PageTable::Cost& cost, const Plan& plan) const;
+  // Where a block may go.
+  struct Place {
+    Block* hole = nullptr;  // null: at the top or above it
+    Bytes offset = 0;
+    double score = 1e300;  // lower is better
+    bool fresh = false;    // beyond all pages that were ever used
+
+    bool found() const { return score < 1e300; }
+  };
+  // Ready pages that are too few, with the free addresses around them.
+  struct Run {
+    Block* hole;
+    Bytes begin, end;
+  };
+
+  Status allocate_in_spans(Bytes size, Bytes requested, Block** block);
+  Place ready_place(Bytes size);
+  Place next_to_its_kind(Bytes size);
+  Place row_with_room(Bytes size, Bytes row);
+  Place beside_the_last(Bytes size);
+  // visit(hole, begin, end) for each run of ready pages in a hole, with what it has of its neighbours' pages.
+  template <typename Visit>
+  void visit_ready(Block* hole, Visit visit) const;
+  bool ready_at(Block* hole, Bytes offset, Bytes size) const;
+  Place at_end_of(Bytes end, Bytes size) const;
+  void look_for_ready(Block* hole, Bytes size, Place* best) const;
+  double ready_score(const Block* hole, Bytes offset) const;
+  void collect_runs(Bytes size);
+  void consider_ready(Block* hole, Bytes begin, Bytes end, Bytes size, Place* best) const;
+  Place priced_place(Bytes size);
+  void consider_price(Block* hole, Bytes offset, Bytes size, Place* best) const;
+  Status place_at_a_price(Bytes size, Place* place);
+  // Of a hole, or of the addresses from the top on.
+  Bytes low_of(const Block* hole) const { return hole != nullptr ? hole->offset : top_; }
+  Bytes high_of(const Block* hole) const { return hole != nullptr ? hole->end() : end_offset(); }
   Block* carve(Block* hole, Bytes offset, Bytes size);
   Block* covering(Bytes offset) const;
   Block* insert_between(Block* previous, Block* next, Bytes offset, Bytes size);
@@ -157,6 +205,12 @@ class Arena {
   Block* first_ = nullptr;
   Block* last_ = nullptr;
   HoleIndex<Block> holes_;
+  const bool spans_;          // memory comes in spans of many pages
+  std::vector<Run> runs_;     // of ready pages, when last collected
+  PageIndex fresh_from_ = 0;  // pages before it are left free behind a wide run of fresh ones, to be completed
+  Cohorts cohorts_;
+  Bytes last_end_ = 0;                 // of the block placed last
+  std::uint32_t placed_in_a_row_ = 0;  // with no free between them
   std::uint64_t live_blocks_ = 0;
   std::uint64_t kept_blocks_ = 0;
   RecordPool<Block, &Block::next, kChunk> records_;

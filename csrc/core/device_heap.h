@@ -76,7 +76,7 @@ class DeviceHeap {
   std::vector<BlockInfo> blocks(PoolId pool) const;
   // `address` lies in a heap of this device.
   SharedBlock share(Address address);
-  bool export_pages(const SharedBlock& block, std::size_t first, std::size_t count, std::vector<int>* descriptors);
+  bool export_pieces(const SharedBlock& block, std::size_t first, std::size_t count, std::vector<SharedPiece>* pieces);
   OpenMemory& open_memory() { return open_memory_; }
   PoolCheckpoint checkpoint(PoolId pool);
   CheckpointDelta restore(const PoolCheckpoint& checkpoint);

@@ -34,6 +34,7 @@
 #include "core/segments.h"
 #include "core/sharing.h"
 #include "core/slabs.h"
+#include "core/span_residency.h"
 #include "core/stats.h"
 #include "core/types.h"
 #include "core/uses.h"
@@ -68,7 +69,9 @@ struct DeviceShared {
         holdings(device, &observer),
         page_supply(driver, device, holdings),
         segment_supply(driver, device, holdings),
-        supply(segmented ? static_cast<Supply&>(segment_supply) : page_supply) {}
+        supply(segmented ? static_cast<Supply&>(segment_supply) : page_supply) {
+    page_supply.watch_resident(&resident.current, &resident.peak);
+  }
 
   Driver& driver;
   const DeviceIndex device;
@@ -203,9 +206,8 @@ class Heap final : private PageSupply::Lender {
   Bytes reclaim_waiting(std::uint32_t at_most_frames) noexcept;
   // A name for the live block that contains the address (sharing.h), the same each time; none if there is no block.
   std::optional<SharedBlock> share(Address address);
-  // What stands behind some of its pages. False if it was freed since, or there are no such pages.
-  bool shared_pages(const SharedBlock& block, std::size_t first, std::size_t count,
-                    std::vector<PhysicalHandle>* handles) const;
+  // What stands behind it. False if it was freed since.
+  bool shared_pieces(const SharedBlock& block, std::vector<PageTable::Piece>* pieces) const;
   // Gives back memory of the host that blocks and pages needed once.
   void shed() noexcept;
   // Whether any page is mapped, be it idle or on its way out.

@@ -28,6 +28,9 @@ class HoleIndex {
     return smallest_above(own);  // any hole of a higher class is large enough
   }
 
+  // Or null. From there on by Block::smaller.
+  Block* largest() const { return largest_; }
+
   void insert(Block* hole) {
     const int own = hole_class(hole->size);
     Block* larger = holes_[own].after(*hole);

@@ -8,88 +8,144 @@
 
 namespace poolalloc {
 
-Status PageSupply::take(std::size_t count, std::vector<PhysicalHandle>* pages) {
+namespace {
+
+Bytes bytes_of(const std::vector<PhysicalSpan>& spans) {
+  Bytes bytes = 0;
+  for (const PhysicalSpan& span : spans) bytes += span.pages * kPageBytes;
+  return bytes;
+}
+
+}  // namespace
+
+void PageSupply::change_spare(std::int64_t bytes) {
+  const Bytes before = spare_bytes_;
+  spare_bytes_ += static_cast<Bytes>(bytes);
+  tell_spare(before, spare_bytes_);
+}
+
+Status PageSupply::make(std::uint32_t pages, PhysicalHandle* handle) {
+  const Bytes bytes = pages * kPageBytes;
+  if (!holdings_.claim(bytes)) return Status::out_of_memory;
+  const Status status = driver_.create(device_, bytes, handle);
+  holdings_.settle(bytes, status == Status::ok ? bytes : 0);
+  std::uint32_t largest = largest_.load(std::memory_order_relaxed);
+  while (pages > largest && !largest_.compare_exchange_weak(largest, pages, std::memory_order_relaxed)) {
+  }
+  return status;
+}
+
+std::vector<PhysicalSpan> PageSupply::spare() const {
+  std::lock_guard guard(lock_);
+  return spare_;
+}
+
+// With the lock held: of these, what is spare; nothing unless `all` are, if that is asked.
+std::vector<PhysicalSpan> PageSupply::take_spare_among(std::vector<PhysicalHandle>* handles, bool all) {
+  std::sort(handles->begin(), handles->end());
+  const auto wanted = [&](const PhysicalSpan& span) {
+    return std::binary_search(handles->begin(), handles->end(), span.handle);
+  };
+  if (all && static_cast<std::size_t>(std::count_if(spare_.begin(), spare_.end(), wanted)) != handles->size()) return {};
+  const auto first = std::stable_partition(spare_.begin(), spare_.end(), std::not_fn(wanted));
+  const std::vector<PhysicalSpan> taken(first, spare_.end());
+  spare_.erase(first, spare_.end());
+  change_spare(-static_cast<std::int64_t>(bytes_of(taken)));
+  return taken;
+}
+
+bool PageSupply::take_all(std::vector<PhysicalHandle> handles) {
+  if (handles.empty()) return true;
+  Bytes left = 0;
+  {
+    std::lock_guard guard(lock_);
+    if (take_spare_among(&handles, true).empty()) return false;
+    left = spare_bytes_;
+  }
+  if (left < watched_) wake_();
+  return true;
+}
+
+std::vector<PhysicalHandle> PageSupply::take_these(std::vector<PhysicalHandle> pages) {
+  if (pages.empty()) return pages;
   std::vector<PhysicalHandle> taken;
+  std::lock_guard guard(lock_);
+  for (const PhysicalSpan& span : take_spare_among(&pages, false)) taken.push_back(span.handle);
+  return taken;
+}
+
+Status PageSupply::take(std::size_t count, std::vector<PhysicalHandle>* pages) {
+  std::vector<PhysicalSpan> taken;
   std::size_t missing = 0;
-  Bytes spare_left = 0;
+  Bytes left = 0;
   {
     std::lock_guard guard(lock_);
     const std::size_t spare = std::min(count, spare_.size());
     missing = count - spare;
     if (missing != 0 && !holdings_.claim(missing * kPageBytes)) return Status::out_of_memory;
-    taken = pop_spare(spare);
-    spare_left = spare_.size() * kPageBytes;
+    taken = pop_spare(spare * kPageBytes);
+    left = spare_bytes_;
   }
-  if (spare_left < watched_) wake_();
+  if (left < watched_) wake_();
   Status status = Status::ok;
   std::size_t made = 0;
   for (; made < missing && status == Status::ok; made += status == Status::ok) {
     PhysicalHandle page = 0;
     status = driver_.create(device_, kPageBytes, &page);
-    if (status == Status::ok) taken.push_back(page);
+    if (status == Status::ok) taken.push_back({page, 1});
   }
   if (missing != 0) holdings_.settle(missing * kPageBytes, made * kPageBytes);
   if (status == Status::ok) {
-    pages->insert(pages->end(), taken.begin(), taken.end());
+    for (const PhysicalSpan& span : taken) pages->push_back(span.handle);
   } else {
     std::lock_guard guard(lock_);
     spare_.insert(spare_.end(), taken.begin(), taken.end());
-    tell_spare((spare_.size() - taken.size()) * kPageBytes, spare_.size() * kPageBytes);
+    change_spare(static_cast<std::int64_t>(bytes_of(taken)));
   }
   return status;
 }
 
 Status PageSupply::take_spare(std::uint32_t* count, std::vector<PhysicalHandle>* pages) {
-  std::size_t left = 0;
+  Bytes left = 0;
   {
     std::lock_guard guard(lock_);
     if (spare_.size() < *count) {
       *count -= static_cast<std::uint32_t>(spare_.size());
       return Status::out_of_memory;
     }
-    const std::vector<PhysicalHandle> taken = pop_spare(*count);
-    pages->insert(pages->end(), taken.begin(), taken.end());
-    left = spare_.size();
+    for (const PhysicalSpan& span : pop_spare(*count * kPageBytes)) pages->push_back(span.handle);
+    left = spare_bytes_;
   }
-  if (left * kPageBytes < watched_) wake_();
+  if (left < watched_) wake_();
   return Status::ok;
 }
 
-// With the lock held; there are so many.
-std::vector<PhysicalHandle> PageSupply::pop_spare(std::size_t count) {
-  const auto first = spare_.end() - static_cast<std::ptrdiff_t>(count);
-  std::vector<PhysicalHandle> pages(first, spare_.end());
-  spare_.erase(first, spare_.end());
-  tell_spare((spare_.size() + count) * kPageBytes, spare_.size() * kPageBytes);
-  return pages;
-}
-
-std::vector<PhysicalHandle> PageSupply::take_these(std::vector<PhysicalHandle> pages) {
-  if (pages.empty()) return pages;
-  std::sort(pages.begin(), pages.end());
-  const auto wanted = [&](PhysicalHandle page) { return std::binary_search(pages.begin(), pages.end(), page); };
-  std::lock_guard guard(lock_);
-  const auto first = std::stable_partition(spare_.begin(), spare_.end(), std::not_fn(wanted));
-  std::vector<PhysicalHandle> taken(first, spare_.end());
-  spare_.erase(first, spare_.end());
-  tell_spare((spare_.size() + taken.size()) * kPageBytes, spare_.size() * kPageBytes);
-  return taken;
+// Spans to give, the last ones first, until they make so many bytes or a little more. With the lock held.
+std::vector<PhysicalSpan> PageSupply::pop_spare(Bytes bytes) {
+  std::vector<PhysicalSpan> spans;
+  for (Bytes found = 0; found < bytes && !spare_.empty(); spare_.pop_back()) {
+    spans.push_back(spare_.back());
+    found += spare_.back().pages * kPageBytes;
+  }
+  std::reverse(spans.begin(), spans.end());
+  change_spare(-static_cast<std::int64_t>(bytes_of(spans)));
+  return spans;
 }
 
 Status PageSupply::prepare(Bytes spare) noexcept {
   for (;;) {
+    std::uint32_t pages = 0;
     {
       std::lock_guard guard(lock_);
-      if (spare_.size() * kPageBytes >= spare) return Status::ok;
-      if (!holdings_.claim(kPageBytes)) return Status::out_of_memory;
+      if (spare_bytes_ >= spare) return Status::ok;
+      pages = static_cast<std::uint32_t>(
+          std::min<Bytes>(prepared_pages_, round_up(spare - spare_bytes_, kPageBytes) / kPageBytes));
     }
-    PhysicalHandle page = 0;
-    const Status status = driver_.create(device_, kPageBytes, &page);
-    holdings_.settle(kPageBytes, status == Status::ok ? kPageBytes : 0);
+    PhysicalHandle handle = 0;
+    Status status = make(pages, &handle);
+    for (; status == Status::out_of_memory && pages > 1; status = make(pages, &handle)) pages /= 2;
     if (status != Status::ok) return status;
-    std::lock_guard guard(lock_);
-    spare_.push_back(page);
-    tell_spare((spare_.size() - 1) * kPageBytes, spare_.size() * kPageBytes);
+    give({handle, pages});
   }
 }
 
@@ -98,43 +154,48 @@ void PageSupply::watch_spare(Bytes spare, std::function<void()> wake) {
   wake_ = std::move(wake);
 }
 
-void PageSupply::give(PhysicalHandle page) {
+void PageSupply::give(PhysicalSpan span) {
   std::lock_guard guard(lock_);
-  spare_.push_back(page);
-  tell_spare((spare_.size() - 1) * kPageBytes, spare_.size() * kPageBytes);
+  spare_.push_back(span);
+  change_spare(static_cast<std::int64_t>(span.pages * kPageBytes));
 }
 
 Bytes PageSupply::destroy_spare(Bytes bytes) noexcept {
-  std::vector<PhysicalHandle> pages;
+  std::vector<PhysicalSpan> spans;
   {
     std::lock_guard guard(lock_);
-    pages = pop_spare(std::min<std::size_t>(bytes / kPageBytes, spare_.size()));
+    spans = pop_spare(bytes);
   }
-  if (pages.empty()) return 0;
-  std::vector<PhysicalHandle> kept = end_loans(&pages);
-  const std::size_t all = pages.size();
-  std::erase_if(pages, [this](PhysicalHandle page) { return driver_.destroy(device_, page) == Status::ok; });
-  const Bytes destroyed = (all - pages.size()) * kPageBytes;
-  kept.insert(kept.end(), pages.begin(), pages.end());
+  if (spans.empty()) return 0;
+  std::vector<PhysicalSpan> kept = end_loans(&spans);
+  const Bytes all = bytes_of(spans);
+  std::erase_if(spans,
+                [this](const PhysicalSpan& span) { return driver_.destroy(device_, span.handle) == Status::ok; });
+  const Bytes destroyed = all - bytes_of(spans);
+  kept.insert(kept.end(), spans.begin(), spans.end());
   std::lock_guard guard(lock_);
   spare_.insert(spare_.end(), kept.begin(), kept.end());
-  tell_spare((spare_.size() - kept.size()) * kPageBytes, spare_.size() * kPageBytes);
+  change_spare(static_cast<std::int64_t>(bytes_of(kept)));
   holdings_.count_destroyed(destroyed);
   return destroyed;
 }
 
-// Returns those whose loans do not end now, and removes them from `pages`.
-std::vector<PhysicalHandle> PageSupply::end_loans(std::vector<PhysicalHandle>* pages) {
-  const std::vector<PhysicalHandle> all = *pages;
+// Returns those whose loans do not end now, and removes them from `spans`.
+std::vector<PhysicalSpan> PageSupply::end_loans(std::vector<PhysicalSpan>* spans) {
+  std::vector<PhysicalHandle> ending;
+  for (const PhysicalSpan& span : *spans) ending.push_back(span.handle);
   {
     const std::lock_guard guard(lenders_mutex_);
-    for (Lender* lender : lenders_) lender->end_loans(pages);
+    for (Lender* lender : lenders_) lender->end_loans(&ending);
   }
-  if (pages->size() == all.size()) return {};
-  std::vector<PhysicalHandle> kept, gone = *pages;
-  std::sort(gone.begin(), gone.end());
-  std::copy_if(all.begin(), all.end(), std::back_inserter(kept),
-               [&](PhysicalHandle page) { return !std::binary_search(gone.begin(), gone.end(), page); });
+  if (ending.size() == spans->size()) return {};
+  std::sort(ending.begin(), ending.end());
+  const auto stays = [&](const PhysicalSpan& span) {
+    return !std::binary_search(ending.begin(), ending.end(), span.handle);
+  };
+  std::vector<PhysicalSpan> kept;
+  std::copy_if(spans->begin(), spans->end(), std::back_inserter(kept), stays);
+  std::erase_if(*spans, stays);
   return kept;
 }
 
@@ -150,9 +211,18 @@ void PageSupply::remove_lender(Lender* lender) {
 
 std::uint64_t PageSupply::room() const { return (spare_bytes() + holdings_.room()) / kPageBytes; }
 
+bool PageSupply::has_room(std::uint64_t pages) const {
+  const auto reserved = static_cast<Bytes>(holdings_.reserved().current);
+  return reserved + pages * kPageBytes <= holdings_.limit();
+}
+
+std::uint64_t PageSupply::held_pages() const {
+  return static_cast<Bytes>(holdings_.reserved().current) / kPageBytes;
+}
+
 Bytes PageSupply::spare_bytes() const {
   std::lock_guard guard(lock_);
-  return spare_.size() * kPageBytes;
+  return spare_bytes_;
 }
 
 }  // namespace poolalloc

@@ -1,6 +1,7 @@
 #include "core/page_table.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "core/check.h"
 
@@ -83,8 +84,51 @@ PageIndex PageTable::cheapest_run(PageIndex first, PageIndex last, std::uint32_t
   return best;
 }
 
+PageIndex PageTable::next_ready(PageIndex first, PageIndex end) const {
+  constexpr std::uint64_t kMask = kEach * (kUsable | kResident), kReady = kEach * kUsable;
+  const std::uint8_t* const states = state_.data();
+  std::uint64_t eight;
+  while (first + 8 <= end) {
+    std::memcpy(&eight, states + first, 8);
+    const std::uint64_t other = (eight & kMask) ^ kReady;  // a byte is zero where the page is ready
+    if (const std::uint64_t zero = (other - kEach) & ~other & kEach << 7; zero != 0)
+      return first + static_cast<PageIndex>(std::countr_zero(zero)) / 8;
+    first += 8;
+  }
+  while (first < end && !ready(first)) ++first;
+  return first;
+}
+
+PageIndex PageTable::next_not_ready(PageIndex first, PageIndex end) const {
+  constexpr std::uint64_t kMask = kEach * (kUsable | kResident), kReady = kEach * kUsable;
+  const std::uint8_t* const states = state_.data();
+  std::uint64_t eight;
+  while (first + 8 <= end) {
+    std::memcpy(&eight, states + first, 8);
+    if (const std::uint64_t other = (eight & kMask) ^ kReady; other != 0)
+      return first + static_cast<PageIndex>(std::countr_zero(other)) / 8;
+    first += 8;
+  }
+  while (first < end && ready(first)) ++first;
+  return first;
+}
+
+PageIndex PageTable::after_repeats(PageIndex first, PageIndex last) const {
+  if (!has_aliases_ || (count(first, last).any & kAliased) == 0 || !rings_.any_repeats(first, last)) return first;
+  for (PageIndex page = first; page <= last; ++page)
+    if ((state_[page] & kAliased) != 0 && rings_.repeats(page, first)) first = rings_.next(page) + 1;
+  return first;
+}
+
+PageIndex PageTable::first_repeat(PageIndex first, PageIndex last) const {
+  if (!has_aliases_ || (count(first, last).any & kAliased) == 0) return kNoPage;
+  for (PageIndex page = first; page <= last; ++page)
+    if ((state_[page] & kAliased) != 0 && rings_.repeats(page, first)) return page;
+  return kNoPage;
+}
+
 void PageTable::touch(PageIndex first, PageIndex last) {
-  Span& span = touched_[last >= touched_[1].first];
+  Range& span = touched_[last >= touched_[1].first];
   if (last >= span.end) span.end = last + 1;
   for (PageIndex part = first / kPartPages; part <= last / kPartPages; ++part) {
     used_parts_ += !part_used_[part];
@@ -161,7 +205,7 @@ void PageTable::shed_tables() {
       }
     }
   }
-  for (Span& span : touched_)
+  for (Range& span : touched_)
     while (span.end > span.first && (state_[span.end - 1] == 0)) --span.end;
 }
 
@@ -175,7 +219,7 @@ void PageTable::discard(PageIndex first, PageIndex end) {
 
 void PageTable::validate(const std::vector<std::uint32_t>& blocks_of) const {
   Bytes resident = 0;
-  for (const Span& part : touched_)
+  for (const Range& part : touched_)
     for (PageIndex page = part.first; page < part.end; ++page) {
       const std::uint8_t state = state_[page];
       POOLALLOC_ENSURE(((state & kResident) != 0) == (blocks_of[page] != 0), "a page is resident if blocks overlap it");

@@ -87,6 +87,43 @@ class PageTable {
   // How many pages may be created although others are idle: what the option `growth` allows.
   virtual std::uint32_t headroom() const { return 0; }
 
+  // --- where memory comes in spans of many pages (span_residency.h)
+  virtual bool spans() const { return false; }
+  // Whether a block may come to pages first .. last with no driver call: each is usable, and none of their memory is at
+  // hand for two of them.
+  bool usable(PageIndex first, PageIndex last) const {
+    const Tally tally = count(first, last);
+    if (tally.usable != last - first + 1) return false;
+    return (tally.any & kAliased) == 0 || !rings_.any_repeats(first, last);
+  }
+  // The lowest page from `first` on, before `end`, that is ready (or is not); `end` if there is none.
+  PageIndex next_ready(PageIndex first, PageIndex end) const;
+  PageIndex next_not_ready(PageIndex first, PageIndex end) const;
+  // The lowest page from which on none of first .. last has memory that another of them has as well.
+  PageIndex after_repeats(PageIndex first, PageIndex last) const;
+  // The lowest page of first .. last whose memory a page before it has as well; kNoPage if there is none.
+  PageIndex first_repeat(PageIndex first, PageIndex last) const;
+
+  // What placing a block at pages that are not all ready would take: microseconds of the driver, and what it is worth
+  // not to grow.
+  struct Price {
+    bool possible = false;
+    double cost = 0;
+  };
+  // Whether new memory may be made, as far as the source allows.
+  virtual void may_grow(bool) {}
+  // A placement found no memory: so many pages are missing.
+  void lack(std::uint32_t pages) { missing_ = pages; }
+  // Looks at what there is, before prices are asked for one placement.
+  virtual void take_stock() {}
+  virtual Price price(PageIndex, PageIndex) const { return {}; }
+  // The longest row of pieces of memory inside [first, end) in which nothing is live; `*start` is its first page.
+  virtual std::uint32_t longest_idle_row(PageIndex, PageIndex, PageIndex*) const { return 0; }
+  // Pages of the widest piece of memory that is live in part: its idle tail may serve a run that has so much room
+  // before it.
+  virtual std::uint32_t widest_partial() const { return 0; }
+  // ---
+
   // Pages of the second part from here on were never used: they are empty.
   PageIndex untouched() const { return touched_[1].end; }
 
@@ -170,8 +207,9 @@ class PageTable {
   // makes its pages unusable, the caller waits until earlier work of the stream has completed, unmap_detached asks the
   // driver, return_detached hands the memory to the supply.
   struct Leaving {
-    PageIndex page = kNoPage;
+    PageIndex page = kNoPage;  // the first
     PhysicalHandle handle = 0;
+    std::uint32_t pages = 1;
     bool unmapped = false;
   };
   using Detached = std::vector<Leaving>;
@@ -207,8 +245,14 @@ class PageTable {
   virtual void return_left_behind() = 0;
   // Access to every page with memory once more, since the device has another peer now.
   virtual Status allow_access_to_mapped() = 0;
-  // The physical memory under resident pages, in pieces of one page. False if it is in other pieces.
-  virtual bool handles(PageIndex, PageIndex, std::vector<PhysicalHandle>*) const { return false; }
+  // One physical handle, mapped whole from a page on.
+  struct Piece {
+    PhysicalHandle handle = 0;
+    PageIndex start = 0;
+    std::uint32_t pages = 0;
+  };
+  // The physical memory under resident pages, in the pieces that are mapped. False if it has no handles.
+  virtual bool pieces(PageIndex, PageIndex, std::vector<Piece>*) const { return false; }
   // Hands all memory to the supply, whatever lives there.
   virtual void return_all() = 0;
 
@@ -218,7 +262,7 @@ class PageTable {
   // visit(first, last, idle) for each run of pages at which memory counts (observer.h), by address.
   template <typename Visit>
   void visit_counted(Visit visit) const {
-    for (const Span& part : touched_)
+    for (const Range& part : touched_)
       for (PageIndex first = part.first, last; first < part.end; first = last + 1) {
         last = first;
         if (!counts(first)) continue;
@@ -263,14 +307,14 @@ class PageTable {
 
   static constexpr std::uint64_t kEach = 0x0101010101010101;  // one in each byte of a word
 
-  struct Span {
+  struct Range {
     PageIndex first, end;
   };
 
   bool asked_back(PageIndex page) const { return (state_[page] & asked_back_) != 0; }
   // Whether a blocked or aliased page can be had at the price of driver calls: it is not on its way out, and nothing
   // uses its mapping any more, as all work enqueued before its last block died has completed.
-  bool replaceable(PageIndex page) const {
+  virtual bool replaceable(PageIndex page) const {
     return may_unmap_ && (state_[page] & (kAliased | kAway)) != 0 && idle_since_[page] <= completed_;
   }
   // Memory for every page of the range that has none, or whose own is replaced. ok: all are live, by their states. On
@@ -305,7 +349,7 @@ class PageTable {
   AliasRings rings_;                  // of pages with memory
   LazyArray<std::uint16_t> sharers_;  // blocks that overlap a resident page, but for one
   LazyArray<Tick> idle_since_;        // when its last block died
-  Span touched_[2];                   // of each part, the pages that may have been used
+  Range touched_[2];                   // of each part, the pages that may have been used
   Tick tick_ = 0;                     // counts releases
   Tick completed_ = 0;                // the stream's work before this tick is done
   Counter resident_, held_;

@@ -151,7 +151,7 @@ void Residency::limit_mappings(std::size_t wanted) {
   const std::uint64_t made = supply_.mappings() + wanted;
   if (made <= max_mappings_ || !may_unmap_) return;
   std::vector<Victim> unused;
-  for (const Span& part : touched_)
+  for (const Range& part : touched_)
     for (PageIndex page = part.first; page < part.end; ++page)
       if ((state_[page] & (kAliased | kAway)) != 0 && (state_[page] & kResident) == 0 && replaceable(page))
         unused.push_back({idle_since_[page], page});
@@ -217,7 +217,7 @@ PageIndex Residency::oldest_idle() {
       if (still_idle(victim)) return victim.page;
     }
     if (look == 1 || idle_frames() == 0) return kNoPage;
-    for (const Span& part : touched_) {
+    for (const Range& part : touched_) {
       for (PageIndex page = part.first; page < part.end; ++page) {
         if (page % 8 == 0 && page + 8 <= part.end) {
           std::uint64_t eight;
@@ -450,7 +450,7 @@ void Residency::detach_left_behind(Detached* detached) {
 }
 
 void Residency::detach_blocked(Detached* detached) {
-  for (const Span& part : touched_) {
+  for (const Range& part : touched_) {
     for (PageIndex page = part.first; page < part.end; ++page) {
       if ((state_[page] & kBlocked) == 0 || frame_[page] == kDetached) continue;
       const PhysicalHandle handle = frames_[frame_[page]].handle;
@@ -519,7 +519,7 @@ void Residency::return_left_behind() {
 
 Status Residency::allow_access_to_mapped() {
   const auto mapped = [this](PageIndex page) { return frame_[page] != kNoFrame && frame_[page] != kDetached; };
-  for (const Span& part : touched_)
+  for (const Range& part : touched_)
     for (PageIndex first = part.first, end; first < part.end; first = end + 1) {
       for (end = first; end < part.end && mapped(end);) ++end;
       if (end == first) continue;
@@ -529,16 +529,16 @@ Status Residency::allow_access_to_mapped() {
   return Status::ok;
 }
 
-bool Residency::handles(PageIndex first, PageIndex last, std::vector<PhysicalHandle>* handles) const {
-  for (PageIndex page = first; page <= last; ++page) handles->push_back(frames_[frame_[page]].handle);
+bool Residency::pieces(PageIndex first, PageIndex last, std::vector<Piece>* pieces) const {
+  for (PageIndex page = first; page <= last; ++page) pieces->push_back({frames_[frame_[page]].handle, page, 1});
   return true;
 }
 
 void Residency::return_all() {
-  for (const Span& part : touched_)
+  for (const Range& part : touched_)
     for (PageIndex page = part.first; page < part.end; ++page)
       if (counts(page)) count_moves(page, kNoPage);
-  for (const Span& part : touched_)
+  for (const Range& part : touched_)
     for (PageIndex page = part.first; page < part.end; ++page)
       if (state_[page] != 0) driver_.unmap(device_, address_of(page), kPageBytes);
   for (const Frame& frame : frames_)
@@ -592,7 +592,7 @@ void Residency::validate(const std::vector<std::uint32_t>& blocks_of) const {
       }
     }
   };
-  for (const Span& part : touched_)
+  for (const Range& part : touched_)
     for (PageIndex page = part.first; page < part.end; ++page) check_page(page);
   std::uint32_t held = 0, aliases = 0;
   for (FrameIndex index = 1; index < frames_.size(); ++index) {

@@ -62,7 +62,7 @@ class Residency final : public PageTable {
   void detach_lent(const std::vector<PhysicalHandle>& handles, Detached* detached) override;
   void return_left_behind() override;
   Status allow_access_to_mapped() override;
-  bool handles(PageIndex first, PageIndex last, std::vector<PhysicalHandle>* handles) const override;
+  bool pieces(PageIndex first, PageIndex last, std::vector<Piece>* pieces) const override;
   void return_all() override;
   void shed() override;
   Bytes metadata_bytes() const override;

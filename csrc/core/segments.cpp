@@ -135,7 +135,7 @@ void Segments::detach(std::uint32_t at_most, Usable usable, Detached* detached) 
     const std::uint32_t held = static_cast<std::uint32_t>(place->second.segment.bytes / kPageBytes);
     pages += held;
     leaving_ += held;
-    detached->push_back({place->first, 0, true});
+    detached->push_back({place->first, 0, 1, true});
   }
 }
 
@@ -218,7 +218,7 @@ void Segments::validate(const std::vector<std::uint32_t>& blocks_of) const {
   POOLALLOC_ENSURE(held_.current == static_cast<std::int64_t>(held), "segments held are counted");
   POOLALLOC_ENSURE(mappings_ == pages, "pages with memory are those of segments");
   POOLALLOC_ENSURE(leaving_ == leaving, "segments on their way out are counted");
-  for (const Span& part : touched_)
+  for (const Range& part : touched_)
     for (PageIndex page = part.first; page < part.end; ++page) {
       if (state_[page] == 0) continue;
       const auto after = segments_.upper_bound(page);

@@ -24,20 +24,24 @@ std::optional<SharedBlock> Heap::share(Address address) {
   std::uint64_t& name = names_[offset];
   set_attention();
   if (name == 0) name = ++last_id;
-  const Bytes first = offset / kPageBytes * kPageBytes;
-  return SharedBlock{shared_.device, base_ + first, round_up(offset + found.size, kPageBytes) - first, name,
-                     base_ + offset};
+  std::vector<PageTable::Piece> pieces;
+  pages_.pieces(static_cast<PageIndex>(offset / kPageBytes),
+                static_cast<PageIndex>((offset + found.size - 1) / kPageBytes), &pieces);
+  const Bytes first = pieces.front().start * kPageBytes;
+  const Bytes end = (Bytes{pieces.back().start} + pieces.back().pages) * kPageBytes;
+  return SharedBlock{shared_.device, base_ + first, end - first, name, base_ + offset};
 }
 
-bool Heap::shared_pages(const SharedBlock& block, std::size_t first, std::size_t count,
-                        std::vector<PhysicalHandle>* handles) const {
+bool Heap::shared_pieces(const SharedBlock& block, std::vector<PageTable::Piece>* pieces) const {
   const Guard guard(*this);
-  const auto name = names_.find(block.block - base_);
+  const Bytes offset = block.block - base_;
+  const auto name = names_.find(offset);
   if (name == names_.end() || name->second != block.id) return false;
-  const auto page = static_cast<PageIndex>((block.block - base_) / kPageBytes + first);
-  const Bytes size = find(block.block - base_).size;
-  if (count == 0 || page + count - 1 > (block.block - base_ + size - 1) / kPageBytes) return false;
-  return pages_.handles(page, static_cast<PageIndex>(page + count - 1), handles);
+  const Bytes size = find(offset).size;
+  if (size == 0 || !pages_.pieces(static_cast<PageIndex>(offset / kPageBytes),
+                                  static_cast<PageIndex>((offset + size - 1) / kPageBytes), pieces))
+    return false;
+  return block.pages == address_of(pieces->front().start * kPageBytes);
 }
 
 SharedBlock DeviceHeap::share(Address address) {
@@ -52,23 +56,24 @@ SharedBlock DeviceHeap::share(Address address) {
   return *block;
 }
 
-bool DeviceHeap::export_pages(const SharedBlock& block, std::size_t first, std::size_t count,
-                              std::vector<int>* descriptors) {
+bool DeviceHeap::export_pieces(const SharedBlock& block, std::size_t first, std::size_t count,
+                               std::vector<SharedPiece>* shared) {
   // A heap of a pool could go while it is asked, if the name is stale: not while it is visited.
   const Visit visit = all_heaps();
   const auto heap = std::find(visit.heaps.begin(), visit.heaps.end(), addresses_.find(block.block));
-  std::vector<PhysicalHandle> handles;
-  if (heap == visit.heaps.end() || !(*heap)->shared_pages(block, first, count, &handles)) return false;
-  const std::size_t before = descriptors->size();
-  for (PhysicalHandle handle : handles) {
-    int descriptor = -1;
-    if (shared_.driver.export_handle(shared_.device, handle, &descriptor) != Status::ok) break;
-    descriptors->push_back(descriptor);
+  std::vector<PageTable::Piece> pieces;
+  if (heap == visit.heaps.end() || !(*heap)->shared_pieces(block, &pieces)) return false;
+  const PageIndex from = pieces.front().start + static_cast<PageIndex>(first);
+  const auto wanted = std::find_if(pieces.begin(), pieces.end(), [&](const auto& piece) { return piece.start == from; });
+  for (auto piece = wanted; piece != pieces.end() && shared->size() < count; ++piece) {
+    SharedPiece made{-1, piece->pages};
+    if (shared_.driver.export_handle(shared_.device, piece->handle, &made.descriptor) != Status::ok)
+      throw DriverError("memory cannot be shared: " + shared_.driver.last_error());
+    shared->push_back(made);
   }
-  if (descriptors->size() - before < count)
-    throw DriverError("a page cannot be shared: " + shared_.driver.last_error());
-  // Only if the block has lived all the time were those its pages.
-  return (*heap)->shared_pages(block, first, count, &handles);
+  // Only if the block has lived all the time were those its pieces.
+  pieces.clear();
+  return !shared->empty() && (*heap)->shared_pieces(block, &pieces);
 }
 
 // --- open of others ----------------------------------------------------------------------------------------------
@@ -78,7 +83,7 @@ OpenMemory::~OpenMemory() {
   for (const Range& range : ranges_) drop(NoCapture::unchecked(), range, range.bytes);
 }
 
-Address OpenMemory::open(std::size_t pages, const std::function<int(std::size_t)>& descriptor_of) {
+Address OpenMemory::open(std::size_t pages, const std::function<SharedPiece(std::size_t)>& piece_at) {
   close_what_is_closing();
   Driver& driver = shared_.driver;
   const DeviceIndex device = shared_.device;
@@ -89,13 +94,16 @@ Address OpenMemory::open(std::size_t pages, const std::function<int(std::size_t)
   };
   try {
     check(driver.reserve(device, range.bytes, kPageBytes, &range.address));
-    for (std::size_t page = 0; page < pages; ++page) {
+    while (mapped < range.bytes) {
       PhysicalHandle handle = 0;
-      check(driver.import_handle(device, descriptor_of(page), &handle));
-      const Status status = driver.map(device, range.address + mapped, kPageBytes, handle);
+      const SharedPiece piece = piece_at(mapped / kPageBytes);
+      const Bytes bytes = piece.pages * kPageBytes;
+      check(bytes != 0 && bytes <= range.bytes - mapped ? driver.import_handle(device, piece.descriptor, &handle)
+                                                        : Status::failed);
+      const Status status = driver.map(device, range.address + mapped, bytes, handle);
       driver.destroy(device, handle);  // the mapping keeps the memory
       check(status);
-      mapped += kPageBytes;
+      mapped += bytes;
     }
     check(driver.allow_access(device, range.address, range.bytes));
   } catch (...) {

@@ -194,8 +194,13 @@ PageIndex Slabs::take_page_index() {
     if (residency_.at_hand(free_pages_[i])) return take(i);
     if (usable == count && !residency_.blocked(free_pages_[i])) usable = i;
   }
+  // Memory may have come to fresh pages together with that of a page before.
+  while (fresh_ < pages_ && (usable == count || residency_.at_hand(fresh_))) {
+    const PageIndex page = fresh_++;
+    if (!residency_.blocked(page)) return page;
+    free_pages_.push_back(page);
+  }
   if (usable != count) return take(usable);
-  if (fresh_ < pages_) return fresh_++;
   for (std::size_t i = look_from; i-- > 0;)
     if (!residency_.blocked(free_pages_[i])) return take(i);
   return kNoPage;

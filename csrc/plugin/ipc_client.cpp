@@ -43,9 +43,10 @@ class Connection {
  public:
   explicit Connection(const Name& name) : name_(name) { connect_again(); }
 
-  // The descriptors of so many pages, in the place of those that are there.
-  void ask(std::uint64_t first, std::uint64_t count, Descriptors* descriptors) {
-    const Request request{name_, first, count};
+  // The pieces of memory from this page on, as many as come at a time. Their descriptors take the place of those that
+  // are there.
+  std::vector<SharedPiece> ask(std::uint64_t first, Descriptors* descriptors) {
+    const Request request{name_, first, ipc::kBatch};
     Reply reply;
     bool cut = false;
     // The other side may close a connection that was silent while others came. Every request stands alone.
@@ -57,9 +58,12 @@ class Connection {
     if (reply.answer == Answer::kFreed)
       fail("it was freed there. The process that shares a tensor must keep it until others have opened it");
     if (reply.answer == Answer::kRefused) fail("it runs another version of poolalloc");
-    if (reply.answer != Answer::kPages) fail(std::string(reply.text, strnlen(reply.text, sizeof reply.text)));
+    if (reply.answer != Answer::kPieces) fail(std::string(reply.text, strnlen(reply.text, sizeof reply.text)));
     if (cut) fail("this process may open no more files (ulimit -n)");
-    if (descriptors->all.size() != count) fail("its answer makes no sense");
+    if (descriptors->all.empty() || descriptors->all.size() > ipc::kBatch) fail("its answer makes no sense");
+    std::vector<SharedPiece> pieces;
+    for (const int descriptor : descriptors->all) pieces.push_back({descriptor, reply.pages[pieces.size()]});
+    return pieces;
   }
 
  private:
@@ -158,12 +162,14 @@ std::shared_ptr<void> ipc_open(const std::string& text, DeviceIndex device) {
   {
     Connection connection(name);
     Descriptors descriptors;
-    const std::uint64_t pages = name.bytes / kPageBytes;
-    address = plugin_allocator().open_shared(device, pages, [&](std::size_t page) {
-      if (page % ipc::kBatch == 0) {
-        connection.ask(page, std::min<std::uint64_t>(pages - page, ipc::kBatch), &descriptors);
+    std::vector<SharedPiece> pieces;
+    std::size_t next = 0;
+    address = plugin_allocator().open_shared(device, name.bytes / kPageBytes, [&](std::size_t page) {
+      if (next == pieces.size()) {
+        pieces = connection.ask(page, &descriptors);
+        next = 0;
       }
-      return descriptors.all[page % ipc::kBatch];
+      return pieces[next++];
     });
   }
   std::shared_ptr<void> memory(reinterpret_cast<void*>(address),

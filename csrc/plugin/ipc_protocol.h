@@ -14,7 +14,7 @@
 
 namespace poolalloc::ipc {
 
-inline constexpr std::uint64_t kVersion = 0x312d6370692d6170;  // "pa-ipc-1"
+inline constexpr std::uint64_t kVersion = 0x322d6370692d6170;  // "pa-ipc-2"
 inline constexpr std::size_t kBatch = 64;                      // descriptors in one reply; the kernel takes 253
 
 using Secret = std::array<unsigned char, 16>;
@@ -31,14 +31,15 @@ struct Name {
 
 struct Request {
   Name name;
-  std::uint64_t first = 0, count = 0;
+  std::uint64_t first = 0, count = 0;  // pieces of memory from this page on, at most so many
 };
 
-enum class Answer : std::uint32_t { kPages, kFreed, kRefused, kFailed };
+enum class Answer : std::uint32_t { kPieces, kFreed, kRefused, kFailed };
 struct Reply {
   Answer answer = Answer::kFailed;
   std::uint32_t count = 0;
-  char text[248] = {};  // of kFailed
+  std::uint32_t pages[kBatch] = {};  // of each piece
+  char text[248] = {};               // of kFailed
 };
 
 // An abstract address: no file, gone with its last socket.

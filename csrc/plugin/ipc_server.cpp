@@ -78,14 +78,19 @@ class Server {
       reply->answer = Answer::kRefused;
       return;
     }
+    std::vector<SharedPiece> pieces;
     try {
       const SharedBlock block{static_cast<DeviceIndex>(name.device), name.pages, name.bytes, name.id, name.block};
-      const bool there = plugin_allocator().export_pages(block, request.first, request.count, descriptors);
-      reply->answer = there ? Answer::kPages : Answer::kFreed;
+      const bool there = plugin_allocator().export_pieces(block, request.first, request.count, &pieces);
+      reply->answer = there ? Answer::kPieces : Answer::kFreed;
     } catch (const std::exception& error) {
       std::snprintf(reply->text, sizeof reply->text, "%s", error.what());
     }
-    if (reply->answer == Answer::kPages) return;
+    for (const SharedPiece& piece : pieces) {
+      reply->pages[descriptors->size()] = piece.pages;
+      descriptors->push_back(piece.descriptor);
+    }
+    if (reply->answer == Answer::kPieces) return;
     for (const int descriptor : *descriptors) close(descriptor);  // of a block that was freed meanwhile
     descriptors->clear();
   }

@@ -31,7 +31,7 @@ struct Rig {
             socket,
             [this](const Request& request, Reply* reply, std::vector<int>* descriptors) {
               asked.push_back(request.first);
-              reply->answer = Answer::kPages;
+              reply->answer = Answer::kPieces;
               for (std::uint64_t i = 0; i < request.count; ++i) descriptors->push_back(dup(0));
             },
             limits) {}

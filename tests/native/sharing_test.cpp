@@ -8,6 +8,7 @@
 #include "check.h"
 #include "core/allocator.h"
 #include "driver/model_driver.h"
+#include "growing.h"
 
 using namespace poolalloc;
 
@@ -16,7 +17,8 @@ namespace {
 constexpr Bytes kMiB = Bytes{1} << 20;
 
 struct Process {
-  explicit Process(std::uint64_t device_pages = 128, bool shareable = true, bool segments = false)
+  explicit Process(std::uint64_t device_pages = 128, bool shareable = true, bool segments = false,
+                   std::string_view growth = "tight")
       : model([&] {
           ModelOptions options;
           options.memory_bytes = device_pages * kPageBytes;
@@ -24,12 +26,12 @@ struct Process {
           return options;
         }()),
         allocator(model, [&] {
-          Options options;
+          Options options = growing(growth);
           options.segments = segments;
           return options;
         }()) {}
   ~Process() {
-    for (const int each : descriptors) close(each);
+    for (const SharedPiece& each : pieces) close(each.descriptor);
     allocator.validate();
     CHECK(model.violations() == 0);
   }
@@ -41,19 +43,18 @@ struct Process {
     return handle;
   }
   bool export_all(const SharedBlock& block) {
-    return allocator.export_pages(block, 0, block.bytes / kPageBytes, &descriptors);
+    return allocator.export_pieces(block, 0, block.bytes / kPageBytes + pieces.size(), &pieces);
   }
   // As another process would. The descriptors are of a block whose export has just been asked for.
   Address open(const SharedBlock& block) {
+    std::size_t next = pieces.size();
     CHECK(export_all(block));
-    const std::size_t pages = block.bytes / kPageBytes;
-    const std::size_t first = descriptors.size() - pages;
-    return allocator.open_shared(0, pages, [&](std::size_t page) { return descriptors[first + page]; });
+    return allocator.open_shared(0, block.bytes / kPageBytes, [&](std::size_t) { return pieces[next++]; });
   }
 
   ModelDriver model;
   Allocator allocator;
-  std::vector<int> descriptors;
+  std::vector<SharedPiece> pieces;
 };
 
 TEST(whoever_opens_a_block_sees_its_pages) {
@@ -106,12 +107,25 @@ TEST(only_the_pages_of_the_block_are_given_out) {
   Process process;
   const SharedBlock block = process.allocator.share(process.allocator.allocate(9 * kMiB, 0, 0));
   const std::size_t pages = block.bytes / kPageBytes;
-  CHECK(process.allocator.export_pages(block, pages - 1, 1, &process.descriptors));
-  CHECK(process.descriptors.size() == 1);
-  CHECK(!process.allocator.export_pages(block, pages - 1, 2, &process.descriptors));
-  CHECK(!process.allocator.export_pages(block, pages, 1, &process.descriptors));
-  CHECK(!process.allocator.export_pages(block, 0, 0, &process.descriptors));
-  CHECK(process.descriptors.size() == 1);
+  CHECK(process.allocator.export_pieces(block, 0, 64, &process.pieces));
+  std::size_t shared = 0;
+  for (const SharedPiece& piece : process.pieces) shared += piece.pages;
+  CHECK(shared == pages);
+  std::vector<SharedPiece> none;
+  CHECK(!process.allocator.export_pieces(block, pages, 1, &none));
+  CHECK(!process.allocator.export_pieces(block, 0, 0, &none));
+  CHECK(none.empty());
+}
+
+TEST(a_piece_of_many_pages_is_opened_whole) {
+  Process process(128, true, false, "balanced");
+  const Address shared = process.allocator.allocate(9 * kMiB, 0, 0);
+  const SharedBlock block = process.allocator.share(shared);
+  CHECK(block.pages <= shared && shared + 9 * kMiB <= block.pages + block.bytes);
+  const Address opened = process.open(block);
+  CHECK(process.pieces.size() == 1 && process.pieces[0].pages > 1);
+  CHECK(process.under(opened + (shared - block.pages)) == process.under(shared));
+  process.allocator.close_shared(0, opened);
 }
 
 TEST(what_is_open_stays_where_it_is_and_lives_on) {
@@ -162,15 +176,15 @@ TEST(what_cannot_be_opened_leaves_nothing_behind) {
   CHECK(process.export_all(block));
   const std::size_t pages = block.bytes / kPageBytes;
   const Bytes used = process.model.used_bytes(0);
-  const auto third_fails = [&](std::size_t page) -> int {
+  const auto third_fails = [&](std::size_t page) -> SharedPiece {
     if (page == 2) throw std::runtime_error("the other process has ended");
-    return process.descriptors[page];
+    return process.pieces[page];
   };
   CHECK_THROWS(process.allocator.open_shared(0, pages, third_fails), std::runtime_error);
   for (const DriverCall call :
        {DriverCall::reserve, DriverCall::import_handle, DriverCall::map, DriverCall::allow_access}) {
     process.model.fail(call, 1, Status::failed);
-    CHECK_THROWS(process.allocator.open_shared(0, pages, [&](std::size_t page) { return process.descriptors[page]; }),
+    CHECK_THROWS(process.allocator.open_shared(0, pages, [&](std::size_t page) { return process.pieces[page]; }),
                  DriverError);
   }
   CHECK(process.model.used_bytes(0) == used && process.model.failures_waiting() == 0);
