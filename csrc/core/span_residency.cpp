@@ -22,7 +22,7 @@ SpanRules rules() {
 
 }  // namespace
 
-SpanResidency::Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split,
+SpanResidency::SpanResidency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split,
                      PageIndex pages, const Options& options, PageJournal* journal)
     : PageTable(split, pages, journal),
       driver_(driver),
