@@ -116,9 +116,10 @@ OPTIONS = (
         0,
         "tight | balanced | fast",
         (
-            "What a block gets when its pages have no memory while other pages lie idle. tight: idle memory, before "
-            "any is created. balanced: new memory up to 5 % over the most that was live, then idle memory. fast: new "
-            "memory until the device or the limit is nearly full."
+            "Memory or driver time while shapes change. tight: pieces of 2 MiB, and idle memory before any is "
+            "created: the least memory, the most driver time. balanced: pieces of up to 256 MiB, whatever costs the "
+            "driver least while little more is held than the peak of live data. fast: the same, but new memory first "
+            "until the device or the limit is nearly full."
         ),
     ),
     Option(
@@ -230,9 +231,10 @@ class Options:
     to take about 520,000. Allowed: 1024 to 1.09951e+12 (mappings).
     """
     growth: str = "tight"
-    """What a block gets when its pages have no memory while other pages lie idle. tight: idle memory, before any is
-    created. balanced: new memory up to 5 % over the most that was live, then idle memory. fast: new memory until the
-    device or the limit is nearly full. Allowed: tight, balanced or fast.
+    """Memory or driver time while shapes change. tight: pieces of 2 MiB, and idle memory before any is created: the
+    least memory, the most driver time. balanced: pieces of up to 256 MiB, whatever costs the driver least while little
+    more is held than the peak of live data. fast: the same, but new memory first until the device or the limit is
+    nearly full. Allowed: tight, balanced or fast.
     """
     prealloc: int = 0
     """Physical memory created when a device is first used, so that a program does not wait for the driver while it

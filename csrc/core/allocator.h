@@ -103,8 +103,8 @@ class POOLALLOC_API Allocator {
   // closes all descriptors that were appended. False if the block was freed, or no piece starts there. Throws
   // DriverError.
   bool export_pieces(const SharedBlock& block, std::size_t first, std::size_t count, std::vector<SharedPiece>* pieces);
-  // So many pages of another process at neighbouring addresses of `device`; `piece_at(page)` gives the piece that starts
-  // there, in turn, and may throw. Throws DriverError.
+  // So many pages of another process at neighbouring addresses of `device`; `piece_at(page)` gives the piece that
+  // starts there, in turn, and may throw. Throws DriverError.
   Address open_shared(DeviceIndex device, std::size_t pages, const std::function<SharedPiece(std::size_t)>& piece_at);
   // Waits for the device first; during a capture it is put off.
   void close_shared(DeviceIndex device, Address address);

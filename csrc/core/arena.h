@@ -7,8 +7,9 @@
 // to make resident and to map while memory is scarce. A block goes to either end of its hole, next to its neighbours;
 // where that needs the driver, to wherever inside the hole needs it least.
 //
-// Where memory comes in spans of many pages (span_residency.h) the rule is another (arena_spans.cpp): a *ready* place, whose
-// pages all have memory at hand, is always taken, the lowest one first; only where there is none are places priced.
+// Where memory comes in spans of many pages (span_residency.h) the rule is another (arena_spans.cpp): a *ready* place,
+// whose pages all have memory at hand, is always taken, the lowest one first; only where there is none are places
+// priced.
 //
 // A block may be *kept* when it dies: it stays as it is, its pages too, and is in no index (exact_bins.h).
 //
@@ -120,7 +121,6 @@ class Arena {
   static constexpr std::size_t kRuns = 8;  // of ready pages, too short for a block, that may be completed for it
   static constexpr PageIndex kWideRun = 64;
   static constexpr std::uint32_t kBurst = 16;  // blocks with no free between them: from then on they lie side by side
-
 
   // A score holds up to 2^21 pages (4 TiB) of each kind of cost.
   static constexpr int kPagesBits = 21;

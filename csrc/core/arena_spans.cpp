@@ -1,5 +1,5 @@
-// Where blocks go if memory comes in spans of many pages (span_residency.h): a ready place, the lowest one first; else the
-// place whose pages cost least, in microseconds of the driver.
+// Where blocks go if memory comes in spans of many pages (span_residency.h): a ready place, the lowest one first; else
+// the place whose pages cost least, in microseconds of the driver.
 //
 // Source: the order among ready places, the rows of growing blocks and the candidates at a price were found on recorded
 // programs (docs/design/spans.md).
@@ -101,8 +101,8 @@ Arena::Place Arena::beside_the_last(Bytes size) {
   int left = kReadyHoles;
   for (Block* hole = holes_.largest(); hole != nullptr && hole->size >= size && left-- > 0; hole = hole->smaller) {
     PageIndex start = 0;
-    const std::uint32_t row = residency_.longest_idle_row(page_of(round_up(hole->offset, kPageBytes)),
-                                                          page_of(hole->end()), &start);
+    const std::uint32_t row =
+        residency_.longest_idle_row(page_of(round_up(hole->offset, kPageBytes)), page_of(hole->end()), &start);
     if (row <= longest || !ready_at(hole, start * kPageBytes, size)) continue;
     longest = row;
     best = {hole, start * kPageBytes, 0, false};
@@ -116,7 +116,8 @@ void Arena::visit_ready(Block* hole, Visit visit) const {
   const Bytes low = low_of(hole), high = high_of(hole);
   const PageIndex first = page_of(round_up(low, kPageBytes)), whole_end = page_of(high);
   const PageIndex end = hole != nullptr ? whole_end : std::min(whole_end, std::max(first, residency_.untouched()));
-  for (PageIndex run = residency_.next_ready(first, end), run_end; run < end; run = residency_.next_ready(run_end, end)) {
+  for (PageIndex run = residency_.next_ready(first, end), run_end; run < end;
+       run = residency_.next_ready(run_end, end)) {
     run_end = residency_.next_not_ready(run, end);
     const Bytes from = run == first ? low : run * kPageBytes;
     if (!visit(from, run_end == whole_end && hole != nullptr ? high : run_end * kPageBytes)) return;

@@ -46,7 +46,8 @@ std::vector<PhysicalSpan> PageSupply::take_spare_among(std::vector<PhysicalHandl
   const auto wanted = [&](const PhysicalSpan& span) {
     return std::binary_search(handles->begin(), handles->end(), span.handle);
   };
-  if (all && static_cast<std::size_t>(std::count_if(spare_.begin(), spare_.end(), wanted)) != handles->size()) return {};
+  if (all && static_cast<std::size_t>(std::count_if(spare_.begin(), spare_.end(), wanted)) != handles->size())
+    return {};
   const auto first = std::stable_partition(spare_.begin(), spare_.end(), std::not_fn(wanted));
   const std::vector<PhysicalSpan> taken(first, spare_.end());
   spare_.erase(first, spare_.end());
@@ -216,9 +217,7 @@ bool PageSupply::has_room(std::uint64_t pages) const {
   return reserved + pages * kPageBytes <= holdings_.limit();
 }
 
-std::uint64_t PageSupply::held_pages() const {
-  return static_cast<Bytes>(holdings_.reserved().current) / kPageBytes;
-}
+std::uint64_t PageSupply::held_pages() const { return static_cast<Bytes>(holdings_.reserved().current) / kPageBytes; }
 
 Bytes PageSupply::spare_bytes() const {
   std::lock_guard guard(lock_);

@@ -1,6 +1,6 @@
-// Physical memory of one device in spans of whole pages: created within the limit, kept when nobody needs it, given back
-// on request. One supply serves every heap of the device, small and large blocks alike; that is where most of the last
-// percents of memory are (docs/design/placement.md). Not for addresses: residency.h says where a page appears.
+// Physical memory of one device in spans of whole pages: created within the limit, kept when nobody needs it, given
+// back on request. One supply serves every heap of the device, small and large blocks alike; that is where most of the
+// last percents of memory are (docs/design/placement.md). Not for addresses: residency.h says where a page appears.
 #pragma once
 
 #include <atomic>

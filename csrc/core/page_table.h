@@ -349,7 +349,7 @@ class PageTable {
   AliasRings rings_;                  // of pages with memory
   LazyArray<std::uint16_t> sharers_;  // blocks that overlap a resident page, but for one
   LazyArray<Tick> idle_since_;        // when its last block died
-  Range touched_[2];                   // of each part, the pages that may have been used
+  Range touched_[2];                  // of each part, the pages that may have been used
   Tick tick_ = 0;                     // counts releases
   Tick completed_ = 0;                // the stream's work before this tick is done
   Counter resident_, held_;

@@ -64,7 +64,8 @@ bool DeviceHeap::export_pieces(const SharedBlock& block, std::size_t first, std:
   std::vector<PageTable::Piece> pieces;
   if (heap == visit.heaps.end() || !(*heap)->shared_pieces(block, &pieces)) return false;
   const PageIndex from = pieces.front().start + static_cast<PageIndex>(first);
-  const auto wanted = std::find_if(pieces.begin(), pieces.end(), [&](const auto& piece) { return piece.start == from; });
+  const auto wanted =
+      std::find_if(pieces.begin(), pieces.end(), [&](const auto& piece) { return piece.start == from; });
   for (auto piece = wanted; piece != pieces.end() && shared->size() < count; ++piece) {
     SharedPiece made{-1, piece->pages};
     if (shared_.driver.export_handle(shared_.device, piece->handle, &made.descriptor) != Status::ok)

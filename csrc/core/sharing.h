@@ -42,8 +42,8 @@ class OpenMemory {
   OpenMemory(const OpenMemory&) = delete;
   OpenMemory& operator=(const OpenMemory&) = delete;
 
-  // So many pages at neighbouring addresses; `piece_at(page)` gives the piece that starts there when it is its turn, and
-  // may throw. Throws DriverError.
+  // So many pages at neighbouring addresses; `piece_at(page)` gives the piece that starts there when it is its turn,
+  // and may throw. Throws DriverError.
   Address open(std::size_t pages, const std::function<SharedPiece(std::size_t)>& piece_at);
   // Waits for the device, since work may still come through the mappings; during a capture that must wait, and is done
   // with a later call.

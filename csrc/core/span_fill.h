@@ -31,12 +31,12 @@ struct DriverPrices {
 // By which rules a heap grows.
 struct SpanRules {
   DriverPrices prices;
-  std::uint32_t largest = 1;   // no new span has more pages
-  double page_price = 1e6;     // microseconds that a new page beyond the budget is worth
-  std::uint32_t smallest_growth = 1;   // pages, where there is room beside the run
+  std::uint32_t largest = 1;          // no new span has more pages
+  double page_price = 1e6;            // microseconds that a new page beyond the budget is worth
+  std::uint32_t smallest_growth = 1;  // pages, where there is room beside the run
   std::uint32_t largest_growth = 1;
-  double growth_part = 0;      // of what is held, between the two
-  double budget_part = 0;      // of the peak of resident pages, may be held beyond it before growth costs more than time
+  double growth_part = 0;  // of what is held, between the two
+  double budget_part = 0;  // of the peak of resident pages, may be held beyond it before growth costs more than time
 };
 
 // What there is to fill a run with.
@@ -65,12 +65,12 @@ struct Fill {
     std::uint32_t pages;
   };
   bool possible = false;
-  std::vector<Piece> pieces;     // by address
-  std::uint32_t lead = 0;        // pages of the first that lie before the run
+  std::vector<Piece> pieces;  // by address
+  std::uint32_t lead = 0;     // pages of the first that lie before the run
   std::uint32_t new_pages = 0;
-  std::uint32_t slack = 0;       // of them, pages that nobody needs yet
+  std::uint32_t slack = 0;  // of them, pages that nobody needs yet
   double microseconds = 0;
-  double cost = 0;               // and what the new pages beyond the budget are worth
+  double cost = 0;  // and what the new pages beyond the budget are worth
 };
 
 // A run of empty pages.
@@ -82,9 +82,9 @@ struct EmptyRun {
 
 // How many pages may be made.
 struct GrowthRoom {
-  std::int64_t free = 0;              // at the price of the driver alone
+  std::int64_t free = 0;                   // at the price of the driver alone
   std::uint64_t most = ~std::uint64_t{0};  // at all
-  std::uint32_t chunk = 1;            // growth is at least so much, where there is room for it
+  std::uint32_t chunk = 1;                 // growth is at least so much, where there is room for it
 };
 
 // excluded(index) tells which entries of the stock are taken.
@@ -206,7 +206,8 @@ void SpanFiller<Excluded>::look(const Entry* tail) {
       consider(way, microseconds + map(*enough));
     }
     if (most != nullptr) end_with_growth(way, left - most->head, most, microseconds + map(*most));
-    if (const Entry* larger = smallest_larger_than(left); larger != nullptr && larger->pages - left <= run_.room_after) {
+    if (const Entry* larger = smallest_larger_than(left);
+        larger != nullptr && larger->pages - left <= run_.room_after) {
       way.end = End::larger;
       way.last = larger;
       consider(way, microseconds + map(*larger));

@@ -23,7 +23,7 @@ SpanRules rules() {
 }  // namespace
 
 SpanResidency::SpanResidency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split,
-                     PageIndex pages, const Options& options, PageJournal* journal)
+                             PageIndex pages, const Options& options, PageJournal* journal)
     : PageTable(split, pages, journal),
       driver_(driver),
       device_(device),
@@ -518,8 +518,7 @@ void SpanResidency::limit_mappings(std::size_t wanted) {
   if (made <= max_mappings_ || !may_unmap_) return;
   std::vector<std::pair<Tick, MappingIndex>> unused;
   for (MappingIndex index = 1; index < mappings_list_.size(); ++index)
-    if (mappings_list_[index].span != 0 && droppable(index))
-      unused.push_back({last_use(mappings_list_[index]), index});
+    if (mappings_list_[index].span != 0 && droppable(index)) unused.push_back({last_use(mappings_list_[index]), index});
   std::size_t going = std::min<std::size_t>(unused.size(), made - max_mappings_ + kMore);
   std::sort(unused.begin(), unused.end());
   for (const auto& [since, index] : unused) {
@@ -749,8 +748,7 @@ void SpanResidency::detach_blocked(Detached* detached) {
 
 void SpanResidency::unmap_detached(Detached* detached) const {
   for (Leaving& leaving : *detached)
-    leaving.unmapped =
-        driver_.unmap(device_, address_of(leaving.page), leaving.pages * kPageBytes) == Status::ok;
+    leaving.unmapped = driver_.unmap(device_, address_of(leaving.page), leaving.pages * kPageBytes) == Status::ok;
 }
 
 std::uint32_t SpanResidency::return_detached(const Detached& detached) {
@@ -840,8 +838,7 @@ void SpanResidency::return_all() {
     if (!span.away) supply_.give({span.handle, span.pages});
   }
   for (const Detached* list : {&postponed_, &left_behind_})
-    for (const Leaving& leaving : *list)
-      driver_.unmap(device_, address_of(leaving.page), leaving.pages * kPageBytes);
+    for (const Leaving& leaving : *list) driver_.unmap(device_, address_of(leaving.page), leaving.pages * kPageBytes);
   for (const auto& [handle, parting] : parting_)
     if (parting.span_goes) supply_.give({handle, parting.pages});
   tell_journal();
@@ -893,9 +890,9 @@ void SpanResidency::validate(const std::vector<std::uint32_t>& blocks_of) const 
         ++detached;
       } else if (mapping_[page] != kNoMapping) {
         const Mapping& mapping = mappings_list_[mapping_[page]];
-        POOLALLOC_ENSURE(mapping.span != 0 && page >= mapping.start &&
-                             page < mapping.start + spans_[mapping.span].pages,
-                         "a page belongs to the mapping that covers it");
+        POOLALLOC_ENSURE(
+            mapping.span != 0 && page >= mapping.start && page < mapping.start + spans_[mapping.span].pages,
+            "a page belongs to the mapping that covers it");
         ++mapped;
       }
     }

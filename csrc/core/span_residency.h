@@ -47,7 +47,7 @@ class SpanResidency final : public PageTable {
 
   // Pages 0 .. pages - 1 of addresses from `base` on, which are reserved.
   SpanResidency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split, PageIndex pages,
-            const Options& options = {}, PageJournal* journal = nullptr);
+                const Options& options = {}, PageJournal* journal = nullptr);
 
   Address base() const { return base_; }
   Address address_of(PageIndex page) const { return base_ + page * kPageBytes; }
@@ -100,7 +100,7 @@ class SpanResidency final : public PageTable {
   struct Mapping {
     SpanIndex span = 0;
     PageIndex start = 0;
-    MappingIndex next = kNoMapping;          // of the same span, or of unused records
+    MappingIndex next = kNoMapping;     // of the same span, or of unused records
     mutable std::uint32_t dropped = 0;  // by the placement of this number
   };
   // A span with mappings that are to be unmapped; once the last has gone, so does the span if it is to.
@@ -125,7 +125,7 @@ class SpanResidency final : public PageTable {
   struct Taken {
     PhysicalHandle handle = 0;
     std::uint32_t pages = 0;
-    SpanIndex span = 0;      // 0: it comes from the supply
+    SpanIndex span = 0;  // 0: it comes from the supply
     PageIndex start = 0;
   };
 
@@ -192,22 +192,22 @@ class SpanResidency final : public PageTable {
   const DeviceIndex device_;
   PageSupply& supply_;
   const Address base_;
-  LazyArray<MappingIndex> mapping_;      // of a page
-  std::vector<Span> spans_;              // [0] is a placeholder
-  std::vector<Mapping> mappings_list_;   // so is [0]
+  LazyArray<MappingIndex> mapping_;     // of a page
+  std::vector<Span> spans_;             // [0] is a placeholder
+  std::vector<Mapping> mappings_list_;  // so is [0]
   std::vector<SpanIndex> unused_spans_;
   std::vector<MappingIndex> unused_mappings_;
   std::unordered_map<PhysicalHandle, SpanIndex> spans_by_handle_;
   const bool fast_;  // growth: new memory before idle memory, as long as there is room
   const SpanRules rules_;
   const std::uint64_t max_mappings_;
-  SpanStock stock_;                        // when last taken
-  std::vector<PhysicalSpan> spare_;        // of the supply, then
-  std::uint32_t widest_partial_ = 0;       // of its spans that are live in part
+  SpanStock stock_;                   // when last taken
+  std::vector<PhysicalSpan> spare_;   // of the supply, then
+  std::uint32_t widest_partial_ = 0;  // of its spans that are live in part
   enum class Making { grows, just_enough, none };
   Making making_ = Making::grows;        // new memory, as far as the source allows
   Making first_making_ = Making::grows;  // how the next placement begins
-  mutable std::uint32_t number_ = 0;       // of the placement that is judged
+  mutable std::uint32_t number_ = 0;     // of the placement that is judged
   mutable std::vector<std::uint32_t> spare_taken_;
   std::unordered_map<PhysicalHandle, Parting> parting_;
   Detached postponed_;    // not waited for
