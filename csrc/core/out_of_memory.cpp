@@ -38,14 +38,13 @@ Idle idle_of(const OutOfMemoryFigures& figures) {
   Idle idle;
   idle.removable = figures.stats.unmapped;
   for (const HeapStats& heap : figures.stats.heaps) {
-    if (heap.stream == figures.stream && heap.pool == figures.pool)
+    const bool own = heap.stream == figures.stream && heap.pool == figures.pool;
+    if (own || (heap.idle_in_pools == 0 && !figures.capturing))
       idle.removable += heap.removable;
     else if (heap.idle_in_pools != 0)
       idle.in_pools += heap.idle_in_pools;
-    else if (figures.capturing)
-      idle.by_capture += static_cast<Bytes>(heap.idle.current);
     else
-      idle.removable += heap.removable;
+      idle.by_capture += static_cast<Bytes>(heap.idle.current);
   }
   return idle;
 }

@@ -67,6 +67,7 @@ void SpanResidency::take_stock() {
   widest_partial_ = 0;
   const bool room = (fast_ || own_) && source_ != Source::none && making_ == Making::grows && supply_.room() != 0;
   std::vector<std::pair<Tick, SpanStock::Entry>> whole;
+  whole.reserve(spare_.size() + spans_.size());
   for (std::uint32_t i = 0; i < spare_.size(); ++i)
     whole.push_back({0, {i | SpanStock::kSpare, spare_[i].pages, spare_[i].pages, spare_[i].pages}});
   for (SpanIndex index = 1; index < spans_.size(); ++index) {
@@ -575,6 +576,7 @@ std::vector<SpanResidency::SpanIndex> SpanResidency::idle_spans(Tick since) cons
     return a.first != b.first ? a.first < b.first : start(a.second) < start(b.second);
   });
   std::vector<SpanIndex> spans;
+  spans.reserve(found.size());
   for (const auto& each : found) spans.push_back(each.second);
   return spans;
 }

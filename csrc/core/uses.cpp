@@ -103,7 +103,7 @@ Uses::Batches::iterator Uses::place_of(Queue& queue, std::uint64_t number) {
 }
 
 // What was freed before and could not be recorded then lies before the event as well.
-void Uses::join_unrecorded(Queue& queue, Batches::iterator batch) {
+void Uses::join_unrecorded(Queue& queue, const Batches::iterator& batch) {
   auto first = batch;
   while (first != queue.batches.begin() && !std::prev(first)->recorded()) {
     --first;
@@ -119,7 +119,7 @@ void Uses::forget_places(Queue& queue) {
     if (batch.event == 0) batch.place = {};
 }
 
-void Uses::retire(Queue& queue, Batches::iterator batch, std::vector<Done>* done) {
+void Uses::retire(Queue& queue, const Batches::iterator& batch, std::vector<Done>* done) {
   give_event(queue.stream.device, batch->event);
   for (Entry* entry : batch->blocks) {
     if (--entry->second.waits != 0) continue;

@@ -140,9 +140,9 @@ class Uses {
 
   Queue& queue_of(Stream stream);
   static Batches::iterator place_of(Queue& queue, std::uint64_t number);
-  static void join_unrecorded(Queue& queue, Batches::iterator batch);
+  static void join_unrecorded(Queue& queue, const Batches::iterator& batch);
   static void forget_places(Queue& queue);
-  void retire(Queue& queue, Batches::iterator batch, std::vector<Done>* done);
+  void retire(Queue& queue, const Batches::iterator& batch, std::vector<Done>* done);
   void drop_empty_queues();
   void count_pending(std::size_t pending) {
     pending_ = pending;

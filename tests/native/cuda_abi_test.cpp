@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <string_view>
 #include <type_traits>
 
 namespace {
@@ -25,8 +26,15 @@ template <typename R1, typename... A, typename R2, typename... B>
 struct Same<R1 (*)(A...), R2 (*)(B...)> : std::bool_constant<sizeof(R1) == sizeof(R2) && (same_passing<A, B> && ...)> {
 };
 
+// Since CUDA 13 the header has these only in a form with the data of edges. The driver is asked for the form of
+// CUDA 11.3 (cuda_api.cpp), which cuda.h no longer declares.
+constexpr bool has_newer_form(std::string_view name) {
+  return CUDA_VERSION >= 13000 && (name == "StreamGetCaptureInfo" || name == "GraphNodeGetDependencies");
+}
+
 // The header renames each to its newest form (cuMemAlloc to cuMemAlloc_v2), the one that cuGetProcAddress returns.
-#define X(name, parameters) static_assert(Same<decltype(cuda::Api::name), decltype(&cu##name)>::value, #name);
+#define X(name, parameters) \
+  static_assert(Same<decltype(cuda::Api::name), decltype(&cu##name)>::value || has_newer_form(#name), #name);
 POOLALLOC_CUDA_FUNCTIONS(X)
 #undef X
 
