@@ -135,7 +135,6 @@ LEFT_TO_TORCH = {
     "getMemoryInfo": "asks the device",
     "initialized": "says what init() has set",
     "is_simple_data_ptr": "compares data and context, which are the same",
-    "name": "torch compares it with the name of its own allocator",
 }
 
 
