@@ -6,6 +6,7 @@ is done, and what physical memory the modelled device says lies under an address
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -213,7 +214,7 @@ class Oracle:
     # --- what it knows --------------------------------------------------------------------------------------------
 
     def limit(self, device: int) -> int:
-        limit = int(self.fraction[device] * self.memory)
+        limit = math.floor(self.fraction[device] * self.memory + 0.5)
         return min(limit, int(self.options["memory_limit"])) if self.options["memory_limit"] else limit
 
     def pool(self, device: int, pool_id: Pool) -> PrivatePool | None:
