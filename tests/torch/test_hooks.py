@@ -101,7 +101,6 @@ address = tensor.data_ptr()
 with torch.cuda.stream(side):
     tensor.add_(1)
 tensor.record_stream(side)
-assert calls("set_record_stream_fn") == 1
 del tensor
 pending = poolalloc.memory_stats()["pending"]["current"]
 reused_at_once = block(64).data_ptr() == address
@@ -204,7 +203,6 @@ for shared in (None, 0):
         del y
     graphs.append(graph)
     outputs.append(z)
-assert calls("set_begin_allocate_to_pool") == calls("set_end_allocate_to_pool_fn") == 2
 pools = poolalloc.fragmentation().pools
 assert len(pools) == 2, pools
 (private,) = [share for pool, share in pools.items() if pool != (0, 0)]
