@@ -52,7 +52,6 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
         ("import", str(SHIPPED), "-o", "sink"),
         ("replay", "run.npz", "--json", "sink"),
         ("replay", "run.npz", "--html", "sink"),
-        ("plan", "run.npz", "--seconds", "0", "-o", "sink"),
         ("tune", "run.npz", "--trials", "1", "-o", "sink"),
     ],
 )

@@ -84,7 +84,7 @@ def test_out_of_memory_is_a_plain_runtime_error(on_sim: Callable) -> None:
         except torch.OutOfMemoryError:
             raise AssertionError("torch.OutOfMemoryError works now: take it out of the list")
         except RuntimeError as error:
-            assert "poolalloc: out of memory" in str(error)
+            assert "CUDA out of memory. Tried to allocate 1024.00 GiB" in str(error)
         """
     )
 
