@@ -99,11 +99,12 @@ def test_reading_metrics_while_threads_allocate(on_sim: Callable) -> None:
         def work():
             while not done.is_set():
                 torch.empty(5 << 20, device="cuda")
+        torch.empty(5 << 20, device="cuda")
         threads = [threading.Thread(target=work) for _ in range(2)]
         for thread in threads:
             thread.start()
         for _ in range(20):
-            assert "poolalloc_reserved_bytes" in read(server) or not poolalloc.memory_stats()["allocations"]
+            assert "poolalloc_reserved_bytes" in read(server)
         done.set()
         for thread in threads:
             thread.join()
