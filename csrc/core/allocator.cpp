@@ -44,7 +44,9 @@ DeviceHeap& Allocator::make_device_heap(DeviceIndex device) {
   auto heap =
       std::make_unique<DeviceHeap>(*driver_, device, *addresses_, *gate_, oom_callbacks_, options_, plan_.get());
   heap->observe(observers_.empty() ? nullptr : &observers_);
-  if (fraction_ != options_.memory_fraction) heap->set_fraction(fraction_);
+  const double fraction = wanted_[device].fraction.value_or(fraction_);
+  if (fraction != options_.memory_fraction) heap->set_fraction(fraction);
+  if (wanted_[device].limit) heap->set_limit(*wanted_[device].limit);
   heap->preallocate();
   if (tended(options_)) {
     if (caretaker_ == nullptr) {
@@ -176,7 +178,12 @@ void check_fraction(double fraction) {
 
 void Allocator::set_memory_fraction(double fraction, DeviceIndex device) {
   check_fraction(fraction);
-  device_heap(device).set_fraction(fraction);
+  check_device(device);
+  {
+    std::lock_guard guard(mutex_);
+    wanted_[device].fraction = fraction;
+  }
+  if (DeviceHeap* heap = existing(device)) heap->set_fraction(fraction);
 }
 
 void Allocator::set_memory_fraction(double fraction) {
@@ -184,14 +191,16 @@ void Allocator::set_memory_fraction(double fraction) {
   {
     std::lock_guard guard(mutex_);
     fraction_ = fraction;
+    for (Wanted& wanted : wanted_) wanted.fraction.reset();
   }
   for (DeviceIndex device : devices()) existing(device)->set_fraction(fraction);  // may call a pool's own allocator
 }
 
 double Allocator::memory_fraction(DeviceIndex device) const {
   if (const DeviceHeap* heap = existing(device)) return heap->fraction();
+  check_device(device);
   std::lock_guard guard(mutex_);
-  return fraction_;
+  return wanted_[device].fraction.value_or(fraction_);
 }
 
 Bytes Allocator::trim(Bytes target, DeviceIndex device, bool wait) {
@@ -204,12 +213,19 @@ void Allocator::set_memory_limit(Bytes bytes, DeviceIndex device) {
   if (bytes != 0 && bytes < kPageBytes)
     throw UsageError("a memory limit of " + format_bytes(bytes) + " is less than one page of " +
                      format_bytes(kPageBytes) + ", so nothing could be allocated");
-  device_heap(device).set_limit(bytes);
+  check_device(device);
+  {
+    std::lock_guard guard(mutex_);
+    wanted_[device].limit = bytes;
+  }
+  if (DeviceHeap* heap = existing(device)) heap->set_limit(bytes);
 }
 
 Bytes Allocator::memory_limit(DeviceIndex device) const {
-  const DeviceHeap* heap = existing(device);
-  return heap != nullptr ? heap->limit() : options_.memory_limit;
+  if (const DeviceHeap* heap = existing(device)) return heap->limit();
+  check_device(device);
+  std::lock_guard guard(mutex_);
+  return wanted_[device].limit.value_or(options_.memory_limit);
 }
 
 void Allocator::allow_peer(DeviceIndex device, DeviceIndex peer) {

@@ -182,6 +182,12 @@ class POOLALLOC_API Allocator {
   ObserverList observers_;
   double fraction_;
   static constexpr int kMaxDevices = 64;
+  // What was set for a device that is not in use: it takes effect when the device is, since making it opens a context.
+  struct Wanted {
+    std::optional<double> fraction;
+    std::optional<Bytes> limit;
+  };
+  Wanted wanted_[kMaxDevices];
   std::atomic<DeviceHeap*> heaps_[kMaxDevices] = {};
   std::atomic<EventLog*> log_{nullptr};
   std::vector<std::unique_ptr<EventLog>> logs_;  // closed ones stay: a thread may be about to add to one
