@@ -382,6 +382,14 @@ DeviceStats Allocator::stats(DeviceIndex device) const {
   } else {
     check_device(device);
     stats.device = device;
+    std::lock_guard guard(mutex_);
+    const Wanted& wanted = wanted_[device];
+    DeviceInfo info;
+    if ((wanted.fraction || wanted.limit) && driver_->device_info(device, &info) == Status::ok) {
+      stats.total_bytes = info.total_bytes;
+      stats.limit_bytes = DeviceHeap::limit_of(wanted.fraction.value_or(fraction_),
+                                               wanted.limit.value_or(options_.memory_limit), info.total_bytes);
+    }
   }
   stats.driver_calls = driver_->calls();
   return stats;

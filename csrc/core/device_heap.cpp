@@ -111,11 +111,12 @@ DeviceHeap::~DeviceHeap() {
 }
 
 // To the nearest byte: bytes / total * total may come out a little below the bytes that a program meant.
-void DeviceHeap::apply_limit() {
-  Bytes limit = static_cast<Bytes>(std::llround(fraction_ * static_cast<double>(info_.total_bytes)));
-  if (limit_ != 0) limit = std::min<Bytes>(limit, limit_);
-  shared_.holdings.set_limit(limit);
+Bytes DeviceHeap::limit_of(double fraction, Bytes limit, Bytes total) {
+  const auto share = static_cast<Bytes>(std::llround(fraction * static_cast<double>(total)));
+  return limit != 0 ? std::min<Bytes>(share, limit) : share;
 }
+
+void DeviceHeap::apply_limit() { shared_.holdings.set_limit(limit_of(fraction_, limit_, info_.total_bytes)); }
 
 template <typename Change>
 void DeviceHeap::change_limit(Change change) {

@@ -62,6 +62,8 @@ class DeviceHeap {
   double fraction() const { return fraction_; }
   void set_limit(Bytes bytes);
   Bytes limit() const { return limit_; }
+  // What may be held of `total` bytes; a limit of 0 is none.
+  static Bytes limit_of(double fraction, Bytes limit, Bytes total);
 
   void begin_allocate_to_pool(PoolId pool, std::function<bool(StreamId)> filter, Routing routing);
   void end_allocate_to_pool(PoolId pool);
