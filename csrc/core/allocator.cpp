@@ -198,8 +198,8 @@ void Allocator::set_memory_fraction(double fraction) {
 
 double Allocator::memory_fraction(DeviceIndex device) const {
   if (const DeviceHeap* heap = existing(device)) return heap->fraction();
-  check_device(device);
   std::lock_guard guard(mutex_);
+  if (device < 0 || device >= kMaxDevices) return fraction_;
   return wanted_[device].fraction.value_or(fraction_);
 }
 
@@ -223,8 +223,8 @@ void Allocator::set_memory_limit(Bytes bytes, DeviceIndex device) {
 
 Bytes Allocator::memory_limit(DeviceIndex device) const {
   if (const DeviceHeap* heap = existing(device)) return heap->limit();
-  check_device(device);
   std::lock_guard guard(mutex_);
+  if (device < 0 || device >= kMaxDevices) return options_.memory_limit;
   return wanted_[device].limit.value_or(options_.memory_limit);
 }
 
