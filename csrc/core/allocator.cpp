@@ -44,9 +44,10 @@ DeviceHeap& Allocator::make_device_heap(DeviceIndex device) {
   auto heap =
       std::make_unique<DeviceHeap>(*driver_, device, *addresses_, *gate_, oom_callbacks_, options_, plan_.get());
   heap->observe(observers_.empty() ? nullptr : &observers_);
-  const double fraction = wanted_[device].fraction.value_or(fraction_);
+  const Wanted wanted = wanted_[device];
+  const double fraction = wanted.fraction.value_or(fraction_);
   if (fraction != options_.memory_fraction) heap->set_fraction(fraction);
-  if (wanted_[device].limit) heap->set_limit(*wanted_[device].limit);
+  if (wanted.limit) heap->set_limit(*wanted.limit);
   heap->preallocate();
   if (tended(options_)) {
     if (caretaker_ == nullptr) {
