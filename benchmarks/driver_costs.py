@@ -1,4 +1,4 @@
-"""Measures what driver calls take on a GPU of this machine, and writes the table with which replays are priced.
+"""Measures what driver calls take on a GPU of this machine, and writes the price list for modelled times.
 
     python benchmarks/driver_costs.py                  # benchmarks/results/driver-costs/measured-DEVICE.json
     python benchmarks/driver_costs.py -o costs.json    # poolalloc replay run.npz --costs costs.json
@@ -6,7 +6,7 @@
 
 Needs poolalloc and a driver; only --busy uses torch. A call that takes as long as the kernels under way, in the lines
 of --busy, waits for the device. It works on a simulated GPU too
-(`poolalloc sim -- python benchmarks/driver_costs.py`), and the table says that it tells nothing about a device.
+(`poolalloc sim -- python benchmarks/driver_costs.py`), and the list says that it tells nothing about a device.
 """
 
 from __future__ import annotations
@@ -79,16 +79,16 @@ def main() -> int:
     except (PoolallocError, RuntimeError) as error:
         print(f"driver_costs: {error}", file=sys.stderr)
         return 2
-    table = measured.table
-    print(f"{table.device}: {table.label}; {'while kernels ran' if asked.busy else table.about}")
+    prices = measured.prices
+    print(f"{prices.device}: {prices.label}; {'while kernels ran' if asked.busy else prices.about}")
     print(f"  {'call, microseconds':<58} {'10th':>10} {'median':>10} {'90th':>10}")
     for kind, cases in measured.cases.items():
         for what, percentiles in cases.items():
             print(f"  {f'{kind}, {what}':<58} " + " ".join(f"{each:10.2f}" for each in percentiles))
     if asked.busy:
         return 0
-    output = asked.output or FOLDER / f"{table.name}.json"
-    output.write_text(table.to_file(), encoding="utf-8")
+    output = asked.output or FOLDER / f"{prices.name}.json"
+    output.write_text(prices.to_file(), encoding="utf-8")
     print(f"wrote {output}")
     return 0
 

@@ -40,19 +40,19 @@ class Purpose:
 
 PURPOSES = {
     "training": Purpose(
-        "Training whose batches and lengths vary: memory and driver calls in balance.",
+        "Training whose batches and lengths vary: memory and the driver's time in balance.",
         ("gpt", "gpt_checkpoint", "hf_llama", "hf_t5", "convnet", "timm_convnext"),
         "balanced",
     ),
     "finetuning": Purpose(
-        "Fine-tuning that barely fits its card: least memory, whatever it takes in driver calls.",
+        "Fine-tuning that barely fits its card: least memory, whatever it takes of the driver's time.",
         ("hf_llama_lora", "gpt_checkpoint"),
-        "reserved",
+        "memory",
     ),
     "serving": Purpose(
-        "Inference with caches that grow: fewest driver calls at an overhead of at most 5 %.",
+        "Inference with caches that grow: least of the driver's time at an overhead of at most 5 %.",
         ("serving",),
-        "calls",
+        "time",
         most_overhead=1.05,
     ),
 }

@@ -33,12 +33,16 @@ def merge(paths: list[Path]) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return overheads and driver calls of every workload, with the geometric mean and the worst of those that ran."""
+    """Return overheads and modelled driver time of every workload, with the geometric mean and the worst overhead.
+
+    The times are milliseconds of the whole run, and of a step of the second half.
+    """
     cells = {(row["workload"], row["allocator"]): row for row in results["rows"]}
     names = list(dict.fromkeys(row["workload"] for row in results["rows"]))
     overheads: dict[str, list[float]] = {allocator: [] for allocator in ALLOCATORS}
+    times: dict[str, list[float]] = {allocator: [] for allocator in ALLOCATORS}
     lines = [
-        f"| workload | peak requested | {' | '.join(ALLOCATORS)} | driver calls: {' | '.join(ALLOCATORS)} |",
+        f"| workload | peak requested | {' | '.join(ALLOCATORS)} | driver ms (a step): {' | '.join(ALLOCATORS)} |",
         "| --- |" + " ---: |" * (1 + 2 * len(ALLOCATORS)),
     ]
     for name in sorted(names):
@@ -52,11 +56,15 @@ def table(results: dict[str, Any]) -> str:
                 overheads[allocator].append(row["overhead"])
         requested = max(row.get("peak_requested_bytes") or 0 for row in rows)
         figures = [f"{requested / 2**30:.1f} GiB", *map(overhead_text, rows)]
-        figures += [f"{sum(row.get('driver_calls', {}).values()):,}" for row in rows]
+        figures += map(time_text, rows)
+        for allocator, row in zip(ALLOCATORS, rows, strict=True):
+            if total := middle(row, "total"):
+                times[allocator].append(total)
         lines.append(f"| `{name}` | {' | '.join(figures)} |")
     for title, of in (("geometric mean", geometric_mean), ("worst", max)):
         figures = [f"{of(overheads[allocator]):.4f}" if overheads[allocator] else "-" for allocator in ALLOCATORS]
-        lines.append(f"| {title} | | {' | '.join(figures)} |" + " |" * len(ALLOCATORS))
+        figures += [f"{of(times[allocator]):,.0f}" if times[allocator] else "-" for allocator in ALLOCATORS]
+        lines.append(f"| {title} | | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 
@@ -66,6 +74,19 @@ def overhead_text(row: dict[str, Any]) -> str:
         return "failed"
     text = "-" if row.get("overhead") is None else f"{row['overhead']:.4f}"
     return f"{text} (out of memory)" if row.get("out_of_memory") else text
+
+
+def middle(row: dict[str, Any], part: str) -> float | None:
+    """Return the modelled milliseconds of a part, half way between the lowest and the highest; None if not known."""
+    ends = (row.get("driver_milliseconds") or {}).get(part)
+    return None if ends is None else sum(ends) / 2
+
+
+def time_text(row: dict[str, Any]) -> str:
+    """Return the modelled driver time of a row, and of a step of its second half."""
+    total, step = middle(row, "total"), middle(row, "second_half_step")
+    text = "-" if total is None else f"{total:,.0f}"
+    return text if step is None else f"{text} ({step:.2g})"
 
 
 def geometric_mean(values: list[float]) -> float:
@@ -83,6 +104,9 @@ def main() -> None:
     if arguments.keep is not None:
         arguments.keep.parent.mkdir(parents=True, exist_ok=True)
         arguments.keep.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    prices = results.get("prices")
+    if prices is not None:
+        print(f"driver time {prices['label']}")
     simulated = "simulated " if results["device"]["simulated"] else ""
     print(f"{simulated}{results['device']['name']}, torch {results['torch']}\n")
     print(table(results))

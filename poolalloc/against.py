@@ -23,10 +23,12 @@ from poolalloc.bench.allocators import Allocator, named
 from poolalloc.bench.devices import Device, DeviceError, TorchInstall, has_real_gpu, torch_install
 from poolalloc.bench.results import Row
 from poolalloc.bench.workloads import Workload
+from poolalloc.driver_work import DriverWork
 from poolalloc.errors import PoolallocError
 from poolalloc.trace import perform as performer
 from poolalloc.trace.format import Trace
 from poolalloc.trace.observe import Observed
+from poolalloc.trace.steps import Phases
 
 SECONDS = 3600.0
 """After which a performance is given up."""
@@ -53,6 +55,11 @@ class Performed:
             return self.row.to_json()
         seconds = None if self.observed is None else self.observed.seconds
         return {**self.row.to_json(), "device": self.device_name, "requests_seconds": seconds}
+
+    def work(self, phases: Phases | None) -> DriverWork:
+        """Return what the driver did for it, by the phases of the trace as far as they were watched."""
+        work, watched = self.row.driver_work or DriverWork({}), self.observed
+        return phases.work(work.total, watched.events, watched.driver_work) if phases and watched else work
 
     @property
     def out_of_memory(self) -> int | None:

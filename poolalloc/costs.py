@@ -1,13 +1,18 @@
-"""What driver calls take: tables of costs by device, and the time that a count of calls comes to. Always a model.
+"""What drivers charge: price lists by device, and the time that counted work comes to. Always a model.
 
     from poolalloc import costs
 
-    table = costs.find("NVIDIA A100")
-    table.price({"create": 100, "map": 2000})  # Modelled(low=0.043..., high=0.166..., unpriced={})
+    prices = costs.find("published-a100")
+    prices.price({"create": 100, "create_pages": 1000, "map": 2000, "map_pages": 2000})  # Modelled(low=..., high=...)
 
-A table is a JSON file: published figures, or what benchmarks/driver_costs.py measured on a device. A cost is a range,
-in microseconds a call. Calls have the names of poolalloc's driver contract; those of CUDA are translated. Only calls
-that take, give or map memory are priced.
+Drivers charge for handles, not for calls: an access grant over forty handles costs forty times one. A handle costs a
+little more for each further page of 2 MiB in it, so work of one kind takes
+
+    microseconds * (handles + further_page * (pages - handles))
+
+A price list is a JSON file: published figures, what benchmarks/driver_costs.py measured on a device, or `default`, in
+the middle of what is published. A price is a range, in microseconds. Work has the names of poolalloc's driver
+contract (csrc/driver/driver_work.h), and is counted in the same way for every allocator (poolalloc/driver_work.py).
 """
 
 from __future__ import annotations
@@ -16,13 +21,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from poolalloc.errors import PoolallocError
+from poolalloc.sizes import parse_size
 
-SCHEMA = 1
-DEFAULT = "published-a100"
+SCHEMA = 2
+DEFAULT = "default"
 PRICED = (
     "reserve",
     "release",
@@ -34,38 +41,22 @@ PRICED = (
     "allocate_segment",
     "free_segment",
 )
-"""The calls of poolalloc's driver contract (csrc/driver/driver.h) that take, give or map memory."""
-_OF_CUDA = {
-    "cuMemAddressReserve": "reserve",
-    "cuMemAddressFree": "release",
-    "cuMemCreate": "create",
-    "cuMemRelease": "destroy",
-    "cuMemMap": "map",
-    "cuMemSetAccess": "allow_access",
-    "cuMemUnmap": "unmap",
-    "cudaMalloc": "allocate_segment",
-    "cuMemAlloc": "allocate_segment",
-    "cudaFree": "free_segment",
-    "cuMemFree": "free_segment",
-}
+"""What a driver does that takes, gives or maps memory, by the names of poolalloc's driver contract."""
+PAGES = "_pages"
+"""Behind a kind of work: the pages in its handles."""
+PAGE = 2 << 20
 
-
-def kind_of(call: str) -> str:
-    """Return the name of a CUDA call in poolalloc's driver contract; any other name as it is."""
-    return _OF_CUDA.get(call, call)
-
-
-_KEYS = {"schema", "device", "source", "about", "microseconds"}
-_SOURCES = ("published", "measured", "simulated")
+_KEYS = {"schema", "device", "source", "about", "microseconds", "further_page"}
+_SOURCES = ("assumed", "published", "measured", "simulated")
 
 
 class CostError(PoolallocError, ValueError):
-    """A file is no table of costs, or there is none of that name. One line."""
+    """A file is no price list, or there is none of that name. One line."""
 
 
 @dataclass(frozen=True)
 class Modelled:
-    """Seconds that calls would take, by the lowest and the highest cost; `unpriced` are calls without one."""
+    """Seconds that work would take, by the lowest and the highest prices; `unpriced` is work without one."""
 
     low: float
     high: float
@@ -75,52 +66,81 @@ class Modelled:
         """Return it as plain values."""
         return {"seconds_low": self.low, "seconds_high": self.high, "unpriced": dict(self.unpriced)}
 
-    def __str__(self) -> str:
-        low, high = _seconds(self.low), _seconds(self.high)
+    def __truediv__(self, steps: int) -> Modelled:
+        return Modelled(self.low / steps, self.high / steps, {})
+
+    @property
+    def middle(self) -> float:
+        """Half way between the lowest and the highest, in seconds."""
+        return (self.low + self.high) / 2
+
+    @property
+    def milliseconds(self) -> str:
+        """The number of milliseconds as text, without the unit."""
+        low, high = _milliseconds(self.low), _milliseconds(self.high)
         return high if low == high else f"{low} to {high}"
+
+    def __str__(self) -> str:
+        return f"{self.milliseconds} ms"
+
+
+def _milliseconds(seconds: float) -> str:
+    value = seconds * 1e3
+    if value >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}" if value >= 0.095 or not value else f"{value:.2g}"
 
 
 @dataclass(frozen=True)
-class CostTable:
-    """What calls take on a device; `microseconds[kind]` is the lowest and the highest cost of one."""
+class PriceList:
+    """What work takes on a device; `microseconds[kind]` is the lowest and the highest price of a handle of one page."""
 
     name: str
     device: str
     source: str
-    """`published`, `measured` or `simulated` (which says nothing about a device)."""
+    """`assumed`, `published`, `measured`, or `simulated` (which says nothing about a device)."""
     about: str
     microseconds: Mapping[str, tuple[float, float]]
+    further_page: Mapping[str, float]
+    """What each page of a handle beyond its first adds, as a share of the price of one page; 0 where it is missing."""
+    filled_in: tuple[str, ...] = ()
+    """Kinds that the list itself does not price, and that are priced as in the default list."""
 
     @property
     def label(self) -> str:
         """What to write beside every figure that is made with it."""
+        if self.source == "assumed":
+            return f"modelled with the {self.name} price list"
         how = {"published": "published figures, not measured", "measured": "measured there"}
-        return f"modelled for {self.device} ({how.get(self.source, 'costs of a simulated device: for tests only')})"
+        text = f"modelled for {self.device} ({how.get(self.source, 'prices of a simulated device: for tests only')})"
+        return f"{text}; by the default list: {', '.join(self.filled_in)}" if self.filled_in else text
 
-    def price(self, calls: Mapping[str, int]) -> Modelled:
-        """Return what these calls come to. Kinds that do not concern memory are left aside.
+    def price(self, work: Mapping[str, int]) -> Modelled:
+        """Return what this work comes to. `work[kind]` are handles, `work[kind + "_pages"]` the pages in them.
 
-        Access is granted by handle, whatever the range of a call: `allow_access` is charged for each mapping made.
+        Where the pages are missing, each handle counts as one page. Kinds that do not concern memory are left aside.
         """
-        counts: dict[str, int] = {}
-        for name, count in calls.items():
-            kind = kind_of(name)
-            if kind in PRICED and count:
-                counts[kind] = counts.get(kind, 0) + count
-        if "allow_access" in counts:
-            counts["allow_access"] = max(counts["allow_access"], counts.get("map", 0))
-        low, high = (
-            sum(self.microseconds[kind][end] * count for kind, count in counts.items() if kind in self.microseconds)
-            / 1e6
-            for end in (0, 1)
-        )
-        return Modelled(low, high, {kind: count for kind, count in counts.items() if kind not in self.microseconds})
+        low = high = 0.0
+        unpriced = {}
+        for kind in PRICED:
+            handles = work.get(kind, 0)
+            if not handles:
+                continue
+            if kind not in self.microseconds:
+                unpriced[kind] = handles
+                continue
+            further = max(work.get(kind + PAGES, handles) - handles, 0)
+            amount = handles + self.further_page.get(kind, 0.0) * further
+            low += self.microseconds[kind][0] * amount
+            high += self.microseconds[kind][1] * amount
+        return Modelled(low / 1e6, high / 1e6, unpriced)
 
     def to_file(self) -> str:
-        """Return the table as the text of a file that read() reads."""
-        costs = {kind: list(cost) for kind, cost in self.microseconds.items()}
+        """Return the list as the text of a file that read() reads."""
+        prices = {kind: list(price) for kind, price in self.microseconds.items() if kind not in self.filled_in}
+        further = {kind: share for kind, share in self.further_page.items() if kind not in self.filled_in}
         texts = {"device": self.device, "source": self.source, "about": self.about}
-        return json.dumps({"schema": SCHEMA, **texts, "microseconds": costs}, indent=1) + "\n"
+        return json.dumps({"schema": SCHEMA, **texts, "microseconds": prices, "further_page": further}, indent=1) + "\n"
 
     def to_json(self) -> dict[str, Any]:
         """Return what says where figures come from."""
@@ -129,42 +149,54 @@ class CostTable:
             "device": self.device,
             "source": self.source,
             "label": self.label,
-            "microseconds": {kind: list(cost) for kind, cost in self.microseconds.items()},
+            "microseconds": {kind: list(price) for kind, price in self.microseconds.items()},
+            "further_page": dict(self.further_page),
+            "filled_in": list(self.filled_in),
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PriceList:
+        """Return what to_json wrote, without what it is about."""
+        prices = {kind: (low, high) for kind, (low, high) in data["microseconds"].items()}
+        filled_in = tuple(data["filled_in"])
+        return cls(data["name"], data["device"], data["source"], "", prices, data["further_page"], filled_in)
 
-def _seconds(value: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
-        if value * scale >= 1 or unit == "us":
-            return f"{value * scale:.3g} {unit}" if value else "0 s"
-    raise AssertionError
+    def to_sim(self) -> str:
+        """Return the prices as the simulated GPU reads them (csrc/simgpu/driver_work.h); of a range the middle."""
+        prices = ((kind, (low + high) / 2) for kind, (low, high) in self.microseconds.items())
+        return ",".join(f"{kind}={price:.6g}:{self.further_page.get(kind, 0.0):.6g}" for kind, price in prices)
 
 
 def known() -> dict[str, Path]:
-    """Return the tables that can be named: those shipped, and those of a checkout."""
+    """Return the price lists that can be named: those shipped, and those of a checkout."""
     package = Path(__file__).resolve().parent
     folders = (package / "driver_costs", package.parent / "benchmarks" / "results" / "driver-costs")
     return {path.stem: path for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.json"))}
 
 
-def find(name: str | None = None, device: str | None = None) -> CostTable:
-    """Return a table by name or path; without one, what was measured on `device`, else the published figures.
+def find(name: str | None = None, device: str | None = None) -> PriceList:
+    """Return a price list by name or path; without one, what was measured on `device`, else the default list.
 
     Raises CostError.
     """
-    tables = known()
+    if name is None and device is None:
+        return _default()
+    lists = known()
     if name is None:
-        measured = [table for table in map(read, tables.values()) if table.source == "measured"]
-        return next((table for table in measured if table.device == device), None) or read(tables[DEFAULT])
-    if name in tables:
-        return read(tables[name])
+        measured = (found for found in map(read, lists.values()) if found.source == "measured")
+        return next((found for found in measured if found.device == device), None) or _default()
+    if name in lists:
+        return read(lists[name])
     if not name.endswith(".json"):
-        raise CostError(f"there are no driver costs {name!r}; there are {', '.join(sorted(tables))}, or a file .json")
+        raise CostError(f"there are no driver costs {name!r}; there are {', '.join(sorted(lists))}, or a file .json")
     return read(Path(name))
 
 
-def read(path: Path) -> CostTable:
-    """Return the table in a file. Raises CostError."""
+def read(path: Path) -> PriceList:
+    """Return the price list in a file. What a published one does not price is priced as in the default list.
+
+    Raises CostError.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -173,28 +205,44 @@ def read(path: Path) -> CostTable:
         raise CostError(f"{path}: not JSON: {error}") from None
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or set(data) != _KEYS:
         raise CostError(
-            f"{path}: no table of driver costs; one has schema {SCHEMA} and the keys {', '.join(sorted(_KEYS))}"
+            f"{path}: no list of driver costs; one has schema {SCHEMA} and the keys {', '.join(sorted(_KEYS))}"
         )
     texts = {key: data[key] for key in ("device", "source", "about")}
     if not all(isinstance(text, str) for text in texts.values()) or data["source"] not in _SOURCES:
         raise CostError(f"{path}: device and about are texts, and source is one of {', '.join(_SOURCES)}")
-    costs = data["microseconds"]
-    if not isinstance(costs, dict) or not costs:
-        raise CostError(f"{path}: microseconds is a table of calls")
-    for kind, cost in costs.items():
+    prices, further = data["microseconds"], data["further_page"]
+    if not isinstance(prices, dict) or not prices or not isinstance(further, dict):
+        raise CostError(f"{path}: microseconds is a table of prices, and further_page a table of shares")
+    for kind in (*prices, *further):
         if kind not in PRICED:
-            raise CostError(f"{path}: {kind!r} is no call with a cost; there are {', '.join(PRICED)}")
-        numbers = isinstance(cost, list) and len(cost) == 2 and all(type(end) in (int, float) for end in cost)
-        if not numbers or not 0 <= cost[0] <= cost[1] < 1e9:
-            raise CostError(f"{path}: {kind}: a cost is [lowest, highest], in microseconds")
-    return CostTable(path.stem, **texts, microseconds={kind: (cost[0], cost[1]) for kind, cost in costs.items()})
+            raise CostError(f"{path}: {kind!r} is no work with a price; there are {', '.join(PRICED)}")
+    for kind, price in prices.items():
+        numbers = isinstance(price, list) and len(price) == 2 and all(type(end) in (int, float) for end in price)
+        if not numbers or not 0 <= price[0] <= price[1] < 1e9:
+            raise CostError(f"{path}: {kind}: a price is [lowest, highest], in microseconds")
+    for kind, share in further.items():
+        if type(share) not in (int, float) or not 0 <= share < 1e3:
+            raise CostError(f"{path}: further_page: {kind}: a share of the price, such as 0.03")
+    shipped = {kind: (price[0], price[1]) for kind, price in prices.items()}
+    filled_in: tuple[str, ...] = ()
+    if data["source"] == "published":
+        default = _default()
+        filled_in = tuple(kind for kind in default.microseconds if kind not in shipped)
+        shipped |= {kind: default.microseconds[kind] for kind in filled_in}
+        further = {**further, **{kind: default.further_page.get(kind, 0.0) for kind in filled_in}}
+    return PriceList(path.stem, **texts, microseconds=shipped, further_page=further, filled_in=filled_in)
+
+
+@cache
+def _default() -> PriceList:
+    return read(known()[DEFAULT])
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What calls took on a device of this machine: the table, and every kind of call by what it was about."""
+    """What calls took on a device of this machine: the price list, and every kind of call by what it was about."""
 
-    table: CostTable
+    prices: PriceList
     cases: Mapping[str, Mapping[str, tuple[float, float, float]]]
     """`cases[kind][what]`: the 10th percentile, the median and the 90th, in microseconds. Kinds without a price too."""
 
@@ -202,27 +250,44 @@ class Measured:
 def measure(device: int = 0, rounds: int = 40) -> Measured:
     """Time every call on a device of this machine: the 10th and the 90th percentile of `rounds` with many calls each.
 
-    On a simulated device the table says so. Raises UsageError without a device, RuntimeError where its driver refuses.
+    On a simulated device the list says so. Raises UsageError without a device, RuntimeError where its driver refuses.
     """
     from poolalloc import _core
     from poolalloc.sim import is_simulated
 
     timed = _core.time_driver_calls(device, rounds)
     taken: dict[str, dict[str, list[float]]] = timed["microseconds"]
-    costs = {}
+    prices, further = {}, {}
     for kind in PRICED:
         if kind in taken:
-            low, _, high = _percentiles([each for case in taken[kind].values() for each in case])
-            costs[kind] = (low, high)
+            prices[kind], further[kind] = _price_of(taken[kind], by_size=kind not in ("reserve", "release"))
     about = (
         f"The 10th and the 90th percentile of {rounds} rounds with no other work: handles of 2 and 20 MiB, segments of "
         "4 and 128 MiB, ranges of 128 MiB and of 8 times the device; access granted by handle and for a whole range, "
-        "as time for each handle."
+        "as time for each handle. What a further page adds is from the medians of the two sizes."
     )
     source = "simulated" if is_simulated() else "measured"
     name = re.sub(r"[^a-z0-9]+", "-", timed["device"].lower()).strip("-")
     cases = {kind: {what: _percentiles(times) for what, times in of.items()} for kind, of in taken.items()}
-    return Measured(CostTable(f"{source}-{name}", timed["device"], source, about, costs), cases)
+    return Measured(PriceList(f"{source}-{name}", timed["device"], source, about, prices, further), cases)
+
+
+def _price_of(cases: Mapping[str, list[float]], *, by_size: bool) -> tuple[tuple[float, float], float]:
+    """The price of a handle of one page, and the share for each further one; names of cases begin with a size."""
+    by_pages: dict[int, list[float]] = {}
+    for what, times in cases.items():
+        pages = parse_size(what.partition(",")[0]) // PAGE if by_size else 1
+        by_pages.setdefault(max(pages, 1), []).extend(times)
+    fewest, most = min(by_pages), max(by_pages)
+    low, middle, high = _percentiles(by_pages[fewest])
+    if fewest == most or not middle:
+        return (low, high), 0.0
+    each = max((_percentiles(by_pages[most])[1] - middle) / (most - fewest), 0.0)
+    one = middle - each * (fewest - 1)
+    if one <= 0:  # the time is all in the pages
+        one = middle / fewest
+        each = one
+    return (round(low * one / middle, 3), round(high * one / middle, 3)), round(each / one, 4)
 
 
 def _percentiles(times: list[float]) -> tuple[float, float, float]:

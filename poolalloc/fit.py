@@ -20,7 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from poolalloc import costs
 from poolalloc.config import Config
+from poolalloc.costs import PriceList
+from poolalloc.driver_work import DriverWork
 from poolalloc.live_set import LiveSet, largest_live_set, phases_of
 from poolalloc.replay import MOST_MEMORY, OutOfMemory, Recorded, Replayer, recorded_figures, require_memory
 from poolalloc.trace import files
@@ -65,6 +68,10 @@ class Verdict:
     """It succeeds with this much and fails with a page of 2 MiB less. None: the options forbid what it takes."""
     peak_reserved: int
     """Without a limit."""
+    overhead: float | None
+    """That over the peak requested; None if nothing was requested."""
+    driver_work: DriverWork
+    """What the driver did for it, without a limit."""
 
     def spare(self, memory: int) -> int | None:
         """Return how much more memory there is than needed; negative: how much is missing. None: none is enough."""
@@ -82,6 +89,8 @@ class Fit:
     devices: tuple[DeviceFit, ...]
     verdicts: tuple[Verdict, ...]
     """Every allocator and configuration asked for, by device; that of `devices` first."""
+    prices: PriceList
+    """With which the driver's work is priced."""
 
     @property
     def fits(self) -> bool:
@@ -97,7 +106,16 @@ class Fit:
             "config": self.config,
             "fits": self.fits,
             "replays": self.replays,
-            "verdicts": [{**vars(verdict), "spare": verdict.spare(self.memory_bytes)} for verdict in self.verdicts],
+            "prices": self.prices.to_json(),
+            "verdicts": [
+                {
+                    **vars(verdict),
+                    "driver_work": verdict.driver_work.to_json(),
+                    "driver_time": verdict.driver_work.price(self.prices).to_json(),
+                    "spare": verdict.spare(self.memory_bytes),
+                }
+                for verdict in self.verdicts
+            ],
             "devices": [
                 {
                     **vars(device),
@@ -136,6 +154,7 @@ def fit(
     *,
     also: Mapping[str, Config] | None = None,
     against: Sequence[str] = (),
+    prices: PriceList | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Fit:
     """Return whether a trace fits devices of `memory` bytes each, and the smallest that it fits.
@@ -146,6 +165,7 @@ def fit(
         config: of poolalloc; None is the defaults.
         also: other configurations of poolalloc to judge, by name.
         against: allocators of torch's to judge (poolalloc.against), on simulated GPUs; some ten performances for each.
+        prices: with which the driver's work is priced; None is the default list.
         progress: called with the replays done and expected.
 
     Raises:
@@ -166,7 +186,7 @@ def fit(
         replayer = Replayer(alone)
         mine = _judge(replayer, "", config, memory, counted)
         verdicts += [mine, *(_judge(replayer, name, other, memory, counted) for name, other in others.items())]
-        verdicts += [_perform(alone, name, mine, memory, counted) for name in against]
+        verdicts += [_perform(replayer, name, mine, memory, counted) for name in against]
         lost, idle_in_pools = None, 0
         if not mine.fits:
             failed = replayer.run(config, memory)
@@ -188,7 +208,8 @@ def fit(
                 live_set=largest_live_set(trace, device, phases),
             )
         )
-    return Fit(memory, "" if config is None else config.to_conf(), counted.done, tuple(results), tuple(verdicts))
+    conf = "" if config is None else config.to_conf()
+    return Fit(memory, conf, counted.done, tuple(results), tuple(verdicts), prices or costs.find())
 
 
 def _judge(replayer: Replayer, name: str, config: Config | None, memory: int, counted: _Progress) -> Verdict:
@@ -198,41 +219,52 @@ def _judge(replayer: Replayer, name: str, config: Config | None, memory: int, co
     def fits(given: int) -> bool:
         return replayer.run(config, given).out_of_memory is None
 
-    (free,) = replayer.run(config).devices
+    result = replayer.run(config, samples=1)
+    (free,) = result.devices
     counted.step(9)
     fitted = fits(memory)
     counted.step(8)
     smallest = _smallest(fits, free.peak_requested, free.peak_reserved, counted.step)
-    return Verdict(free.device, "poolalloc", name, fitted, smallest, free.peak_reserved)
+    return Verdict(
+        free.device, "poolalloc", name, fitted, smallest, free.peak_reserved, free.overhead, result.driver_work
+    )
 
 
-def _perform(alone: Trace, allocator: str, mine: Verdict, memory: int, counted: _Progress) -> Verdict:
+def _perform(replayer: Replayer, allocator: str, mine: Verdict, memory: int, counted: _Progress) -> Verdict:
     """Judge an allocator of torch's on the only device of a trace; `mine` is what poolalloc does there."""
     from poolalloc import against
 
     counted.candidate()
+    alone = replayer.trace
     requested = int(requested_over_time(alone.events).max())
     with tempfile.TemporaryDirectory(prefix="poolalloc-fit-") as folder:
         path = Path(folder, "device.npz")
         files.write(alone, path)
 
+        def perform(given: int, points: Sequence[int] = ()) -> against.Performed:
+            done = against.perform(path, alone, allocator, given, points=points)
+            if done.row.error is not None:
+                raise against.AgainstError(f"{allocator}: {done.row.error.splitlines()[0]}")
+            return done
+
         def peak(given: int) -> int | None:
             """What is reserved at the peak; None where memory runs out."""
-            row = against.perform(path, alone, allocator, given).row
-            if row.error is not None:
-                raise against.AgainstError(f"{allocator}: {row.error.splitlines()[0]}")
+            row = perform(given).row
             return None if row.out_of_memory else row.peak_reserved_bytes
 
         room = max(mine.peak_reserved, requested) * 4
-        reserved = peak(room)
-        while reserved is None:
+        free = perform(room, replayer.points(1))
+        while free.row.out_of_memory:
             room = require_memory(room * 2)
-            reserved = peak(room)
+            free = perform(room, replayer.points(1))
+        work = free.work(replayer.phases)
+        reserved = free.row.peak_reserved_bytes or 0
         counted.step(9)
         fitted = peak(memory) is not None
         counted.step(8)
         smallest = _smallest(lambda given: peak(given) is not None, requested, reserved, counted.step)
-    return Verdict(mine.device, allocator, "", fitted, smallest, reserved)
+    overhead = reserved / requested if requested else None
+    return Verdict(mine.device, allocator, "", fitted, smallest, reserved, overhead, work)
 
 
 def _smallest(fits: Callable[[int], bool], requested: int, reserved: int, step: Callable[[int], None]) -> int | None:

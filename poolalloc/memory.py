@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from poolalloc import _core
+from poolalloc import _core, costs
 from poolalloc._device import device_index
 from poolalloc._install import require_installed
 from poolalloc._text import text_table
+from poolalloc.driver_work import DriverTime, DriverWork
 
 QUANTITIES = ("requested", "live", "pending", "kept", "resident", "idle", "reserved")
 EVENTS = {
@@ -50,8 +51,9 @@ def memory_stats(device: Any = None) -> dict[str, Any]:
     Each of requested, live, pending, kept, resident, idle and reserved is {"current", "peak", "total"}, in bytes; of
     idle, which is what reserved and resident leave, only the current figure is known and the others are 0. The
     events (allocations, frees, pages_created, ...) are counts. "heaps" has the same for every (stream, pool), with its
-    size classes under "bins"; "driver_calls" counts the calls of this process by kind; "overhead" is peak reserved /
-    peak requested, or None before the first request.
+    size classes under "bins"; "driver_calls" counts the calls of this process by kind, "driver_work" the handles and
+    pages that the driver charges for (poolalloc.driver_time prices them); "overhead" is peak reserved / peak requested,
+    or None before the first request.
 
     Raises NotInstalledError before install(), UsageError for a device that does not exist.
     """
@@ -64,6 +66,20 @@ def overhead_of(stats: Mapping[str, Any]) -> float | None:
     """Peak reserved / peak requested; None before the first request."""
     requested = stats["requested"]["peak"]
     return stats["reserved"]["peak"] / requested if requested else None
+
+
+def driver_time(prices: str | None = None) -> DriverTime:
+    """What the driver's work for this process would take by a price list: a name or a file .json, None is the default.
+
+    A model, from handles and pages counted: .total.low and .total.high are seconds, .work.handles_mapped how many
+    handles were mapped. A program that takes it before and after a step learns what the step costs.
+
+    Raises NotInstalledError before install(), CostError for a price list that does not exist.
+    """
+    require_installed()
+    devices = _core.devices()
+    work = _core.stats(devices[0])["driver_work"] if devices else {}  # one count for all devices
+    return DriverWork(work).price(costs.find(prices))
 
 
 def reset_peak_stats(device: Any = None) -> None:
@@ -116,6 +132,18 @@ def summary_of(stats: Mapping[str, Any]) -> str:
         ],
         header=False,
     )
+    if stats["driver_work"]:
+        time = DriverWork(stats["driver_work"]).price(costs.find())
+        lines += [
+            "",
+            *text_table(
+                [
+                    ("handles mapped by this process", f"{time.work.handles_mapped:,}"),
+                    (f"driver time, {time.prices.label}", str(time.total)),
+                ],
+                header=False,
+            ),
+        ]
     if stats["driver_calls"]:
         lines += ["", *text_table([("driver calls of this process", "count"), *_counts(stats["driver_calls"])])]
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poolalloc import workers
+from poolalloc import costs, workers
 from poolalloc._install import Installation, installation
 from poolalloc._version import __version__
 from poolalloc.errors import UsageError
@@ -121,6 +121,26 @@ def _metrics(
         for call, count in sorted(found[0]["driver_calls"].items()):
             calls.add_metric([*of_process, call], count)
     yield calls
+    handles = CounterMetricFamily(
+        "poolalloc_driver_handles",
+        "Handles that the driver made, mapped, ... for this process.",
+        labels=[*names, "work"],
+    )
+    pages = CounterMetricFamily(
+        "poolalloc_driver_pages", "Pages of 2 MiB in the handles that it made, mapped, ...", labels=[*names, "work"]
+    )
+    prices = costs.find()
+    about = "Seconds of the driver's work for this process, by a price list: a model, not measured."
+    time = CounterMetricFamily("poolalloc_driver_modelled_seconds", about, labels=[*names, "prices"])
+    for of_process, found in rows:
+        work = found[0]["driver_work"]
+        for kind, count in sorted(work.items()):
+            family = pages if kind.endswith(costs.PAGES) else handles
+            family.add_metric([*of_process, kind.removesuffix(costs.PAGES)], count)
+        time.add_metric([*of_process, prices.name], prices.price(work).middle)
+    yield handles
+    yield pages
+    yield time
     info = GaugeMetricFamily("poolalloc_info", "What serves this process.", labels=["version", "torch", "settings"])
     info.add_metric([__version__, serving.torch_version, serving.config.to_conf()], 1)
     yield info

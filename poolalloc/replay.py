@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from poolalloc import _core
 from poolalloc.config import Config
+from poolalloc.driver_work import DriverWork
 from poolalloc.sizes import format_size, parse_size
 from poolalloc.trace import steps
 from poolalloc.trace.format import Op, Trace, TraceError, recorded_reserved_over_time, requested_over_time
@@ -47,8 +48,8 @@ class Curve:
     """requested, live, pending, kept, resident, reserved: the replay's."""
     recorded_reserved: npt.NDArray[np.int64] | None
     """What the recorded allocator held; None if the recording does not say."""
-    driver_calls: dict[str, npt.NDArray[np.int64]]
-    """Made until then, by kind, for all devices together."""
+    driver_work: dict[str, npt.NDArray[np.int64]]
+    """Done until then, by kind, for all devices together."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,10 @@ class Result:
     """Options that differ from the defaults."""
     devices: tuple[DeviceResult, ...]
     driver_calls: Mapping[str, int]
+    """By kind. What the driver charges for is its work."""
+    driver_work: DriverWork
+    """Handles and pages, all devices together; without samples only the total is known."""
     out_of_memory: OutOfMemory | None
-    steady: steps.Steady | None = None
-    """Driver calls of the second half; None without samples, or where the replay did not come so far."""
     placements: npt.NDArray[np.uint64] | None = field(default=None, repr=False)
     """The address at which each allocation of the trace was placed, in their order, as far as it came; if asked for."""
 
@@ -156,7 +158,7 @@ class Result:
             "memory_source": self.memory_source,
             "config": self.config,
             "driver_calls": dict(self.driver_calls),
-            "second_half": None if self.steady is None else {**vars(self.steady)},
+            "driver_work": self.driver_work.to_json(),
             "out_of_memory": None if lost is None else vars(lost).copy(),
             "devices": [_device_json(device) for device in self.devices],
         }
@@ -175,7 +177,7 @@ def _device_json(device: DeviceResult) -> dict[str, Any]:
         "overhead": device.overhead,
         **{f"peak_{name}": device.peak(name) for name in QUANTITIES},
         "recorded": None if device.recorded is None else vars(device.recorded).copy(),
-        "stats": {name: value for name, value in device.stats.items() if name != "driver_calls"},
+        "stats": {name: value for name, value in device.stats.items() if name not in ("driver_calls", "driver_work")},
         "over_time": over_time,
     }
 
@@ -228,26 +230,26 @@ class Replayer:
             config=conf,
             devices=devices,
             driver_calls=raw["devices"][0]["driver_calls"],
+            driver_work=self._work(raw["devices"][0]["driver_work"], devices),
             out_of_memory=failure,
-            steady=self._steady(devices),
             placements=raw["placements"],
         )
 
     def points(self, samples: int) -> list[int]:
         """Return the numbers of the events after which about so many samples are taken."""
-        ends = [] if self.second_half is None else self.second_half.points
+        ends = [] if self.phases is None else self.phases.points
         return sorted({*sample_points(self.trace, samples), *ends})
 
     @cached_property
-    def second_half(self) -> steps.SecondHalf | None:
-        """The second half of the trace; None where it is too short to have one."""
-        return steps.second_half(self.trace)
+    def phases(self) -> steps.Phases | None:
+        """Start-up and the halves of the trace; None where it is too short to have them."""
+        return steps.phases(self.trace)
 
-    def _steady(self, devices: Sequence[DeviceResult]) -> steps.Steady | None:
+    def _work(self, total: Mapping[str, int], devices: Sequence[DeviceResult]) -> DriverWork:
         curve = next((device.curve for device in devices if device.curve is not None), None)
-        if curve is None or self.second_half is None:
-            return None
-        return self.second_half.steady(curve.events, curve.driver_calls)
+        if curve is None or self.phases is None:
+            return DriverWork(total)
+        return self.phases.work(total, curve.events, curve.driver_work)
 
     def _seconds(self, event: int) -> float:
         return (int(self.trace.events["time_ns"][event]) - self._start_ns) / 1e9
@@ -263,8 +265,8 @@ class Replayer:
             seconds=(self.trace.events["time_ns"][events] - np.uint64(self._start_ns)).astype(np.int64) / 1e9,
             values={name: np.array([row[name] for row in rows]) for name in QUANTITIES},
             recorded_reserved=None if recorded is None else recorded[events],
-            driver_calls={
-                kind: np.array([row["driver_calls"].get(kind, 0) for row in rows]) for kind in rows[-1]["driver_calls"]
+            driver_work={
+                kind: np.array([row["driver_work"].get(kind, 0) for row in rows]) for kind in rows[-1]["driver_work"]
             },
         )
 

@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from poolalloc.costs import PriceList
 from poolalloc.sizes import format_size
 
 DEFAULT_GPU = "h100"
@@ -141,6 +142,7 @@ def sim_environment(
     virtual_memory: bool = True,
     vmm_fault: str | None = None,
     peers: str | None = None,
+    prices: PriceList | None = None,
     report: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     base: Mapping[str, str] | None = None,
@@ -150,8 +152,8 @@ def sim_environment(
     `memory` is bytes per device (default: the card's), `lag` the number of further launches after which an event
     completes, `virtual_memory` whether the cards have virtual memory management, `vmm_fault` what of it fails although
     it is announced (VMM_FAULTS), `peers` the pairs of devices that reach each other's memory, such as "0-1,1-2"
-    (default: all; "none"), `report` the file for the JSON report that is written at exit. Raises SimulationError for
-    bad values.
+    (default: all; "none"), `prices` how long the driver's work takes (None: no time), `report` the file for the JSON
+    report that is written at exit. Raises SimulationError for bad values.
     """
     card = find_gpu(gpu)
     _check_range("memory", memory, MINIMUM_MEMORY, MAXIMUM_MEMORY, format_size)
@@ -167,6 +169,7 @@ def sim_environment(
         "VIRTUAL_MEMORY",
         "VMM_FAULT",
         "PEERS",
+        "DRIVER_COSTS",
         "REPORT",
         "OWNER",
         "QUIET",
@@ -192,6 +195,8 @@ def sim_environment(
         environment["POOLALLOC_SIM_PEERS"] = peers
     if memory is not None:
         environment["POOLALLOC_SIM_MEMORY"] = str(memory)
+    if prices is not None:
+        environment["POOLALLOC_SIM_DRIVER_COSTS"] = prices.to_sim()
     if report is not None:
         environment["POOLALLOC_SIM_REPORT"] = str(Path(report).absolute())
     if quiet:
@@ -409,6 +414,7 @@ def run_simulated(
     virtual_memory: bool = True,
     vmm_fault: str | None = None,
     peers: str | None = None,
+    prices: PriceList | None = None,
     quiet: bool = False,
     timeout: float | None = None,
     capture: bool = True,
@@ -429,6 +435,7 @@ def run_simulated(
             virtual_memory=virtual_memory,
             vmm_fault=vmm_fault,
             peers=peers,
+            prices=prices,
             report=report_file,
             quiet=quiet,
             base=base,

@@ -3,7 +3,7 @@
     from poolalloc.trace import read
     from poolalloc.tune import tune
 
-    found = tune([read("a.npz"), read("b.npz")], objective="reserved", trials=40)
+    found = tune([read("a.npz"), read("b.npz")], objective="balanced", trials=40)
     found.config, found.before.held_out.overhead, found.after.held_out.overhead
 
 The first three quarters of each trace are tuned on; the rest is held out and only reported, so a configuration that
@@ -23,28 +23,30 @@ from typing import Any, Literal
 
 import numpy as np
 
+from poolalloc import costs
 from poolalloc._options import OPTIONS
 from poolalloc._version import __version__
 from poolalloc.config import Config, words_of
+from poolalloc.costs import PriceList
 from poolalloc.errors import PoolallocError
 from poolalloc.exact_bins import ExactBin
 from poolalloc.proposal import Reuse
 from poolalloc.replay import Replayer
+from poolalloc.trace import steps
 from poolalloc.trace.format import Trace, TraceError
 from poolalloc.trace.parts import split
 
-Objective = Literal["reserved", "calls", "balanced"]
-OBJECTIVES: tuple[Objective, ...] = ("reserved", "calls", "balanced")
+Objective = Literal["memory", "time", "balanced"]
+OBJECTIVES: tuple[Objective, ...] = ("memory", "time", "balanced")
 TUNED_ON = 0.75
 """Of each trace's events."""
-CALLS_WEIGHT = 0.1
-"""Of `balanced`: a driver call for each allocation or free costs as much as this share more memory."""
+TIME_WEIGHT = 0.01
+"""Of `balanced`: a millisecond of the driver's time in each step costs as much as this share more memory."""
 SEED = 1
 TRIALS = 40
 _FORBIDDEN = 1e9  # the value of what is never chosen: databases have no infinity
-_GROWTH = next(words_of(option) for option in OPTIONS if option.name == "growth")
-_UNBOUNDED = ("fast",)
-"""Of them, those under which what is reserved grows on to the limit: how far it gets says only how long a run was."""
+_GROWTH = ("tight", "balanced", "fast")  # each may hold more than the one before, however long the program runs
+assert set(_GROWTH) == set(next(words_of(option) for option in OPTIONS if option.name == "growth"))
 
 
 class TuneError(PoolallocError, ValueError):
@@ -57,18 +59,28 @@ class Score:
 
     overhead: float
     """Geometric mean, over traces and devices, of peak reserved / peak requested; infinite if one ran out of memory."""
-    calls: float
-    """Driver calls for each event."""
+    milliseconds: float
+    """Modelled time of the driver's work, start-up included, for each step; of the whole where no steps are known."""
+    reserved: int = 0
+    """Bytes: the sum of the peaks of all traces and devices."""
 
     def value(self, objective: Objective, most_overhead: float = math.inf) -> float:
-        """Return what is minimized. Calls break ties of `reserved`, memory those of `calls`."""
+        """Return what is minimized. Time breaks ties of `memory`, memory those of `time`."""
         if not math.isfinite(self.overhead) or self.overhead > most_overhead:
             return math.inf
-        if objective == "reserved":
-            return self.overhead + 1e-6 * self.calls
-        if objective == "calls":
-            return self.calls + 1e-3 * self.overhead
-        return self.overhead * (1 + CALLS_WEIGHT * self.calls)
+        if objective == "memory":
+            return self.overhead + 1e-6 * self.milliseconds
+        if objective == "time":
+            return self.milliseconds + 1e-3 * self.overhead
+        return self.overhead * (1 + TIME_WEIGHT * self.milliseconds)
+
+    def to_json(self) -> dict[str, float]:
+        """Return the figures by the names that profiles give them."""
+        return {
+            "overhead": round(self.overhead, 6),
+            "reserved_bytes": self.reserved,
+            "milliseconds_a_step": round(self.milliseconds, 6),
+        }
 
 
 @dataclass(frozen=True)
@@ -132,16 +144,28 @@ class _Choices:
 
     What bounds memory or only observes is left alone. Bins are faster than the arena, which replays do not count: the
     smallest limit leaves them most requests.
+
+    A recording is short, and a program may run for ever. So no `growth` is tried that could hold more than the
+    objective allows once the program has run for longer, however good it looks on the recording: for `memory` none that
+    may hold more than what tuning begins with; `fast`, which may take the whole device, only for `time` alone.
     """
 
-    def __init__(self, optuna: Any, base: Config, traces: Sequence[Trace], *, exact_bins: bool, memory: bool) -> None:
-        """`memory`: whether what is reserved counts at all."""
+    def __init__(
+        self,
+        optuna: Any,
+        base: Config,
+        traces: Sequence[Trace],
+        objective: Objective,
+        *,
+        bounded: bool,
+        exact_bins: bool,
+    ) -> None:
         self._base = base
         categories = optuna.distributions.CategoricalDistribution
         self.space: dict[str, Any] = {
             "bin_limit": categories(_BIN_LIMITS),
             "placement_candidates": optuna.distributions.IntDistribution(1, _MOST_CANDIDATES, log=True),
-            "growth": categories([word for word in _GROWTH if not memory or word not in _UNBOUNDED]),
+            "growth": categories(_growths(base, objective, bounded=bounded)),
         }
         if exact_bins:
             self.space |= {"kept_share": categories(_KEPT_SHARES), "kept_held": categories([False, True])}
@@ -164,10 +188,15 @@ class _Choices:
         guess = {name: getattr(self._base, name) for name in _OPTIONS}
         if self._reuse is not None:
             guess |= {"kept_share": 0.0, "kept_held": False}
-        tried = guess["placement_candidates"] <= _MOST_CANDIDATES and all(
-            guess[name] in self.space[name].choices for name in ("bin_limit", "growth")
-        )
-        return guess if tried else {}
+        tried = guess["bin_limit"] in _BIN_LIMITS and guess["placement_candidates"] <= _MOST_CANDIDATES
+        return guess if tried and guess["growth"] in self.space["growth"].choices else {}
+
+
+def _growths(base: Config, objective: Objective, *, bounded: bool) -> list[str]:
+    if objective == "time" and not bounded:
+        return list(_GROWTH)
+    most = _GROWTH.index(base.growth) if objective == "memory" else _GROWTH.index("balanced")
+    return list(_GROWTH[: min(most, _GROWTH.index("balanced")) + 1])
 
 
 def _draw(trial: Any, name: str, values: Any) -> Any:
@@ -182,20 +211,22 @@ def _draw(trial: Any, name: str, values: Any) -> Any:
 class _Judge:
     """Replays the same part of every trace; from several threads at once."""
 
-    def __init__(self, parts: Iterable[Trace], memory: int | str | None) -> None:
+    def __init__(self, parts: Iterable[Trace], memory: int | str | None, prices: PriceList) -> None:
         self._replayers = [Replayer(part) for part in parts]
         self._memory = memory
+        self._prices = prices
+        self._steps = sum(max(len(steps.beginnings(replayer.trace)), 1) for replayer in self._replayers)
 
     def score(self, config: Config) -> Score:
-        logs, calls, events = [], 0, 0
+        logs, seconds, reserved = [], 0.0, 0
         for replayer in self._replayers:
             result = replayer.run(config, self._memory)
             if result.out_of_memory is not None:
                 return Score(math.inf, math.inf)
             logs += [math.log(device.overhead) for device in result.devices if device.overhead]
-            calls += sum(result.driver_calls.values())
-            events += result.events
-        return Score(math.exp(sum(logs) / len(logs)), calls / events)
+            seconds += self._prices.price(result.driver_work.total).middle
+            reserved += sum(device.peak_reserved for device in result.devices)
+        return Score(math.exp(sum(logs) / len(logs)), seconds * 1e3 / self._steps, reserved)
 
 
 def _parts(traces: Sequence[Trace]) -> tuple[list[Trace], list[Trace]]:
@@ -216,32 +247,32 @@ def _parts(traces: Sequence[Trace]) -> tuple[list[Trace], list[Trace]]:
 def tune(
     traces: Sequence[Trace],
     *,
-    objective: Objective = "reserved",
+    objective: Objective = "memory",
     trials: int | None = None,
     seconds: float | None = None,
     base: Config | None = None,
     memory: int | str | None = None,
     most_overhead: float = math.inf,
     exact_bins: bool = False,
+    prices: PriceList | None = None,
     storage: str | None = None,
     study: str | None = None,
     workers: int | None = None,
     watch: Callable[[int, Score | None], None] = lambda done, best: None,
 ) -> Tuned:
-    """Look for the options under which the traces reserve least, or make fewest driver calls, or both in balance.
+    """Look for the options under which traces reserve least, or take least of the driver's time, or both in balance.
 
     Args:
         traces: recordings; each counts the same.
-        objective: `reserved`, `calls` or `balanced` (overhead * (1 + CALLS_WEIGHT * calls per event)). Where memory
-            counts (all but `calls` without `most_overhead`), no option is tried under which a longer run would hold
-            ever more, however little it holds in the recording.
+        objective: `memory`, `time` (modelled) or `balanced` (overhead * (1 + TIME_WEIGHT * milliseconds a step)).
         trials: how many configurations are tried in all; None is TRIALS, or with `seconds` as many as they allow.
         seconds: when to stop in any case.
         base: what tuning begins with, and keeps for every option it does not choose; None is the defaults.
         memory: of each device, as for Replayer.run. A configuration under which memory runs out is never chosen.
         most_overhead: a configuration with a greater overhead on what is tuned on is never chosen.
         exact_bins: propose some, too: how much of the peak they may keep, and whether a stream that grows takes it, is
-            chosen with the rest. Not with `reserved`, since they keep memory, nor on top of those that `base` has.
+            chosen with the rest. Not with `memory`, since they keep memory, nor on top of those that `base` has.
+        prices: with which the driver's work is priced; None is the default list.
         storage: shared by several workers: the path of a journal file (*.log), or a database URL that Optuna knows.
         study: the name in that storage; by default made of the traces and the objective.
         workers: threads; None is one for each processor.
@@ -260,18 +291,17 @@ def tune(
     most = trials if trials is not None else TRIALS if seconds is None else math.inf
     optuna = _optuna()
     tuned_on, held_out = _parts(traces)
-    judge = _Judge(tuned_on, memory)
+    prices = prices or costs.find()
+    judge = _Judge(tuned_on, memory, prices)
     hashes = [hashlib.sha256(np.ascontiguousarray(trace.events).tobytes()).hexdigest() for trace in traces]
-    bound = (f"-{most_overhead}" if math.isfinite(most_overhead) else "") + ("-exact-bins" if exact_bins else "")
-    name = study or f"poolalloc-{objective}{bound}-{hashlib.sha256(''.join(hashes).encode()).hexdigest()[:12]}"
+    name = study or _name_of(hashes, objective, start, prices, most_overhead, exact_bins=exact_bins)
     search = _study(optuna, storage, name)
     scores: dict[Config, Score] = {start: judge.score(start)}
     finished = optuna.trial.TrialState.COMPLETE
-    memory_counts = objective != "calls" or most_overhead < math.inf
-    choices = _Choices(optuna, start, tuned_on, exact_bins=exact_bins, memory=memory_counts)
+    choices = _Choices(optuna, start, tuned_on, objective, bounded=math.isfinite(most_overhead), exact_bins=exact_bins)
 
     def noted(score: Score) -> dict[str, float]:
-        return {"overhead": score.overhead, "calls": score.calls}
+        return {"overhead": score.overhead, "milliseconds": score.milliseconds}
 
     def value(score: Score) -> float:
         return min(score.value(objective, most_overhead), _FORBIDDEN)
@@ -299,7 +329,7 @@ def tune(
     def after_trial(search: Any, trial: Any) -> None:
         done = len(search.get_trials(deepcopy=False, states=(finished,)))
         best = search.best_trial.user_attrs
-        watch(done, Score(best["overhead"], best["calls"]))
+        watch(done, Score(best["overhead"], best["milliseconds"]))
         if done >= most:
             search.stop()
 
@@ -319,12 +349,13 @@ def tune(
     best = start
     if done and search.best_value < value(scores[start]):
         best = choices.suggest(optuna.trial.FixedTrial(search.best_params))
-    rest = _Judge(held_out, memory)
+    rest = _Judge(held_out, memory, prices)
     before = Scores(scores[start], rest.score(start))
     after = Scores(scores.get(best) or judge.score(best), rest.score(best))
     provenance = {
         "tool": f"poolalloc {__version__} tune",
         "objective": objective,
+        "prices": f"{prices.name}: {prices.label}",
         **({"most_overhead": most_overhead} if math.isfinite(most_overhead) else {}),
         "trials": len(done),
         "events": [len(trace) for trace in traces],
@@ -333,19 +364,40 @@ def tune(
     return Tuned(best, objective, len(done), before, after, provenance | _gains(before, after))
 
 
+def _name_of(
+    hashes: Sequence[str],
+    objective: Objective,
+    start: Config,
+    prices: PriceList,
+    most_overhead: float,
+    *,
+    exact_bins: bool,
+) -> str:
+    """The name of the search that workers share: all that its values depend on."""
+    parts = [objective, *([str(most_overhead)] if math.isfinite(most_overhead) else [])]
+    parts += ["exact-bins"] if exact_bins else []
+    parts += [start.growth] if objective == "memory" else []  # it bounds what is tried
+    parts += [] if prices.name == costs.DEFAULT else [prices.name]
+    return "-".join(["poolalloc", *parts, hashlib.sha256("".join(hashes).encode()).hexdigest()[:12]])
+
+
 def _require_room_for_bins(start: Config, objective: Objective) -> None:
-    if objective == "reserved":
-        raise TuneError("exact bins keep memory: propose them with the objective calls or balanced, not reserved")
+    if objective == "memory":
+        raise TuneError("exact bins keep memory: propose them with the objective time or balanced, not memory")
     if start.exact_bins:
         raise TuneError("what tuning begins with has exact bins of its own: leave them out to have others proposed")
 
 
 def _gains(before: Scores, after: Scores) -> dict[str, float]:
-    found = {}
+    """What a profile says it gains, first of all on what was held out, and the figures behind that."""
+    was, now = before.held_out, after.held_out
+    found: dict[str, float] = {
+        "gains_held_out_milliseconds_a_step": round(was.milliseconds - now.milliseconds, 6),
+        "gains_held_out_bytes": was.reserved - now.reserved,
+    }
     for when, scores in (("before", before), ("after", after)):
         for part, score in (("tuned_on", scores.tuned_on), ("held_out", scores.held_out)):
-            found[f"{when}_{part}_overhead"] = round(score.overhead, 6)
-            found[f"{when}_{part}_calls_per_event"] = round(score.calls, 6)
+            found |= {f"{when}_{part}_{name}": value for name, value in score.to_json().items()}
     return found
 
 

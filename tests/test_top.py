@@ -89,7 +89,7 @@ def test_what_is_not_there_is_one_line(arguments: list[str], capsys: pytest.Capt
         b'poolalloc_live_bytes{device="x"} 1',
         b'poolalloc_live_bytes{device="-1"} 1',
         b'poolalloc_live_bytes{device="123456789012345678901234567890"} 1',
-        b'poolalloc_driver_calls_total{call="map"} Inf',
+        b'poolalloc_driver_modelled_seconds_total{prices="default"} Inf',
         b'poolalloc_live_bytes{device="0",process="x"} 1',
         b'poolalloc_live_bytes{device="0} 1',
     ],
@@ -127,13 +127,13 @@ def test_json_numbers_the_devices(page: int, capsys: pytest.CaptureFixture[str])
 
 def test_several_processes_at_one_place_are_told_apart(page: int, capsys: pytest.CaptureFixture[str]) -> None:
     Page.text = b"".join(
-        b'poolalloc_live_bytes{process="%d",device="0"} %d\npoolalloc_driver_calls_total{process="%d",call="map"} 5\n'
-        % (process, process << 20, process)
+        b'poolalloc_live_bytes{process="%d",device="0"} %d\npoolalloc_driver_modelled_seconds_total{process="%d",prices="default"} 0.5\n'
+        b'poolalloc_driver_calls_total{process="%d",call="map"} 5\n' % (process, process << 20, process, process)
         for process in (71, 72)
     )
     assert run(["top", "--json", str(page)]) == 0
     (seen,) = json.loads(capsys.readouterr().out)
-    assert seen["driver_calls"] == 10
+    assert seen["driver_modelled_seconds"] == 1
     assert seen["devices"] == [{"process": number, "device": 0, "live": number << 20} for number in (71, 72)]
     assert run(["top", "--once", str(page)]) == 0
     assert re.search(rf"localhost:{page} 71 .* 71 MiB", capsys.readouterr().out)
@@ -229,8 +229,8 @@ def test_what_a_server_says_is_no_command_to_the_terminal(page: int, capsys: pyt
 def drawn(width: int) -> str:
     keys = ("requested", "live", "pending", "kept", "idle", "reserved", "limit", "reserved_peak", "requested_peak")
     values = dict.fromkeys(keys, 79 << 30) | {"allocations": 123456, "out_of_memory": 3}
-    look = Look("http://gpu-box-17:9400/metrics", 10.0, {("", 0): values, ("", 1): values}, {"": 5000})
-    before = Look("http://gpu-box-17:9400/metrics", 8.0, {("", 0): values, ("", 1): values}, {"": 4000})
+    look = Look("http://gpu-box-17:9400/metrics", 10.0, {("", 0): values, ("", 1): values}, {"": 5.0})
+    before = Look("http://gpu-box-17:9400/metrics", 8.0, {("", 0): values, ("", 1): values}, {"": 4.0})
     console = Console(width=width, force_terminal=True, color_system=None)
     with console.capture() as captured:
         top._print(console, [look], [before])
@@ -246,11 +246,13 @@ def test_a_narrow_terminal_gets_fewer_columns_and_no_broken_lines() -> None:
         for heading in ("device", "requested", "reserved", "overhead"):
             assert heading in text
         assert len(re.findall("gpu-box-17:9400", text)) == 2
-    assert "not shown, for want of room: driver calls/s, allocations/s" in drawn(80)
+    assert "not shown, for want of room: driver ms/s, allocations/s" in drawn(80)
     assert "not shown" not in drawn(200)
 
 
 def test_rates_are_of_the_time_between_looks() -> None:
     assert top._rate(300, 100, 2.0) == "100"
     assert top._rate(300, None, 2.0) == "-"
+    assert top._share(0.3, 0.1, 2.0) == "100.00"
+    assert top._share(0.3, None, 2.0) == top._share(0.1, 0.3, 2.0) == "-"
     assert top._rate(3, 100, 2.0) == "-"  # it was started anew

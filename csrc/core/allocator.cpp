@@ -393,6 +393,7 @@ DeviceStats Allocator::stats(DeviceIndex device) const {
     }
   }
   stats.driver_calls = driver_->calls();
+  stats.driver_work = driver_->work();
   return stats;
 }
 

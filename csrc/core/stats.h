@@ -141,6 +141,7 @@ struct DeviceStats {
   bool virtual_memory = true;  // pages are mapped where they are needed; else memory comes in whole segments
   std::vector<HeapStats> heaps;
   std::map<std::string, std::uint64_t> driver_calls;  // by kind, whole process
+  std::map<std::string, std::uint64_t> driver_work;   // handles and pages by kind, whole process (driver_work.h)
 };
 
 }  // namespace poolalloc

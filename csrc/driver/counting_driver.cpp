@@ -1,6 +1,8 @@
 // See counting_driver.h. Every method counts, then forwards.
 #include "driver/counting_driver.h"
 
+#include <bit>
+
 namespace poolalloc {
 
 namespace {
@@ -38,38 +40,53 @@ Status CountingDriver::memory_info(DeviceIndex device, Bytes* free_bytes, Bytes*
 
 Status CountingDriver::reserve(DeviceIndex device, Bytes bytes, Bytes alignment, Address* address) {
   count(DriverCall::reserve);
-  return driver_.reserve(device, bytes, alignment, address);
+  const Status status = driver_.reserve(device, bytes, alignment, address);
+  if (status == Status::ok) work_.addresses_reserved();
+  return status;
 }
 
 Status CountingDriver::release(DeviceIndex device, Address address, Bytes bytes) {
   count(DriverCall::release);
-  return driver_.release(device, address, bytes);
+  const Status status = driver_.release(device, address, bytes);
+  if (status == Status::ok) work_.addresses_released();
+  return status;
 }
 
 Status CountingDriver::create(DeviceIndex device, Bytes bytes, PhysicalHandle* handle) {
   count(DriverCall::create);
-  return refusal(driver_.create(device, bytes, handle));
+  const Status status = refusal(driver_.create(device, bytes, handle));
+  if (status == Status::ok) work_.created(*handle, bytes);
+  return status;
 }
 
 Status CountingDriver::destroy(DeviceIndex device, PhysicalHandle handle) {
   count(DriverCall::destroy);
-  return driver_.destroy(device, handle);
+  const DriverWork::Ending ending = work_.destroying(handle);
+  const Status status = driver_.destroy(device, handle);
+  work_.ended(ending, status == Status::ok);
+  return status;
 }
 
 Status CountingDriver::map(DeviceIndex device, Address address, Bytes bytes, PhysicalHandle handle) {
   count(DriverCall::map);
-  return refusal(driver_.map(device, address, bytes, handle));
+  const Status status = refusal(driver_.map(device, address, bytes, handle));
+  if (status == Status::ok) work_.mapped(address, bytes);
+  return status;
 }
 
 Status CountingDriver::allow_access(DeviceIndex device, Address address, Bytes bytes, DeviceSet peers) {
   count(DriverCall::allow_access);
   if (device < kMaxDevices) peers |= peers_[device].load();
-  return refusal(driver_.allow_access(device, address, bytes, peers));
+  const Status status = refusal(driver_.allow_access(device, address, bytes, peers));
+  if (status == Status::ok) work_.granted(address, bytes, 1 + std::popcount(peers));
+  return status;
 }
 
 Status CountingDriver::unmap(DeviceIndex device, Address address, Bytes bytes) {
   count(DriverCall::unmap);
-  return driver_.unmap(device, address, bytes);
+  const Status status = driver_.unmap(device, address, bytes);
+  if (status == Status::ok) work_.unmapped(address, bytes);
+  return status;
 }
 
 Status CountingDriver::export_handle(DeviceIndex device, PhysicalHandle handle, int* descriptor) {
@@ -84,12 +101,17 @@ Status CountingDriver::import_handle(DeviceIndex device, int descriptor, Physica
 
 Status CountingDriver::allocate_segment(DeviceIndex device, Bytes bytes, Address* address) {
   count(DriverCall::allocate_segment);
-  return refusal(driver_.allocate_segment(device, bytes, address));
+  const Status status = refusal(driver_.allocate_segment(device, bytes, address));
+  if (status == Status::ok) work_.segment_allocated(*address, bytes);
+  return status;
 }
 
 Status CountingDriver::free_segment(DeviceIndex device, Address address) {
   count(DriverCall::free_segment);
-  return driver_.free_segment(device, address);
+  const DriverWork::Ending ending = work_.freeing_segment(address);
+  const Status status = driver_.free_segment(device, address);
+  work_.ended(ending, status == Status::ok);
+  return status;
 }
 
 Status CountingDriver::create_event(DeviceIndex device, EventHandle* event) {

@@ -1,7 +1,7 @@
-// An adaptor that counts the calls made through it, by kind, and grants the peers of a device what it grants the
-// device; the device work is the wrapped driver's. A call that fails is counted too, since it cost the time of one.
-// Where memory is asked for, `not_supported` becomes `failed`: the heaps have their own meaning for it, that addresses
-// are missing.
+// An adaptor that counts what is asked through it, and grants the peers of a device what it grants the device; the
+// device work is the wrapped driver's. Calls are counted by kind, those that fail too, since they cost the time of one.
+// The work that is done is counted by handles and pages, which is what drivers charge for. Where memory is asked for,
+// `not_supported` becomes `failed`: the heaps have their own meaning for it, that addresses are missing.
 #pragma once
 
 #include <atomic>
@@ -10,6 +10,7 @@
 #include <string>
 
 #include "driver/driver.h"
+#include "driver/driver_work.h"
 
 namespace poolalloc {
 
@@ -22,6 +23,8 @@ class POOLALLOC_API CountingDriver final : public Driver {
   std::uint64_t calls(DriverCall call) const { return counts_[static_cast<std::size_t>(call)].load(relaxed); }
   // The kinds called at least once, by name.
   std::map<std::string, std::uint64_t> calls() const;
+  // The handles and pages of what was done, by the names of DriverWork::counts.
+  std::map<std::string, std::uint64_t> work() const { return work_.counts(); }
 
   // From now on allow_access for `device` allows `peer` too, or no longer.
   void allow_peer(DeviceIndex device, DeviceIndex peer);
@@ -66,6 +69,7 @@ class POOLALLOC_API CountingDriver final : public Driver {
   Driver& driver_;
   std::atomic<DeviceSet> peers_[kMaxDevices] = {};  // of each device
   std::atomic<std::uint64_t> counts_[kDriverCallKinds] = {};
+  DriverWork work_;
 };
 
 }  // namespace poolalloc

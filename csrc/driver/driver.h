@@ -14,7 +14,9 @@
 //   but not by the thread that captures.
 // - What depends on that takes a token as its first argument (core/capture.h), which a driver only passes on: a call
 //   that has not asked does not compile. (unmap takes none yet: its callers hold one, or their heap's lock.)
-// - Sizes and addresses given to create / map / unmap / allow_access are multiples of DeviceInfo::granularity.
+// - Sizes and addresses given to create / map / unmap / allow_access are multiples of DeviceInfo::granularity. A handle
+//   has any number of pages and is mapped whole. What a driver charges grows with the number of handles that a call
+//   covers and a little with their size, so few large handles cost less than many small ones (driver_work.h).
 // - One physical handle may be mapped at several addresses at once (aliasing). Destroying a handle that is still mapped
 //   keeps its memory until the last mapping goes.
 #pragma once
@@ -66,7 +68,7 @@ class POOLALLOC_API Driver {
   // Address space only; `alignment` is a power of two.
   virtual Status reserve(DeviceIndex device, Bytes bytes, Bytes alignment, Address* address) = 0;
   virtual Status release(DeviceIndex device, Address address, Bytes bytes) = 0;
-  // Physical memory only.
+  // Physical memory only, one handle of any whole number of pages.
   virtual Status create(DeviceIndex device, Bytes bytes, PhysicalHandle* handle) = 0;
   virtual Status destroy(DeviceIndex device, PhysicalHandle handle) = 0;
   // The whole of `handle` appears at `address`. Not usable before allow_access.

@@ -188,7 +188,7 @@ class Replayer {
 #define X(name) one.name = now.name.current;
       POOLALLOC_QUANTITIES(X)
 #undef X
-      one.driver_calls = now.driver_calls;
+      one.driver_work = now.driver_work;
       samples.push_back(std::move(one));
     }
   }

@@ -22,7 +22,7 @@ struct ReplaySample {
 #define X(name) std::int64_t name = 0;
   POOLALLOC_QUANTITIES(X)
 #undef X
-  std::map<std::string, std::uint64_t> driver_calls;  // by kind, until then; of all devices together
+  std::map<std::string, std::uint64_t> driver_work;  // handles and pages until then; of all devices together
 };
 
 // The event at which the trace ran out of memory.

@@ -45,7 +45,7 @@ py::dict run(const ReplayProgram& program, const std::string& conf, Bytes memory
 #define X(name) row[#name] = sample.name;
     POOLALLOC_QUANTITIES(X)
 #undef X
-    row["driver_calls"] = sample.driver_calls;
+    row["driver_work"] = sample.driver_work;
     samples.append(row);
   }
   result["samples"] = samples;

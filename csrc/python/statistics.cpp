@@ -88,6 +88,7 @@ py::dict to_dict(const DeviceStats& stats) {
   for (const HeapStats& heap : stats.heaps) heaps.append(to_dict(heap));
   result["heaps"] = heaps;
   result["driver_calls"] = stats.driver_calls;
+  result["driver_work"] = stats.driver_work;
   return result;
 }
 

@@ -134,6 +134,13 @@ Config read_config() {
   config.keep_contents = number("POOLALLOC_SIM_KEEP_CONTENTS", 0, 0, 1, &valid) == 1;
   config.quiet = number("POOLALLOC_SIM_QUIET", 0, 0, 1, &valid) == 1;
   if (const char* path = std::getenv("POOLALLOC_SIM_REPORT")) config.report_path = path;
+  if (const char* text = std::getenv("POOLALLOC_SIM_DRIVER_COSTS"); text && !parse_prices(text, &config.prices)) {
+    std::fprintf(stderr,
+                 "simgpu: POOLALLOC_SIM_DRIVER_COSTS is '%s'; it must be like create=30:0.03,map=1.5:0.03 "
+                 "(microseconds, and the share of it for each further page of a handle); no device is simulated\n",
+                 text);
+    valid = false;
+  }
   if (!valid) config.devices = 0;
   config.visible = read_visible(config.devices);
   return config;

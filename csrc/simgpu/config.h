@@ -14,6 +14,7 @@
 //   POOLALLOC_SIM_VMM_FAULT       none         "rdma": access to memory made for network cards answers 999, as on WSL2;
 //                                              "access": access to any mapped memory does, as on some virtual GPUs
 //   POOLALLOC_SIM_PEERS           all          which devices reach each other's memory: "0-1,1-2", or "none"
+//   POOLALLOC_SIM_DRIVER_COSTS    none         what work takes that makes, maps or frees memory (driver_work.h)
 //   POOLALLOC_SIM_KEEP_CONTENTS   0            1: bytes that the host wrote outlive launches (physical.h)
 //   POOLALLOC_SIM_VALUES          none         the library that carries out operators (operations.h)
 //   CUDA_VISIBLE_DEVICES          all          the devices a process sees, by number or UUID, as for CUDA
@@ -22,6 +23,8 @@
 #include <cstdint>
 #include <string>
 #include <vector>
+
+#include "simgpu/driver_work.h"
 
 namespace poolalloc::simgpu {
 
@@ -57,6 +60,7 @@ struct Config {
   std::uint64_t peers[kMaxDevices] = {};  // of each device bit by bit, both by their number before CUDA_VISIBLE_DEVICES
   bool keep_contents = false;
   bool quiet = false;
+  DriverPrices prices;
   std::string report_path;
 };
 

@@ -5,6 +5,7 @@
 
 #include "simgpu/capture.h"
 #include "simgpu/cuda_abi.h"
+#include "simgpu/driver_work.h"
 #include "simgpu/report.h"
 #include "simgpu/simulator.h"
 
@@ -38,6 +39,7 @@ Error device_malloc(std::uint64_t size, std::uint64_t* address) {
     Mapping& mapping = map_extent(*region, region->base, *extent, rounded, 0);
     mapping.access[static_cast<std::size_t>(device.index)] = abi::kAccessReadWrite;
     *address = region->base;
+    note_work(Work::allocate_segment, 1, rounded);
   }
   release_extent(*extent);
   return region ? kSuccess : kOutOfMemory;
@@ -56,6 +58,7 @@ Error device_free(std::uint64_t address, const char* caller) {
   if (region && region->kind == RegionKind::kMalloc && region->base == address) {
     // cudaFree waits for the device.
     complete_device(*sim().devices[static_cast<std::size_t>(region->device)]);
+    note_work(Work::free_segment, 1, region->mappings.begin()->second.size);
     unmap_extent(*region, region->mappings.begin());
     addresses.destroy(*region);
     return kSuccess;

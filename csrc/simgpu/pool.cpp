@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "simgpu/cuda_abi.h"
+#include "simgpu/driver_work.h"
 #include "simgpu/simulator.h"
 
 namespace poolalloc::simgpu {
@@ -75,6 +76,7 @@ bool Pool::grow(std::uint64_t size) {
     release_extent(*extent);
     mapping.access[static_cast<std::size_t>(device_.index)] = abi::kAccessReadWrite;
     segments_.emplace(region->base, segment);
+    note_work(Work::allocate_segment, 1, segment);
     reserved_ += segment;
     reserved_high_ = std::max(reserved_high_, reserved_);
     add_hole(region->base, segment);
@@ -102,6 +104,7 @@ void Pool::trim(std::uint64_t keep) {
       continue;
     }
     remove_hole(base, size);
+    note_work(Work::free_segment, 1, size);
     Region* region = sim().addresses.at(base);
     unmap_extent(*region, region->mappings.begin());
     sim().addresses.destroy(*region);

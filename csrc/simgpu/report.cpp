@@ -14,6 +14,7 @@
 #include <set>
 #include <utility>
 
+#include "simgpu/driver_work.h"
 #include "simgpu/simulator.h"
 
 namespace poolalloc::simgpu {
@@ -183,6 +184,13 @@ std::string report_json() {
   }
   out += "], \"calls\": ";
   append_counts(out, calls);
+  out += ", \"driver_work\": ";
+  append_counts(out, work_counts());
+  if (sim().config.prices.any) {
+    char text[64];
+    std::snprintf(text, sizeof text, ", \"driver_seconds\": %.9f", priced_seconds());
+    out += text;
+  }
   out += ", \"violations\": ";
   const std::lock_guard guard(counters().mutex);
   append_counts(out, counters().violations);

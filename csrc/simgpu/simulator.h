@@ -13,6 +13,7 @@
 
 #include "simgpu/addresses.h"
 #include "simgpu/config.h"
+#include "simgpu/driver_work.h"
 #include "simgpu/errors.h"
 #include "simgpu/graph.h"
 #include "simgpu/handle_table.h"
@@ -124,6 +125,7 @@ int runtime_call(F&& call) {
   if (error == kSuccess) sim().driver_initialized.store(true, std::memory_order_relaxed);
   if (error == kSuccess) error = call();
   if (error != kSuccess) thread_state().last_error = error;
+  take_owed_time();
   return error;
 }
 
@@ -131,8 +133,10 @@ int runtime_call(F&& call) {
 template <class F>
 int driver_call(F&& call) {
   if (!sim().driver_initialized.load(std::memory_order_relaxed)) return kNotInitialized;
-  const Error error = availability();
-  return error == kSuccess ? call() : error;
+  Error error = availability();
+  if (error == kSuccess) error = call();
+  take_owed_time();
+  return error;
 }
 
 // The same for a driver call that needs a current context.

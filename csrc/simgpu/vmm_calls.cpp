@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "simgpu/cuda_abi.h"
+#include "simgpu/driver_work.h"
 #include "simgpu/memory.h"
 #include "simgpu/report.h"
 #include "simgpu/shared_contents.h"
@@ -91,6 +92,7 @@ SIMGPU_API int cuMemAddressReserve(DevicePointer* address, std::size_t size, std
     const Region* region =
         sim().addresses.create(RegionKind::kReservation, size, alignment, thread_state().device, hint);
     if (!region) return kOutOfMemory;
+    note_work(Work::reserve, 1, 0);
     *address = region->base;
     return kSuccess;
   });
@@ -112,6 +114,7 @@ SIMGPU_API int cuMemAddressFree(DevicePointer address, std::size_t size) {
       return kInvalidValue;
     }
     sim().addresses.destroy(*region);
+    note_work(Work::release, 1, 0);
     return kSuccess;
   });
 }
@@ -128,6 +131,7 @@ SIMGPU_API int cuMemCreate(std::uint64_t* handle, std::size_t size, const abi::A
     extent->handle_types = properties->requestedHandleTypes;
     extent->rdma = properties->allocFlags.gpuDirectRDMACapable != 0;
     *handle = add_handle(*extent);
+    note_work(Work::create, 1, size);
     return kSuccess;
   });
 }
@@ -138,6 +142,7 @@ SIMGPU_API int cuMemRelease(std::uint64_t handle) {
     const Lock lock = lock_sim();
     Extent* extent = resolve_allocation(handle, "release_unknown_handle", "cuMemRelease");
     if (!extent) return kInvalidValue;
+    note_work(Work::destroy, 1, extent->size);
     if (--extent->handle_references > 0) return kSuccess;
     sim().allocations.destroy(handle);
     extent->handle = 0;
@@ -172,6 +177,7 @@ SIMGPU_API int cuMemMap(DevicePointer address, std::size_t size, std::size_t off
       return kInvalidValue;
     }
     map_extent(*region, address, *extent, size, 0);
+    note_work(Work::map, 1, size);
     return kSuccess;
   });
 }
@@ -189,6 +195,7 @@ SIMGPU_API int cuMemUnmap(DevicePointer address, std::size_t size) {
       return kInvalidValue;
     }
     for (const auto mapping : mappings) unmap_extent(*region, mapping);
+    note_work(Work::unmap, mappings.size(), size);
     return kSuccess;
   });
 }
@@ -230,6 +237,7 @@ SIMGPU_API int cuMemSetAccess(DevicePointer address, std::size_t size, const abi
             static_cast<std::uint8_t>(descriptors[i].flags);
       }
     }
+    note_work(Work::allow_access, mappings.size() * count, size * count);
     return kSuccess;
   });
 }

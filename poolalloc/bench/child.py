@@ -30,6 +30,7 @@ from poolalloc.bench.sources import (
     TorchSource,
     nvml_used_bytes,
 )
+from poolalloc.driver_work import DriverWork
 
 TIMELINE_POINTS = 1500
 
@@ -65,8 +66,8 @@ def load_run(path: Path) -> Callable[..., Iterator[int]]:
     return run
 
 
-def run_program(spec: Spec, sampler: Sampler) -> int:
-    """Run the workload or script to its end; returns the steps done, 0 for a script."""
+def run_program(spec: Spec, sampler: Sampler, stepped: Callable[[], None]) -> int:
+    """Run the workload or script to its end; returns the steps done, 0 for a script. `stepped` is called after each."""
     if spec.size is None:
         sys.argv = [spec.path, *spec.arguments]
         sys.path.insert(0, str(Path(spec.path).resolve().parent))
@@ -82,6 +83,7 @@ def run_program(spec: Spec, sampler: Sampler) -> int:
     with open(spec.progress, "a", encoding="ascii") as progress:
         for done in load_run(Path(spec.path))(spec.size, spec.steps, torch.device("cuda", 0)):
             sampler.step()
+            stepped()
             progress.write(f"{done}\n")
             progress.flush()
     return done
@@ -189,10 +191,13 @@ def measure(spec: Spec) -> dict[str, Any]:
         "out_of_memory": False,
         "steps_done": None,
     }
+    after_steps: list[dict[str, int]] = []
     start = time.perf_counter()
     with Sampler(figures_now, source.reset_peaks) as sampler:
         try:
-            result["steps_done"] = run_program(spec, sampler)
+            result["steps_done"] = run_program(
+                spec, sampler, lambda: after_steps.append(driver.work() if driver else source.driver_work())
+            )
         except Exception as error:
             traceback.print_exc()
             result["out_of_memory"] = is_out_of_memory(error)
@@ -213,6 +218,8 @@ def measure(spec: Spec) -> dict[str, Any]:
     result["memory_bytes"] = figures[0].capacity
     calls = driver.report()["calls"] if driver else source.driver_calls()
     result["driver_calls"] = {name: n for name, n in calls.items() if driver is None or name in MEMORY_CALLS}
+    work = driver.work() if driver else source.driver_work()
+    result["driver_work"] = DriverWork.of_steps(work, after_steps).to_json() if work else None
     wrong = result["wrong"] = wrong_settings(allocator)
     for one in figures:
         if driver:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from poolalloc.costs import PriceList
 from poolalloc.sim import DEFAULT_GPU, SimulationError, sim_environment
 
 
@@ -63,12 +64,16 @@ class Device:
     gpu: str = DEFAULT_GPU
     memory_bytes: int | None = None
     count: int = 1
+    prices: PriceList | None = None
+    """What the driver's work takes there; None is nothing."""
 
     def environment(self, base: Mapping[str, str], report: Path) -> dict[str, str]:
         """Return the environment of a cell made from `base`; a simulated device writes its report to `report`."""
         if not self.simulated:
             return dict(base)
-        return sim_environment(self.gpu, self.memory_bytes, devices=self.count, report=report, base=base)
+        return sim_environment(
+            self.gpu, self.memory_bytes, devices=self.count, prices=self.prices, report=report, base=base
+        )
 
     def check(self) -> None:
         """Raise DeviceError if there is no such card, it cannot have this memory, or the simulator is not built."""

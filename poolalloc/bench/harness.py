@@ -20,6 +20,9 @@ from poolalloc.bench.child import Spec
 from poolalloc.bench.devices import Device, TorchInstall
 from poolalloc.bench.results import Results, Row, Timeline
 from poolalloc.bench.workloads import Workload
+from poolalloc.costs import PriceList
+from poolalloc.costs import find as find_prices
+from poolalloc.driver_work import DriverWork
 from poolalloc.sim import add_values
 
 POLL_SECONDS = 0.1
@@ -44,6 +47,8 @@ class Setting:
     device: Device
     torch: TorchInstall
     timeout: float
+    prices: PriceList = field(default_factory=find_prices)
+    """With which the driver's work is priced."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ def run_cells(
     """
     device = setting.device
     results = Results(setting.torch.version, device.gpu, device.memory_bytes, device.simulated, command)
+    results.prices = setting.prices
+    results.prices_taken = device.prices is not None
     for cell in cells:
         watcher.cell_started(cell)
         if (missing := cell.workload.missing) is not None:
@@ -204,6 +211,8 @@ def make_row(cell: Cell, outcome: Outcome, setting: Setting) -> Row:
         row.retries = sum(one["retries"] for one in devices)
         row.out_of_memory = row.out_of_memory or any(one["out_of_memory"] for one in devices)
         row.driver_calls = dict(sorted(result["driver_calls"].items()))
+        if result["driver_work"] is not None:
+            row.driver_work = DriverWork.from_json(result["driver_work"])
         if setting.device.simulated:
             row.driver_peak_bytes = sum(one["driver_peak"] for one in devices)
     wrong = list(result["wrong"])

@@ -160,7 +160,7 @@ def draw_table(canvas: Any, results: Results, top: float) -> None:
     from poolalloc.bench.table import NAMES, lines_of
 
     width, height = canvas.get_size_inches()
-    lines = lines_of(results.rows)
+    lines = lines_of(results)
     room = width - 2 * MARGIN - GAP * (len(lines[0]) - 1)
     widths = [max(_width(canvas, line[column]) for line in lines) for column in range(len(lines[0]))]
     if (over := sum(widths) - room) > 0:  # only the first column has texts of any length: paths of scripts

@@ -19,7 +19,7 @@ from poolalloc.bench.panels import (
     overhead_text,
 )
 from poolalloc.bench.results import Results
-from poolalloc.bench.table import lines_of
+from poolalloc.bench.table import about, lines_of
 from poolalloc.output import write_text
 
 WIDTH, HEIGHT = 400, 260  # of a panel's plot area, in SVG units
@@ -136,6 +136,7 @@ def html(results: Results) -> str:
 <span class="key" style="background:var(--beyond)"></span>{BEYOND_LABEL}</p>
 {"".join(sections)}
 <div class="scroll">{table(results)}</div>
+<p>{escape(about(results))}</p>
 {failed}
 {skipped}
 <details><summary>How this was made</summary>
@@ -165,7 +166,7 @@ def explanation(results: Results) -> str:
 
 def table(results: Results) -> str:
     """Return the rows as an HTML table."""
-    headings, *rows = lines_of(results.rows)
+    headings, *rows = lines_of(results)
     head = "".join(f"<th>{escape(text)}</th>" for text in headings)
     body = "\n".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
     hidden = ", ".join(headings[FIRST_HIDDEN - 1 :])

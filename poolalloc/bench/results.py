@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
 from typing import Any
+
+from poolalloc.costs import PriceList, find
+from poolalloc.driver_work import DriverTime, DriverWork
 
 SCHEMA = 1
 
@@ -67,6 +72,7 @@ class Row:
     peak_live_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     driver_calls: dict[str, int] = field(default_factory=dict)
+    driver_work: DriverWork | None = None
     retries: int | None = None
     seconds: float | None = None
     out_of_memory: bool = False
@@ -86,8 +92,23 @@ class Row:
             return None
         return self.peak_reserved_bytes / self.peak_requested_bytes
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the row; "error" is there only if the cell failed, "skipped" only if it was not run."""
+    @property
+    def step_seconds(self) -> float | None:
+        """The median wall time of a step of the second half; None where no steps are known."""
+        ends = self.timeline.steps
+        lengths = [end - begin for begin, end in pairwise(ends)]
+        return median(lengths[len(lengths) // 2 :]) if lengths else None
+
+    def driver_time(self, prices: PriceList) -> DriverTime | None:
+        """Return the modelled time of the driver's work; None where that is not known."""
+        return None if self.driver_work is None else self.driver_work.price(prices)
+
+    def to_json(self, prices: PriceList | None = None) -> dict[str, Any]:
+        """Return the row, its driver time by `prices` (None: the default list).
+
+        "error" is there only if the cell failed, "skipped" only if it was not run.
+        """
+        time = self.driver_time(prices or find())
         row: dict[str, Any] = {
             "workload": self.workload,
             "allocator": self.allocator,
@@ -95,6 +116,8 @@ class Row:
             "peak_live_bytes": self.peak_live_bytes,
             "peak_reserved_bytes": self.peak_reserved_bytes,
             "overhead": None if self.overhead is None else round(self.overhead, 6),
+            "handles_mapped": None if time is None else time.work.handles_mapped,
+            "driver_milliseconds": None if time is None else time.to_json()["milliseconds"],
             "driver_calls": self.driver_calls,
             "retries": self.retries,
             "seconds": None if self.seconds is None else round(self.seconds, 3),
@@ -115,6 +138,7 @@ class Row:
             "steps": self.steps,
             "steps_done": self.steps_done,
             "driver_peak_bytes": self.driver_peak_bytes,
+            "driver_work": None if self.driver_work is None else self.driver_work.to_json(),
             "timeline": self.timeline.to_json(),
         }
 
@@ -129,6 +153,16 @@ class Results:
     simulated: bool
     command: str
     rows: list[Row] = field(default_factory=list)
+    prices: PriceList = field(default_factory=find)
+    """With which the driver's work is priced."""
+    prices_taken: bool = False
+    """Whether the simulated driver took that time, so that seconds contain it."""
+
+    def step_ratio(self, row: Row) -> float | None:
+        """Return the wall time of a step of the second half over that of the workload's first row."""
+        first = next(one for one in self.rows if one.workload == row.workload)
+        mine, theirs = row.step_seconds, first.step_seconds
+        return mine / theirs if mine is not None and theirs else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the results in schema 1; "details" runs beside "rows" and holds the time lines."""
@@ -137,9 +171,17 @@ class Results:
             "torch": self.torch,
             "device": {"name": self.device_name, "memory_bytes": self.memory_bytes, "simulated": self.simulated},
             "command": self.command,
-            "rows": [row.to_json() for row in self.rows],
+            "prices": {**self.prices.to_json(), "taken": self.prices_taken},
+            "rows": [self._row(row) for row in self.rows],
             "details": [row.details_json() for row in self.rows],
         }
+
+    def _row(self, row: Row) -> dict[str, Any]:
+        found = row.to_json(self.prices)
+        if self.prices_taken:
+            ratio = self.step_ratio(row)
+            found["step_time_ratio"] = None if ratio is None else round(ratio, 4)
+        return found
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Results:
@@ -148,8 +190,30 @@ class Results:
             raise ValueError(f"unknown schema {data.get('schema')!r}; this version reads {SCHEMA}")
         rows = []
         for row, details in zip(data["rows"], data["details"], strict=True):
-            figures = {key: value for key, value in row.items() if key != "overhead"}
-            extra = {key: value for key, value in details.items() if key not in ("workload", "allocator", "timeline")}
-            rows.append(Row(**figures, **extra, timeline=Timeline(**details["timeline"])))
+            figures = {key: value for key, value in row.items() if key not in _FIGURED}
+            extra = {key: value for key, value in details.items() if key not in _OF_DETAILS}
+            work = details.get("driver_work")
+            rows.append(
+                Row(
+                    **figures,
+                    **extra,
+                    driver_work=None if work is None else DriverWork.from_json(work),
+                    timeline=Timeline(**details["timeline"]),
+                )
+            )
         device = data["device"]
-        return cls(data["torch"], device["name"], device["memory_bytes"], device["simulated"], data["command"], rows)
+        prices = data.get("prices")
+        return cls(
+            data["torch"],
+            device["name"],
+            device["memory_bytes"],
+            device["simulated"],
+            data["command"],
+            rows,
+            find() if prices is None else PriceList.from_json(prices),
+            prices is not None and prices["taken"],
+        )
+
+
+_FIGURED = ("overhead", "handles_mapped", "driver_milliseconds", "step_time_ratio")  # made of what a row has
+_OF_DETAILS = ("workload", "allocator", "driver_work", "timeline")

@@ -74,6 +74,9 @@ class Source(Protocol):
     def driver_calls(self) -> dict[str, int]:
         """Return the allocator's own count of driver calls, for a GPU that does not count them itself."""
 
+    def driver_work(self) -> dict[str, int]:
+        """Return the allocator's own count of the driver's work, for the same; nothing where it does not know it."""
+
 
 def cuda_devices() -> range:
     """Return the devices of this process, none if CUDA has not been touched; never touches it."""
@@ -85,6 +88,9 @@ def cuda_devices() -> range:
 
 class TorchSource:
     """torch's own allocator."""
+
+    def __init__(self) -> None:
+        self._expandable: bool | None = None  # not asked yet
 
     def devices(self) -> range:
         """Return the devices of this process."""
@@ -119,6 +125,16 @@ class TorchSource:
         stats = [torch._C._cuda_memoryStats(device) for device in self.devices()]
         return {name: sum(one[name] for one in stats) for name in names}
 
+    def driver_work(self) -> dict[str, int]:
+        """Return the segments taken and given back; nothing with expandable ones, whose handles it does not count."""
+        import torch
+
+        if self._expandable is None:
+            self._expandable = bool(torch.cuda.memory._snapshot()["allocator_settings"].get("expandable_segments"))
+        calls = self.driver_calls()
+        work = {"allocate_segment": calls["num_device_alloc"], "free_segment": calls["num_device_free"]}
+        return {} if self._expandable else {kind: count for kind, count in work.items() if count}
+
 
 class PoolallocSource:
     """poolalloc, by its own statistics."""
@@ -152,6 +168,12 @@ class PoolallocSource:
 
         calls: dict[str, int] = poolalloc.memory_stats(0)["driver_calls"]
         return {kind: calls[kind] for kind in PRICED if calls.get(kind)}
+
+    def driver_work(self) -> dict[str, int]:
+        """Return poolalloc's own count of handles and pages; it is one for all devices."""
+        import poolalloc
+
+        return dict(poolalloc.memory_stats(0)["driver_work"])
 
 
 def source_in_place() -> Source:
@@ -227,6 +249,11 @@ class SimulatedDriver:
     def capacity(self, device: int) -> int:
         """Return the device's memory in bytes."""
         return int(self._library.simgpu_capacity_bytes(device))
+
+    def work(self) -> dict[str, int]:
+        """Return what it has done so far, in handles and pages (poolalloc/driver_work.py)."""
+        work: dict[str, int] = self.report()["driver_work"]
+        return work
 
     def report(self) -> dict[str, Any]:
         """Return the report as it is now."""

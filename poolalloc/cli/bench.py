@@ -17,6 +17,7 @@ from poolalloc.cli.common import fail, require_writable, size_option, write_file
 
 if TYPE_CHECKING:
     from poolalloc.bench.results import Results
+    from poolalloc.costs import PriceList
 
 DEFAULT_ALLOCATORS = "default,expandable,poolalloc"
 SCRIPT_ARGUMENTS = "poolalloc.script_arguments"
@@ -53,6 +54,17 @@ def bench(  # noqa: PLR0917
     memory: Annotated[str | None, typer.Option(help="Memory of the simulated card, such as 24GiB.")] = None,
     size: Annotated[str | None, typer.Option(help="Size of the workloads: tiny, small or full.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of each workload. Default: its own.")] = None,
+    costs: Annotated[
+        str | None,
+        typer.Option(help="Price list for the driver's time: a name or a file .json.", metavar="NAME|FILE"),
+    ] = None,
+    driver_costs: Annotated[
+        str | None,
+        typer.Option(
+            help="The same, and the simulated driver takes that time: steps are compared by the clock.",
+            metavar="NAME|FILE",
+        ),
+    ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the figures to this file, as they come.")
     ] = None,
@@ -84,7 +96,8 @@ def bench(  # noqa: PLR0917
     if png_path is not None:
         require_picture()
     cells = make_cells(workloads or all_workloads(), allocators, size, steps, context.meta.get(SCRIPT_ARGUMENTS, []))
-    torch, device = choose_device(gpu, memory)
+    charged = price_list("--costs", costs) if driver_costs is None else price_list("--driver-costs", driver_costs)
+    torch, device = choose_device(gpu, memory, charged if driver_costs is not None else None)
     command = shlex.join(["poolalloc", *sys.argv[1:]])
 
     note_dropped_variables()
@@ -98,7 +111,7 @@ def bench(  # noqa: PLR0917
             write_file(json_path, lambda path: write_text(path, document), silent=True)
 
     with Progress(cells, device) as progress:
-        results = harness.run_cells(cells, harness.Setting(device, torch, timeout), command, progress, keep)
+        results = harness.run_cells(cells, harness.Setting(device, torch, timeout, charged), command, progress, keep)
     print_results(results)
     if json_path is not None:
         print(f"wrote {json_path}")
@@ -112,14 +125,15 @@ def bench(  # noqa: PLR0917
 def print_results(results: Results) -> None:
     """Print the table on stdout, what was skipped under it, and the errors of cells that failed on stderr."""
     from poolalloc.bench.panels import device_text
-    from poolalloc.bench.table import HEADINGS, NAMES, SILENT, cells
+    from poolalloc.bench.table import HEADINGS, NAMES, SILENT, about, cells
     from poolalloc.cli.tables import Table, say, stdout_console
 
     console = stdout_console()
     table = Table(device_text(results), HEADINGS[:NAMES], HEADINGS[NAMES:], SILENT)
     for row in results.rows:
-        table.add(*cells(row))
+        table.add(*cells(row, results))
     table.print(console)
+    say(console, about(results))
     skipped = {row.workload: row.skipped for row in results.rows if row.skipped is not None}
     for workload, reason in skipped.items():
         say(console, f"{workload} skipped: {reason}")
@@ -209,21 +223,36 @@ def make_cells(
     ]
 
 
-def choose_device(gpu: str | None, memory: str | None) -> tuple[Any, Any]:
-    """Return the torch that will run and the device to run on; ends the command if there is none such."""
+def price_list(option: str, name: str | None) -> PriceList:
+    """Return a price list by name or path; ends the command if there is none such."""
+    from poolalloc import costs
+
+    try:
+        return costs.find(name)
+    except costs.CostError as error:
+        fail(f"{option}: {error}")
+
+
+def choose_device(gpu: str | None, memory: str | None, prices: PriceList | None = None) -> tuple[Any, Any]:
+    """Return the torch that will run and the device to run on; ends the command if there is none such.
+
+    `prices` are what the work of a simulated driver takes.
+    """
     from poolalloc.bench.devices import Device, DeviceError, has_real_gpu, torch_install
 
     if gpu == "real" and memory is not None:
         fail("--memory is the memory of a simulated card; it cannot be used with --gpu real")
+    if gpu == "real" and prices is not None:
+        fail("--driver-costs is the time of a simulated driver; it cannot be used with --gpu real")
     memory_bytes = None if memory is None else size_option("--memory", memory)
     try:
         torch = torch_install()
-        if gpu == "real" or (gpu is None and memory is None):
+        if gpu == "real" or (gpu is None and memory is None and prices is None):
             if has_real_gpu():
                 return torch, Device(simulated=False, gpu="real")
             if gpu == "real":
                 raise DeviceError("--gpu real: torch sees no CUDA device here; without --gpu the simulated one is used")
-        device = Device(simulated=True, gpu=gpu or Device.gpu, memory_bytes=memory_bytes)
+        device = Device(simulated=True, gpu=gpu or Device.gpu, memory_bytes=memory_bytes, prices=prices)
         device.check()
     except DeviceError as error:
         fail(str(error))

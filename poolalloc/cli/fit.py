@@ -41,6 +41,12 @@ def fit(
             metavar="ALLOCATOR",
         ),
     ] = None,
+    costs: Annotated[
+        str | None,
+        typer.Option(
+            help="Price list for the driver's time: a name or a file .json. Default: default.", metavar="NAME"
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> int:
     """Say whether a recorded program fits, under which allocator, by how much, and what it holds when it holds most.
@@ -52,6 +58,7 @@ def fit(
 
     Example: poolalloc fit run.npz --memory 24GiB --against expandable --config default --config serving
     """
+    from poolalloc import costs as driver_costs
     from poolalloc import fit as fitting
     from poolalloc.cli.progress import working
     from poolalloc.cli.replay import load_config, read_trace
@@ -64,7 +71,10 @@ def fit(
         memory_bytes = require_memory(size_option("--memory", memory))
         with working(f"fitting {trace.name}") as bar:
             recording = read_trace(trace)
-            found = fitting.fit(recording, memory_bytes, settings, also=named, against=against or [], progress=bar.at)
+            prices = driver_costs.find(costs)
+            found = fitting.fit(
+                recording, memory_bytes, settings, also=named, against=against or [], prices=prices, progress=bar.at
+            )
     except PoolallocError as error:
         fail(str(error))
     if json:
@@ -79,8 +89,7 @@ def print_fit(found: Fit, name: str, config: str) -> None:
     from poolalloc.cli.tables import say, stdout_console
 
     console = stdout_console()
-    if len(found.verdicts) > len(found.devices):
-        _print_verdicts(console, found, config)
+    _print_verdicts(console, found, config)
     for device in found.devices:
         for line in _verdict(found, device, name):
             say(console, line)
@@ -90,26 +99,44 @@ def print_fit(found: Fit, name: str, config: str) -> None:
 def _print_verdicts(console: Console, found: Fit, config: str) -> None:
     """Every allocator and configuration in one table."""
     from poolalloc.cli.tables import Table
+    from poolalloc.driver_work import HEADINGS
 
     table = Table(
         f"devices of {format_size(found.memory_bytes)}",
         ["device", "allocator", "configuration", ""],
-        ["to spare", "smallest memory", "peak reserved, no limit"],
+        ["to spare", "smallest memory"],
+        silent={"device": ("0",)},
+    )
+    free = Table(
+        f"without a limit; the driver's time is {found.prices.label}",
+        ["device", "allocator", "configuration"],
+        ["peak reserved", "overhead", *HEADINGS],
         silent={"device": ("0",)},
     )
     for verdict in found.verdicts:
         ours = verdict.allocator == "poolalloc"
         spare = verdict.spare(found.memory_bytes)
-        table.add(
+        names = (
             str(verdict.device),
             "poolalloc, replayed" if ours else f"{verdict.allocator}, performed",
             (verdict.config or config or found.config or "defaults") if ours else "-",
+        )
+        table.add(
+            *names,
             "fits" if verdict.fits else "does NOT fit",
             "-" if spare is None else format_size(spare) if spare >= 0 else f"-{format_size(-spare)}",
             _smallest(verdict.smallest_memory),
-            format_size(verdict.peak_reserved),
         )
-    table.print(console)
+        overhead = "-" if verdict.overhead is None else f"{verdict.overhead:.4f}"
+        free.add(
+            *names,
+            format_size(verdict.peak_reserved),
+            overhead,
+            *verdict.driver_work.price(found.prices).cells(),
+        )
+    if len(found.verdicts) > len(found.devices):
+        table.print(console)
+    free.print(console)
 
 
 def _smallest(memory: int | None) -> str:

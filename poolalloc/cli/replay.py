@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
     from poolalloc.against import Performed
-    from poolalloc.cli.driver_time import DriverTime
+    from poolalloc.cli.driver_time import Priced
     from poolalloc.config import Config
     from poolalloc.replay import DeviceResult, Replayer, Result
     from poolalloc.trace.format import Trace
@@ -58,8 +58,8 @@ def replay(
     costs: Annotated[
         str | None,
         typer.Option(
-            help="What driver calls take, for modelled times: a name or a file .json. Default: as measured on the "
-            "recorded device if that was done, else figures published for A100.",
+            help="Price list for the driver's time: a name or a file .json. Default: what was measured on the "
+            "recorded device, else the list named default.",
             metavar="NAME",
         ),
     ] = None,
@@ -112,7 +112,7 @@ def replay(
             trace, replayer, result.memory_bytes, against or [], placements=html_path is not None, real=real
         )
         modelled = [one for one in performed if one.device_name is None]
-        times = driver_time.times_of(result, modelled, replayer.second_half, table)
+        times = driver_time.times_of(result, modelled, replayer.phases, table)
         print_result(result, recording, trace.name)
         if worth is not None:
             say(stdout_console(), f"plan: {worth}")
@@ -177,7 +177,7 @@ def print_performed(performed: list[Performed]) -> None:
     console = stdout_console()
     real = next((one.device_name for one in performed if one.device_name is not None), None)
     where = "simulated devices" if real is None else f"{real}, a real device"
-    headings = ["peak requested", "peak reserved", "overhead", "driver calls", *(["seconds"] if real else [])]
+    headings = ["peak requested", "peak reserved", "overhead", *(["seconds"] if real else [])]
     table = Table(f"performed through torch on {where}, all together", ["allocator"], headings)
     for one in performed:
         row = one.row
@@ -191,7 +191,6 @@ def print_performed(performed: list[Performed]) -> None:
             format_size(row.peak_requested_bytes or 0),
             format_size(row.peak_reserved_bytes or 0),
             overhead,
-            f"{sum(row.driver_calls.values()):,}",
             *([f"{one.observed.seconds:.4g}" if one.observed else "-"] if real else []),
         )
     table.print(console)
@@ -201,32 +200,32 @@ def print_performed(performed: list[Performed]) -> None:
             say(console, line)
 
 
-def _facts(driver_calls: Mapping[str, int], of: DriverTime | Performed) -> dict[str, str]:
+def _facts(of: Priced | Performed) -> dict[str, str]:
     """What the page's table says besides memory: time is measured on a real device, and modelled elsewhere."""
-    from poolalloc.cli.driver_time import DriverTime
+    from poolalloc.cli.driver_time import Priced
 
-    facts = {"driver calls": f"{sum(driver_calls.values()):,}"}
-    if isinstance(of, DriverTime):
-        facts["driver time (modelled)"] = str(of.total)
+    facts = {}
+    if isinstance(of, Priced):
+        mapped, total, *parts = of.time.cells()
+        facts = {"handles mapped": mapped, "driver time (modelled)": f"{total} ms"}
+        facts["start-up, a step of each half"] = f"{' | '.join(parts)} ms"
     elif of.observed is not None:
         facts["seconds (measured)"] = f"{of.observed.seconds:.4g}"
     return facts
 
 
-def _page_of(
-    name: str, result: Result, performed: Sequence[Performed], times: Sequence[DriverTime], trace: Trace
-) -> str:
+def _page_of(name: str, result: Result, performed: Sequence[Performed], times: Sequence[Priced], trace: Trace) -> str:
     from poolalloc import view
 
     prices = iter(times)
-    layers = view.of_result(result, _facts(result.driver_calls, next(prices)))
+    layers = view.of_result(result, _facts(next(prices)))
     for one in performed:
-        facts = _facts(one.row.driver_calls, one if one.device_name is not None else next(prices))
+        facts = _facts(one if one.device_name is not None else next(prices))
         if one.observed is not None:
             layers.append(view.of_observed(one.row.allocator, one.observed, facts, one.out_of_memory, one.device_name))
     memory = f"{format_size(result.memory_bytes)} a device ({result.memory_source})"
     options = f"; options of poolalloc: {result.config}" if result.config else ""
-    notes = [f"{len(trace):,} events; {memory}{options}", f"Driver time is {times[0].costs.label}."]
+    notes = [f"{len(trace):,} events; {memory}{options}", f"Driver time is {times[0].time.prices.label}."]
     return view.render(trace, layers, name, notes)
 
 

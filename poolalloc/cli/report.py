@@ -32,6 +32,12 @@ def report(
     png: Annotated[
         Path | None, typer.Option(help="Draw who holds how much over time into this picture.", metavar="FILE.png")
     ] = None,
+    costs: Annotated[
+        str | None,
+        typer.Option(
+            help="Price list for the driver's time: a name or a file .json. Default: default.", metavar="NAME"
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> int:
     """Say who holds a recorded program's memory at its peak and at its end, by line and by module, and what grows.
@@ -43,9 +49,12 @@ def report(
 
     Example: poolalloc report run.npz --depth 2 --png who.png
     """
+    from poolalloc import costs as driver_costs
+    from poolalloc.cli import driver_time
     from poolalloc.cli.progress import working
     from poolalloc.cli.replay import read_trace
     from poolalloc.errors import PoolallocError
+    from poolalloc.replay import Replayer
     from poolalloc.report import report as make_report
     from poolalloc.report.picture import write_png
     from poolalloc.trace.picture import require_matplotlib
@@ -56,13 +65,19 @@ def report(
             require_matplotlib()
         with working(f"reading {trace.name}"):
             recording = read_trace(trace)
+            prices = driver_costs.find(costs)
             found = make_report(recording)
+            replayer = Replayer(recording)
+            replayed = replayer.run(samples=1)
+            times = driver_time.times_of(replayed, [], replayer.phases, prices)
     except PoolallocError as error:
         fail(str(error))
     if json:
-        print(json_format.dumps({**found.to_json(), "trace": trace.name}, indent=1))
+        document = {**found.to_json(), "trace": trace.name, "driver_time": driver_time.to_json(times)}
+        print(json_format.dumps(document, indent=1))
     else:
         print_report(found, trace.name, rows, depth)
+        driver_time.show(times)
     if png is not None:
         write_file(png, lambda path: write_png(recording, trace.name, path, depth), silent=json)
     return 0

@@ -30,8 +30,8 @@ class Look:
     devices: dict[tuple[str, int], dict[str, int]]
     """By process, where the server speaks for several (else ""), and device: the metrics without `poolalloc_` and the
     ending of their unit. `total` is the device's memory."""
-    driver_calls: dict[str, int]
-    """By process."""
+    driver_seconds: dict[str, float]
+    """By process: the modelled time of the driver's work, by the default price list."""
     problem: str = ""
     """Why nothing is known; then there are no devices."""
     failed: bool = False
@@ -43,7 +43,7 @@ class Look:
         return {
             "url": self.url,
             **self.about,
-            "driver_calls": sum(self.driver_calls.values()),
+            "driver_modelled_seconds": sum(self.driver_seconds.values()),
             "devices": [
                 {**({"process": int(process)} if process else {}), "device": device, **values}
                 for (process, device), values in sorted(self.devices.items())
@@ -119,7 +119,7 @@ def parse(url: str, text: str) -> Look:
 
     devices: dict[tuple[str, int], dict[str, int]] = {}
     about: dict[str, str] = {}
-    calls: dict[str, int] = {}
+    driver: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             name = sample.name.removeprefix("poolalloc_")
@@ -130,12 +130,12 @@ def parse(url: str, text: str) -> Look:
                 continue
             value = _number(sample.name, sample.value)
             process = _process(sample.labels.get("process", ""))
-            if name == "driver_calls_total":
-                calls[process] = calls.get(process, 0) + value
-            else:
-                devices.setdefault((process, _device(sample.labels.get("device"))), {})[key_of(name)] = value
+            if name == "driver_modelled_seconds_total":
+                driver[process] = value
+            elif not name.startswith("driver_"):  # those are of no device
+                devices.setdefault((process, _device(sample.labels.get("device"))), {})[key_of(name)] = int(value)
     nothing = "" if devices else f"poolalloc serves no device at {url} yet"
-    return Look(url, time.monotonic(), devices, calls, nothing, about=about)
+    return Look(url, time.monotonic(), devices, driver, nothing, about=about)
 
 
 def key_of(metric: str) -> str:
@@ -143,10 +143,10 @@ def key_of(metric: str) -> str:
     return "total" if metric == "device_bytes" else metric.removesuffix("_total").removesuffix("_bytes")
 
 
-def _number(name: str, value: float) -> int:
+def _number(name: str, value: float) -> float:
     if not 0 <= value < _MOST:  # nor NaN
         raise ValueError(f"{name} is {value}")
-    return int(value)
+    return value
 
 
 def _process(label: str) -> str:

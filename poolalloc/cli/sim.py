@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from poolalloc import costs
 from poolalloc import sim as simulator
 from poolalloc.cli.common import fail, print_error, require_writable, size_option
 
@@ -65,6 +66,13 @@ def sim(
             metavar="PAIRS",
         ),
     ] = None,
+    driver_costs: Annotated[
+        str | None,
+        typer.Option(
+            help="Let the driver's work take its price, by this list: default, another name, or a file .json.",
+            metavar="NAME|FILE",
+        ),
+    ] = None,
     timeout: Annotated[
         float | None, typer.Option(help="End the program after this many seconds (exit code 124).", metavar="SECONDS")
     ] = None,
@@ -91,6 +99,7 @@ def sim(
             virtual_memory=virtual_memory,
             vmm_fault=vmm_fault,
             peers=peers,
+            prices=None if driver_costs is None else costs.find(driver_costs),
             report=json,
         )
         if not simulator.sees_devices(os.environ, devices):
@@ -106,7 +115,7 @@ def sim(
         if timeout is None:
             simulator.execute(command, environment)
         code, _, _ = simulator.supervise(command, environment, timeout)
-    except simulator.SimulationError as error:
+    except (simulator.SimulationError, costs.CostError) as error:
         fail(str(error))
     except OSError as error:
         fail(f"{command[0]} cannot be started: {error.strerror}")

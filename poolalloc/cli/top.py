@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _BYTES = ("requested", "live", "pending", "kept", "idle", "reserved", "limit")
-_LEAST_FIRST = ("driver calls/s", "allocations/s", "kept", "live", "pending", "limit", "peak", "out of memory", "idle")
+_LEAST_FIRST = ("driver ms/s", "allocations/s", "kept", "live", "pending", "limit", "peak", "out of memory", "idle")
 """Columns in the order in which they go where a terminal is too narrow for all."""
 
 
@@ -105,7 +105,7 @@ def _print(console: Console, looks: list[Look], before: list[Look | None]) -> No
     """Print one row for each device, with rates where a look before this one is known; then who says nothing."""
     from poolalloc.cli.tables import Table, say
 
-    headings = [*_BYTES, "peak", "overhead", "allocations/s", "driver calls/s", "out of memory"]
+    headings = [*_BYTES, "peak", "overhead", "allocations/s", "driver ms/s", "out of memory"]
     silent: dict[str, tuple[str, ...]] = dict.fromkeys(headings, ("-",))
     silent |= {"pending": ("0 B", "-"), "kept": ("0 B", "-"), "out of memory": ("0", "-")}
     table = Table("", ["process", "device"], headings, silent, least_first=_LEAST_FIRST)
@@ -113,7 +113,7 @@ def _print(console: Console, looks: list[Look], before: list[Look | None]) -> No
         name = now.url.removeprefix("http://").removesuffix("/metrics")
         for (process, device), values in sorted(now.devices.items()):
             past = last.devices.get((process, device)) if last is not None else None
-            calls = last.driver_calls.get(process) if last is not None and past is not None else None
+            driver = last.driver_seconds.get(process) if last is not None and past is not None else None
             seconds = now.seconds - last.seconds if last is not None else 0.0
             # Another version of poolalloc may serve fewer metrics.
             peak, most = values.get("reserved_peak"), values.get("requested_peak")
@@ -124,7 +124,7 @@ def _print(console: Console, looks: list[Look], before: list[Look | None]) -> No
                 _size(peak),
                 f"{peak / most:.4f}" if peak is not None and most else "-",
                 _rate(values.get("allocations"), None if past is None else past.get("allocations"), seconds),
-                _rate(now.driver_calls.get(process), calls, seconds),
+                _share(now.driver_seconds.get(process), driver, seconds),
                 f"{values['out_of_memory']:,}" if "out_of_memory" in values else "-",
             )
         table.end_section()
@@ -137,6 +137,13 @@ def _print(console: Console, looks: list[Look], before: list[Look | None]) -> No
 
 def _size(value: int | None) -> str:
     return "-" if value is None else format_size(value)
+
+
+def _share(now: float | None, before: float | None, seconds: float) -> str:
+    """How many milliseconds of each second; nothing without a look before, or if the process is another one now."""
+    if now is None or before is None or now < before or seconds <= 0:
+        return "-"
+    return f"{(now - before) / seconds * 1e3:,.2f}"
 
 
 def _rate(now: int | None, before: int | None, seconds: float) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from poolalloc.cli.common import config_help, fail, require_writable, size_option, write_file
+from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
     from poolalloc.tune import Tuned
@@ -31,8 +32,8 @@ def tune(
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="Write the profile to this TOML file.")],
     objective: Annotated[
-        str, typer.Option(help="reserved: least memory; calls: fewest driver calls; balanced: both.")
-    ] = "reserved",
+        str, typer.Option(help="memory: least reserved; time: least of the driver's time, modelled; balanced: both.")
+    ] = "memory",
     trials: Annotated[
         int | None,
         typer.Option(help="How many configurations to try. Default: 40, or with --time as many as it allows.", min=1),
@@ -49,8 +50,14 @@ def tune(
         float | None, typer.Option(help="Choose nothing whose peak reserved / peak requested is greater.", min=1.0)
     ] = None,
     exact_bins: Annotated[
-        bool, typer.Option("--exact-bins", help="Propose exact bins, too; with --objective calls or balanced.")
+        bool, typer.Option("--exact-bins", help="Propose exact bins, too; with --objective time or balanced.")
     ] = False,
+    costs: Annotated[
+        str | None,
+        typer.Option(
+            help="Price list for the driver's time: a name or a file .json. Default: default.", metavar="NAME"
+        ),
+    ] = None,
     storage: Annotated[
         str | None,
         typer.Option(help="Share the search with other workers: a journal file, or a database URL.", metavar="WHERE"),
@@ -63,10 +70,11 @@ def tune(
     Three quarters of each trace are tuned on, the rest is held out and reported. Ctrl-C keeps the best so far. Several
     machines search together with the same --storage and the same traces.
 
-    Example: poolalloc tune monday.npz -o service.toml --objective calls --most-overhead 1.05
+    Example: poolalloc tune monday.npz -o service.toml --objective time --most-overhead 1.05
 
     Example: poolalloc tune monday.npz tuesday.npz -o service.toml --time 60s
     """
+    from poolalloc import costs as driver_costs
     from poolalloc.cli.progress import working
     from poolalloc.cli.replay import load_config, read_trace
     from poolalloc.errors import PoolallocError
@@ -102,6 +110,7 @@ def tune(
                 memory=memory_bytes,
                 most_overhead=math.inf if most_overhead is None else most_overhead,
                 exact_bins=exact_bins,
+                prices=driver_costs.find(costs),
                 storage=storage,
                 workers=workers,
                 watch=lambda done, best: bar.at(int(100 * min(share(done), 1.0)), 100),
@@ -121,22 +130,37 @@ def print_found(found: Tuned) -> None:
     table = Table(
         f"{found.trials} configurations tried, objective {found.objective}",
         [""],
-        ["overhead before", "after", "driver calls an event before", "after"],
+        ["overhead before", "after", "reserved before", "after", "driver ms a step before", "after"],
     )
     for name, before, after in (
         ("tuned on", found.before.tuned_on, found.after.tuned_on),
         ("held out", found.before.held_out, found.after.held_out),
     ):
-        table.add(name, f"{before.overhead:.4f}", f"{after.overhead:.4f}", f"{before.calls:.4f}", f"{after.calls:.4f}")
+        table.add(
+            name,
+            *(f"{score.overhead:.4f}" for score in (before, after)),
+            *(format_size(score.reserved) for score in (before, after)),
+            *(f"{score.milliseconds:,.3f}" for score in (before, after)),
+        )
     console = stdout_console()
     table.print(console)
     options = found.config.to_conf() or "the defaults: nothing was better"
     say(console, f"options: {options}")
+    gains = found.provenance
+    say(
+        console,
+        f"on what was held out: {gains['gains_held_out_milliseconds_a_step']:,.3f} ms a step of the driver's time and "
+        f"{_signed(gains['gains_held_out_bytes'])} gained ({gains['prices'].partition(': ')[2]})",
+    )
     objective = found.objective
     if found.after.held_out.value(objective) > found.before.held_out.value(objective):
         console.print(
             "The held-out part is worse off: record more, or something more like what will run.", highlight=False
         )
+
+
+def _signed(count: int) -> str:
+    return f"-{format_size(-count)}" if count < 0 else format_size(count)
 
 
 def _seconds(text: str) -> float:

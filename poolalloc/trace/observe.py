@@ -1,4 +1,4 @@
-"""Watches an allocator while it performs a trace: memory and driver calls after chosen events, and where blocks are.
+"""Watches an allocator while it performs a trace: memory and the driver's work after chosen events, and addresses.
 
 Used inside the process that performs; what was seen travels as a file to the one that asked.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 QUANTITIES = ("requested", "live", "resident", "reserved")
-_CALLS = "calls/"
+_WORK = "work/"
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Observed:
 
     events: npt.NDArray[np.int64]
     values: dict[int, dict[str, npt.NDArray[np.int64]]]
-    driver_calls: dict[str, npt.NDArray[np.int64]]
-    """Calls that take, give or map memory, made until then."""
+    driver_work: dict[str, npt.NDArray[np.int64]]
+    """What the driver had done until then (poolalloc/driver_work.py); empty on a real device, which does not say."""
     placements: npt.NDArray[np.uint64] | None
     """The address of each allocation, in their order, as far as it came."""
     done: int
@@ -49,7 +49,7 @@ class Observed:
             return cls(
                 archive["events"],
                 values,
-                {name[len(_CALLS) :]: archive[name] for name in archive.files if name.startswith(_CALLS)},
+                {name[len(_WORK) :]: archive[name] for name in archive.files if name.startswith(_WORK)},
                 archive["placements"] if "placements" in archive.files else None,
                 int(archive["done"]),
                 float(archive["seconds"]),
@@ -75,19 +75,19 @@ class Observer:
         return self._points[self._next] if self._next < len(self._points) else -1
 
     def sample(self) -> None:
-        """Take the next sample now. Driver calls are those of a simulated driver; a real one counts none."""
-        from poolalloc.bench.sources import MEMORY_CALLS, SimulatedDriver, source_in_place
+        """Take the next sample now. The driver's work is that of a simulated driver; a real one counts none."""
+        from poolalloc.bench.sources import SimulatedDriver, source_in_place
         from poolalloc.sim import is_simulated
 
         started = time.perf_counter()
         source = source_in_place()
-        calls = SimulatedDriver().report()["calls"] if is_simulated() else {}
+        work = SimulatedDriver().work() if is_simulated() else {}
         readings = [vars(source.read(device)) for device in self._devices]
         shown = [
             {name: self._shown(device, name, reading) for name in QUANTITIES if reading[name] is not None}
             for device, reading in zip(self._devices, readings, strict=True)
         ]
-        self._rows.append([shown, {name: count for name, count in calls.items() if name in MEMORY_CALLS}])
+        self._rows.append([shown, work])
         self._next += 1
         self.seconds -= time.perf_counter() - started
 
@@ -107,8 +107,8 @@ class Observer:
                 values = [shown[device].get(name) for shown, _ in self._rows]
                 if values and None not in values:
                     columns[f"{device}/{name}"] = np.array(values, np.int64)
-        for kind in sorted({kind for _, calls in self._rows for kind in calls}):
-            columns[_CALLS + kind] = np.array([calls.get(kind, 0) for _, calls in self._rows], np.int64)
+        for kind in sorted({kind for _, work in self._rows for kind in work}):
+            columns[_WORK + kind] = np.array([work.get(kind, 0) for _, work in self._rows], np.int64)
         if self.placements is not None:
             columns["placements"] = np.array(self.placements, np.uint64)
         with open(path, "wb") as file:

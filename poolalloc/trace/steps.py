@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from poolalloc.driver_work import DriverWork, Part, Work, less
 from poolalloc.trace.format import EVENT, Events, Op, Trace, requested_over_time
 
 _FEWEST = 3  # steps; two of anything may be chance
@@ -26,37 +27,43 @@ Indexes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Steady:
-    """What an allocator asked of the driver in the second half of a trace, all devices together."""
+class Phases:
+    """The start-up of a trace and the two halves of its other steps, by the events that they end before.
 
-    steps: int | None
-    """How many steps that was; None where none are known."""
-    driver_calls: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class SecondHalf:
-    """The second half of a trace: its events from `begin` up to, not including, `end`.
-
-    Those are the whole steps that begin there; or all events, where no steps are known (`steps` is None).
+    Start-up is what comes before the second step. Without known steps there is no start-up, and the halves are those of
+    the events. The last step is in neither half where the trace does not say where it ends.
     """
 
-    steps: int | None
-    begin: int
+    start_up: int | None
+    middle: int
     end: int
+    first_steps: int | None
+    second_steps: int | None
 
     @property
-    def points(self) -> tuple[int, int]:
-        """The events after which driver calls must be known."""
-        return self.begin - 1, self.end - 1
+    def points(self) -> tuple[int, ...]:
+        """The events after which the driver's work must be known."""
+        return tuple(end - 1 for end in (self.start_up, self.middle, self.end) if end is not None)
 
-    def steady(self, events: Indexes, driver_calls: Mapping[str, npt.NDArray[np.int64]]) -> Steady | None:
-        """Return the calls made there, from their counts after each of `events`; None if it did not come so far."""
-        first, last = (int(np.searchsorted(events, point)) for point in self.points)
-        if last >= len(events) or (events[first], events[last]) != self.points:
-            return None
-        made = {kind: int(counts[last] - counts[first]) for kind, counts in driver_calls.items()}
-        return Steady(self.steps, {kind: count for kind, count in made.items() if count})
+    def work(self, total: Work, events: Indexes, counts: Mapping[str, npt.NDArray[np.int64]]) -> DriverWork:
+        """Return the driver's work by phases, from its counts after each of `events`.
+
+        Phases to which the program did not come have none.
+        """
+
+        def until(end: int | None) -> dict[str, int] | None:
+            place = len(events) if end is None else int(np.searchsorted(events, end - 1))
+            if end is None or place == len(events) or events[place] != end - 1:
+                return None
+            return {kind: int(of[place]) for kind, of in counts.items()}
+
+        start_up, middle, end = until(self.start_up), until(self.middle), until(self.end)
+        first = second = None
+        if start_up is not None and middle is not None and self.first_steps:
+            first = Part(self.first_steps, less(middle, start_up))
+        if middle is not None and end is not None:
+            second = Part(self.second_steps, less(end, middle))
+        return DriverWork(total, start_up, first, second)
 
 
 def beginnings(trace: Trace) -> Indexes:
@@ -65,14 +72,14 @@ def beginnings(trace: Trace) -> Indexes:
     return marks if len(marks) >= _FEWEST else find(trace)
 
 
-def second_half(trace: Trace) -> SecondHalf | None:
-    """Return the second half of a trace; None for a trace too short to have one."""
+def phases(trace: Trace) -> Phases | None:
+    """Return the start-up and the halves of a trace; None for a trace too short to have halves."""
     starts = beginnings(trace)
     middle = max(len(trace) // 2, 1)
-    late = starts[starts >= middle]
-    if len(late) >= 2:
-        return SecondHalf(len(late) - 1, int(late[0]), int(late[-1]))
-    return SecondHalf(None, middle, len(trace)) if len(trace) > middle else None
+    half = max(int(np.searchsorted(starts, middle)), 1)  # the step with which the second half begins
+    if len(starts) - half >= 2:
+        return Phases(int(starts[1]), int(starts[half]), int(starts[-1]), half - 1, len(starts) - 1 - half)
+    return Phases(None, middle, len(trace), None, None) if len(trace) > middle else None
 
 
 def name(number: int) -> str:

@@ -28,10 +28,20 @@ HOLD = "import torch\nkept = torch.empty(30 << 20, dtype=torch.uint8, device='cu
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_every_workload_runs_under_every_allocator(sim_bench: Bench, workload: str) -> None:
-    ran = sim_bench(workload, "--size", "tiny", "--steps", "3", "--gpu", "a100")
+    priced = workload == "gpt"  # the driver takes its time there
+    more = ("--driver-costs", "default") if priced else ()
+    ran = sim_bench(workload, "--size", "tiny", "--steps", "3", "--gpu", "a100", *more)
     assert ran.code == 0, ran.err
     assert ran.data is not None
     assert ran.data["device"]["simulated"] is True
+    assert ran.data["prices"]["taken"] is priced
+    assert ("step time" in ran.out) is priced
+    assert [row.get("step_time_ratio", 0) > 0 for row in ran.data["rows"]] == [priced] * 3
+    if priced:
+        for row, details in zip(ran.data["rows"], ran.data["details"], strict=True):
+            taken = row["driver_milliseconds"]["total"][0] / 1e3  # at the end of the steps
+            assert row["seconds"] >= details["timeline"]["steps"][-1] > 0
+            assert row["seconds"] > taken
     assert "A100" in ran.data["device"]["name"]
     assert ran.data["device"]["memory_bytes"] == find_gpu("a100").memory_bytes
     assert [row["allocator"] for row in ran.data["rows"]] == ["default", "expandable", "poolalloc"]
@@ -50,6 +60,13 @@ def test_every_workload_runs_under_every_allocator(sim_bench: Bench, workload: s
         for name in ("requested", "live", "reserved"):
             assert max(details["timeline"][name]) == row[f"peak_{name}_bytes"]
     assert len(requested) == 1  # the program asks for the same under every allocator
+    for row, details in zip(ran.data["rows"], ran.data["details"], strict=True):
+        work = details["driver_work"]
+        assert row["handles_mapped"] == work["total"].get("map", 0) + work["total"].get("allocate_segment", 0) > 0
+        assert (work["first_half"], work["second_half"]["steps"]) == (None, 2)
+        assert 0 < row["driver_milliseconds"]["start_up"][0] <= row["driver_milliseconds"]["total"][0]
+    ours = ran.data["details"][2]["driver_work"]["total"]
+    assert ours["map"] == ours["allow_access"] <= ours["map_pages"]
     default, *others = (row["driver_calls"] for row in ran.data["rows"])
     assert "cudaMalloc" in default
     assert "cuMemCreate" not in default

@@ -17,7 +17,8 @@ import pytest
 from poolalloc.bench import panels, picture, report
 from poolalloc.bench.results import Results, Row, Timeline
 from poolalloc.bench.sampling import Sampler
-from poolalloc.bench.table import HEADINGS, cells, lines_of
+from poolalloc.bench.table import HEADINGS, about, cells, lines_of
+from poolalloc.driver_work import DriverWork
 
 GIB = 1 << 30
 
@@ -46,6 +47,10 @@ def row(allocator: str, factor: float, workload: str = "gpt") -> Row:
         peak_live_bytes=max(line.live),
         peak_reserved_bytes=max(line.reserved),
         driver_calls={"cudaFree": 2, "cudaMalloc": 40},
+        driver_work=DriverWork.of_steps(
+            {"allocate_segment": 40, "free_segment": 2},
+            [{"allocate_segment": 30}, {"allocate_segment": 34}, {"allocate_segment": 38}, {"allocate_segment": 40}],
+        ),
         retries=0,
         seconds=2.0,
         size="tiny",
@@ -64,7 +69,7 @@ def results() -> Results:
 
 def test_json_has_the_promised_form_and_survives_a_round_trip(results: Results) -> None:
     data = json.loads(json.dumps(results.to_json()))
-    assert set(data) == {"schema", "torch", "device", "command", "rows", "details"}
+    assert set(data) == {"schema", "torch", "device", "command", "prices", "rows", "details"}
     assert data["schema"] == 1
     assert data["device"] == {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 80 * GIB, "simulated": True}
     assert [set(one) for one in data["rows"]] == [
@@ -75,6 +80,8 @@ def test_json_has_the_promised_form_and_survives_a_round_trip(results: Results) 
             "peak_live_bytes",
             "peak_reserved_bytes",
             "overhead",
+            "handles_mapped",
+            "driver_milliseconds",
             "driver_calls",
             "retries",
             "seconds",
@@ -82,6 +89,13 @@ def test_json_has_the_promised_form_and_survives_a_round_trip(results: Results) 
         }
     ] * 3
     assert data["rows"][0]["overhead"] == pytest.approx(1.4, rel=1e-6)
+    assert data["rows"][0]["handles_mapped"] == 40
+    assert data["rows"][0]["driver_milliseconds"] == {
+        "total": [4.2, 4.2],
+        "start_up": [3.0, 3.0],
+        "first_half_step": [0.4, 0.4],
+        "second_half_step": [0.3, 0.3],
+    }
     assert Results.from_json(data).to_json() == data
 
 
@@ -171,8 +185,22 @@ def test_without_steps_the_axis_is_time(results: Results) -> None:
 
 
 def test_the_table_shows_dashes_for_what_is_not_known() -> None:
-    assert cells(Row("w", "a", error="it died")) == ("w", "a", "-", "-", "-", "-", "-", "-", "failed")
-    assert len(HEADINGS) == 9
+    failed = cells(Row("w", "a", error="it died"), Results("2.15.0", "H100", None, True, ""))
+    assert failed == ("w", "a", *["-"] * (len(HEADINGS) - 3), "failed")
+
+
+def test_step_times_are_compared_where_the_driver_took_its_time(results: Results) -> None:
+    slow = results.rows[2].timeline
+    slow.steps = [3 * end for end in slow.steps]
+    place = HEADINGS.index("step time")
+    assert [cells(one, results)[place] for one in results.rows] == ["-"] * 3
+    assert "took that time" not in about(results)
+    results.prices_taken = True
+    assert [cells(one, results)[place] for one in results.rows] == ["1.00x", "1.00x", "3.00x"]
+    assert "took that time" in about(results)
+    data = json.loads(json.dumps(results.to_json()))
+    assert data["rows"][2]["step_time_ratio"] == 3
+    assert Results.from_json(data).to_json() == data
 
 
 class Reader(HTMLParser):
@@ -285,11 +313,11 @@ def test_the_time_before_the_first_use_takes_one_sample() -> None:
 def test_columns_that_say_nothing_are_in_no_table(results: Results) -> None:
     for row in results.rows:
         row.retries, row.out_of_memory, row.error, row.skipped = 0, False, None, None
-    lines = lines_of(results.rows)
+    lines = lines_of(results)
     assert {len(line) for line in lines} == {len(HEADINGS) - 2}
     assert "retries" not in report.html(results).split("<table>")[1].split("</thead>")[0]
     results.rows[0].out_of_memory = True
-    assert lines_of(results.rows)[0][-1] == "out of memory"
+    assert lines_of(results)[0][-1] == "out of memory"
 
 
 def test_a_missing_matplotlib_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ def row(workload: str, allocator: str, overhead: float) -> dict[str, Any]:
         "peak_requested_bytes": 4 * GIB,
         "peak_reserved_bytes": round(4 * GIB * overhead),
         "overhead": overhead,
-        "driver_calls": {"cuMemMap": 7, "cuMemCreate": 3},
+        "driver_milliseconds": {"total": [9.0, 11.0], "second_half_step": [0.25, 0.25]},
         "out_of_memory": False,
     }
 
@@ -51,10 +51,10 @@ def test_runs_are_put_together_and_the_table_says_mean_and_worst(tmp_path: Path)
     second = write(tmp_path / "b.json", again)
     done = summarize(first, second, "--keep", tmp_path / "kept" / "all.json")
     assert done.returncode == 0, done.stderr
-    assert "| `gpt` | 4.0 GiB | 2.0000 | 2.0000 | 1.0000 | 10 | 10 | 10 |" in done.stdout
+    assert "| `gpt` | 4.0 GiB | 2.0000 | 2.0000 | 1.0000 | 10 (0.25) | 10 (0.25) | 10 (0.25) |" in done.stdout
     assert "| `lora` | skipped: no peft |" in done.stdout
-    assert "| geometric mean | | 1.5556 | 1.5556 | 1.1000 |" in done.stdout
-    assert "| worst | | 2.0000 | 2.0000 | 1.2100 |" in done.stdout
+    assert "| geometric mean | | 1.5556 | 1.5556 | 1.1000 | 10 | 10 | 10 |" in done.stdout
+    assert "| worst | | 2.0000 | 2.0000 | 1.2100 | 10 | 10 | 10 |" in done.stdout
     kept = json.loads((tmp_path / "kept" / "all.json").read_text())
     assert "details" not in kept
     assert kept["commands"] == ["poolalloc bench --json a.json", "poolalloc bench --json b.json"]

@@ -4,6 +4,7 @@ import pytest
 from engines import KIB, MIB, PAGE, engine_of
 
 from poolalloc import _core, errors
+from poolalloc.memory import summary_of
 
 QUANTITIES = ("requested", "live", "pending", "resident", "idle", "reserved")
 PEAK_ERROR = 64 * KIB  # of a device-wide peak, for each heap once there are several
@@ -146,6 +147,12 @@ def test_pages_are_counted_as_they_come_and_go() -> None:
     assert stats["reserved"]["current"] == PAGE == engine.used_bytes()
     assert stats["driver_calls"]["create"] == 4
     assert stats["driver_calls"]["destroy"] == 3
+    work = stats["driver_work"]
+    for kind, pages in (("create", 4), ("map", 4), ("allow_access", 4), ("destroy", 3)):
+        assert work[f"{kind}_pages"] == pages
+        assert 0 < work[kind] <= pages
+    assert f"handles mapped by this process  {work['map']}" in summary_of(stats)
+    assert "driver time, modelled with the default price list" in summary_of(stats)
 
 
 def test_aliased_pages_are_counted_with_their_mappings() -> None:

@@ -450,7 +450,7 @@ def test_driver_calls_take_a_time_that_can_be_measured() -> None:
     from poolalloc import costs
 
     measured = costs.measure(rounds=10)
-    assert measured.table.source == "measured"
-    assert {"create", "map", "allow_access", "unmap", "destroy"} <= set(measured.table.microseconds)
-    assert all(0 < low <= high for low, high in measured.table.microseconds.values())
+    assert measured.prices.source == "measured"
+    assert {"create", "map", "allow_access", "unmap", "destroy"} <= set(measured.prices.microseconds)
+    assert all(0 < low <= high for low, high in measured.prices.microseconds.values())
     assert all(low <= middle <= high for of in measured.cases.values() for low, middle, high in of.values())

@@ -326,6 +326,56 @@ TEST(calls_are_counted_by_kind_failures_included) {
   CHECK(driver.calls(DriverCall::destroy) == 2);
 }
 
+// Forty handles under one call cost forty times one: the work is counted by handles, whatever the number of calls.
+TEST(work_is_counted_by_handles_and_their_pages) {
+  ModelDriver model(small());
+  CountingDriver driver(model);
+  CHECK(driver.work().empty());
+  const Address base = reserve(driver, 200 * kPage);
+  const PhysicalHandle five = create(driver, 5 * kPage), one = create(driver, kPage);
+  CHECK(driver.map(0, base + 62 * kPage, 5 * kPage, five) == Status::ok);  // over the edge of a word of 64 pages
+  CHECK(driver.map(0, base + 67 * kPage, kPage, one) == Status::ok);
+  CHECK(driver.map(0, base + 100 * kPage, 5 * kPage, five) == Status::ok);  // an alias
+  CHECK(driver.map(0, base + 150 * kPage, kPage, five) == Status::failed);  // not the whole handle
+  CHECK(driver.allow_access(0, base + 62 * kPage, 6 * kPage) == Status::ok);
+  CHECK(driver.allow_access(0, base + 100 * kPage, 5 * kPage) == Status::ok);
+  std::map<std::string, std::uint64_t> expected = {
+      {"reserve", 1},    {"create", 2},       {"create_pages", 6},       {"map", 3},
+      {"map_pages", 11}, {"allow_access", 3}, {"allow_access_pages", 11}};
+  CHECK(driver.work() == expected);
+  CHECK(driver.unmap(0, base + 62 * kPage, 6 * kPage) == Status::ok);
+  CHECK(driver.unmap(0, base + 62 * kPage, 6 * kPage) == Status::failed);
+  CHECK(driver.map(0, base + 67 * kPage, 5 * kPage, five) == Status::ok);
+  CHECK(driver.unmap(0, base + 67 * kPage, 5 * kPage) == Status::ok);
+  CHECK(driver.destroy(0, five) == Status::ok && driver.destroy(0, five) == Status::failed);
+  expected["unmap"] = 3;
+  expected["unmap_pages"] = 11;
+  expected["map"] = 4;
+  expected["map_pages"] = 16;
+  expected["destroy"] = 1;
+  expected["destroy_pages"] = 5;
+  CHECK(driver.work() == expected);
+}
+
+TEST(the_work_of_segments_and_of_peers_is_counted) {
+  ModelDriver model(small());
+  CountingDriver driver(model);
+  Address segment = 0;
+  CHECK(driver.allocate_segment(0, 3 * kPage - 1, &segment) == Status::ok);
+  Address none = 0;
+  CHECK(driver.allocate_segment(0, 100 * kPage, &none) == Status::out_of_memory);
+  CHECK(driver.free_segment(0, segment + kPage) == Status::failed);
+  CHECK(driver.free_segment(0, segment) == Status::ok);
+  std::map<std::string, std::uint64_t> expected = {
+      {"allocate_segment", 1}, {"allocate_segment_pages", 3}, {"free_segment", 1}, {"free_segment_pages", 3}};
+  CHECK(driver.work() == expected);
+  driver.allow_peer(0, 1);
+  const Address base = reserve(driver, 4 * kPage);
+  CHECK(driver.map(0, base, 2 * kPage, create(driver, 2 * kPage)) == Status::ok);
+  CHECK(driver.allow_access(0, base, 2 * kPage) == Status::failed);  // the model has no peers
+  CHECK(driver.work()["allow_access"] == 1 && driver.work()["allow_access_pages"] == 2);
+}
+
 TEST(many_threads_keep_the_accounts_exact) {
   ModelOptions options;
   options.memory_bytes = Bytes{1} << 40;
@@ -354,6 +404,11 @@ TEST(many_threads_keep_the_accounts_exact) {
   CHECK(model.used_bytes(0) == 0);
   CHECK(model.violations() == 0);
   CHECK(driver.calls(DriverCall::map) == 2 * kThreads * kRounds);
+  auto work = driver.work();
+  for (const char* kind : {"map", "allow_access", "unmap"}) {
+    CHECK(work[kind] == 2 * kThreads * kRounds);
+    CHECK(work[std::string(kind) + "_pages"] == 4 * kThreads * kRounds);
+  }
 }
 
 }  // namespace

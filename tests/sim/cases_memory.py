@@ -9,6 +9,7 @@ import ctypes
 import os
 import random
 import threading
+import time
 from ctypes import byref, c_int, c_size_t, c_uint64, c_ulonglong, c_void_p
 
 import cuda_client as cu
@@ -103,6 +104,55 @@ def several_mappings_unmap_together(cuda: Cuda) -> None:
     ok(cuda.unmap(base + cu.PAGE, 2 * cu.PAGE))
     assert cuda.used() == 2 * cu.PAGE
     assert cuda.violations() == {}
+
+
+@case(memory=str(64 * cu.MIB))
+def work_is_counted_by_handles_and_their_pages(cuda: Cuda) -> None:
+    ok(cuda.cuInit(0))
+    base = cuda.reserve(32 * cu.PAGE)
+    five, one = cuda.create(5 * cu.PAGE), cuda.create(cu.PAGE)
+    ok(cuda.map(base, 5 * cu.PAGE, five))
+    ok(cuda.map(base + 5 * cu.PAGE, cu.PAGE, one))
+    ok(cuda.map(base + 10 * cu.PAGE, 5 * cu.PAGE, five))
+    ok(cuda.set_access(base, 6 * cu.PAGE))
+    ok(cuda.unmap(base, 6 * cu.PAGE))
+    ok(cuda.release(five))
+    ok(cuda.free(cuda.malloc(3 * cu.PAGE - 1)))
+    assert cuda.try_malloc(128 * cu.MIB)[0] != 0  # what fails is no work
+    assert cuda.report()["driver_work"] == {
+        "reserve": 1,
+        "create": 2,
+        "create_pages": 6,
+        "destroy": 1,
+        "destroy_pages": 5,
+        "map": 3,
+        "map_pages": 11,
+        "allow_access": 2,
+        "allow_access_pages": 6,
+        "unmap": 2,
+        "unmap_pages": 6,
+        "allocate_segment": 1,
+        "allocate_segment_pages": 3,
+        "free_segment": 1,
+        "free_segment_pages": 3,
+    }
+
+
+@case(memory=str(64 * cu.MIB), driver_costs="create=3000:0.5,map=1000:0,allocate_segment=2000:0")
+def work_takes_its_price_one_after_the_other(cuda: Cuda) -> None:
+    ok(cuda.cuInit(0))
+    begin = time.monotonic()
+    handle = cuda.create(5 * cu.PAGE)  # 3 ms x (1 + 0.5 x 4)
+    ok(cuda.map(cuda.reserve(5 * cu.PAGE), 5 * cu.PAGE, handle))
+    ok(cuda.free(cuda.malloc(1)))
+    assert cuda.report()["driver_seconds"] == 0.012
+    threads = [threading.Thread(target=cuda.malloc, args=(1,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert cuda.report()["driver_seconds"] == 0.02
+    assert time.monotonic() - begin >= 0.02, "no two take their time at once"
 
 
 @case(memory=str(64 * cu.MIB))

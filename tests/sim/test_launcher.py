@@ -17,7 +17,7 @@ from command_line import started
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolalloc import sim
+from poolalloc import costs, sim
 from poolalloc.sizes import UNITS, format_size, parse_size
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +117,9 @@ def test_environment() -> None:
     assert environment["POOLALLOC_SIM_PATIENCE"] == "3", "what no option sets can be set from outside"
     assert environment["POOLALLOC_SIM_REPORT"] == os.path.abspath("report.json")
     assert [environment[f"POOLALLOC_SIM_{name}"] for name in ("GPU", "DEVICES", "LAG")] == ["a100", "2", "3"]
+    priced = sim.sim_environment(prices=costs.find(), base=base)
+    assert "map=1.5:0.03,allow_access=40:0.03" in priced["POOLALLOC_SIM_DRIVER_COSTS"]
+    assert "POOLALLOC_SIM_DRIVER_COSTS" not in sim.sim_environment(base=priced)
     again = sim.sim_environment(base=environment)
     assert again["LD_PRELOAD"] == environment["LD_PRELOAD"], "one simulator inside another preloads it once"
 

@@ -106,6 +106,7 @@ def test_only_the_owner_writes_the_plain_report(tmp_path: Path) -> None:
         ("LAG", "-1"),
         ("PEERS", "0-1"),
         ("VMM_FAULT", "all"),
+        ("DRIVER_COSTS", "map=fast"),
     ],
 )
 def test_a_wrong_switch_is_one_line_and_no_device(variable: str, value: str, tmp_path: Path) -> None:

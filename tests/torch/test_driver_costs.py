@@ -10,17 +10,18 @@ from poolalloc.sim import run_simulated
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "driver_costs.py"
 
 
-def test_every_call_is_timed_and_the_table_says_what_it_is(tmp_path: Path, clean_environment: dict[str, str]) -> None:
+def test_every_call_is_timed_and_the_list_says_what_it_is(tmp_path: Path, clean_environment: dict[str, str]) -> None:
     output = tmp_path / "costs.json"
     command = [sys.executable, str(SCRIPT), "-o", str(output), "--rounds", "3"]
     done = run_simulated(command, gpu="l4", timeout=120, base=clean_environment)
     assert done.returncode == 0, done.stderr
-    table = costs.read(output)
-    assert table.source == "simulated"
-    assert "tests only" in table.label
-    assert "L4" in table.device
-    assert set(table.microseconds) == set(costs.PRICED)
-    assert all(0 < low <= high for low, high in table.microseconds.values())
+    prices = costs.read(output)
+    assert prices.source == "simulated"
+    assert "tests only" in prices.label
+    assert "L4" in prices.device
+    assert set(prices.microseconds) == set(costs.PRICED)
+    assert all(0 < low <= high for low, high in prices.microseconds.values())
+    assert all(share >= 0 for share in prices.further_page.values())
     assert done.report is not None
     assert not any(done.report["violations"].values())
     assert done.report["devices"][0]["used_bytes"] == 0

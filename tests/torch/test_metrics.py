@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from command_line import started
 
+from poolalloc import costs
 from poolalloc.cli import scrape
 from poolalloc.memory import EVENTS, QUANTITIES
 from poolalloc.sim import sim_environment
@@ -56,7 +57,11 @@ def test_every_statistic_is_a_metric_of_the_same_value(on_sim: Callable) -> None
         assert {name: metrics[name] for name in EVENTS} == {name: stats[name] for name in EVENTS}
         assert metrics["blocks"] == stats["live_blocks"]
         assert (metrics["limit"], metrics["total"]) == (stats["limit_bytes"], stats["total_bytes"])
-    assert found.driver_calls[""] == sum(out["stats"][0]["driver_calls"].values())
+    work = out["stats"][0]["driver_work"]
+    assert found.driver_seconds[""] == pytest.approx(costs.find().price(work).middle)
+    for kind in ("create", "map", "allow_access"):
+        assert f'poolalloc_driver_handles_total{{work="{kind}"}} {float(work[kind])}' in out["text"]
+        assert f'poolalloc_driver_pages_total{{work="{kind}"}} {float(work[kind + "_pages"])}' in out["text"]
     assert found.about["settings"] == ""
     # Each has a help of its own, and a name that Prometheus's rules allow.
     helps = re.findall(r"^# HELP (poolalloc_[a-z_]+) (.*)$", out["text"], re.MULTILINE)

@@ -333,8 +333,8 @@ def test_curves_have_the_highest_request_of_every_stretch(toy: ToyAllocator, cou
     replayer = Replayer(trace)
     curve = replayer.run(samples=count).devices[0].curve
     assert curve is not None
-    half = replayer.second_half  # driver calls are counted between its ends
-    assert curve.events.tolist() == sorted({*points, *(() if half is None else half.points)})
+    phases = replayer.phases  # the driver's work is counted between their ends
+    assert curve.events.tolist() == sorted({*points, *(() if phases is None else phases.points)})
     assert curve.values["requested"].max() == replay(trace).devices[0].peak_requested
     assert np.all(curve.values["requested"] <= curve.values["live"])
     assert np.all(curve.values["live"] + curve.values["pending"] <= curve.values["resident"])

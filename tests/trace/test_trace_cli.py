@@ -154,7 +154,7 @@ def test_replay_writes_a_page(cli: Any, shipped: Path) -> None:
     assert outcome.code == 0
     assert "wrote run.html" in outcome.out
     text = Path("run.html").read_text()
-    for part in ("<h1>run.npz</h1>", "as recorded", "published figures, not measured", '"all":8255'):
+    for part in ("<h1>run.npz</h1>", "as recorded", "modelled with the default price list", '"all":8255'):
         assert part in text
 
 
@@ -162,35 +162,61 @@ def test_replay_models_the_time_of_driver_calls(cli: Any, shipped: Path) -> None
     Path("mine.json").write_text(
         json.dumps(
             {
-                "schema": 1,
+                "schema": 2,
                 "device": "X",
                 "source": "measured",
                 "about": "",
                 "microseconds": {"map": [2, 2], "create": [9, 9]},
+                "further_page": {"create": 1},
             }
         )
     )
     outcome = cli("replay", shipped, "--costs", "mine.json", "--json", "run.json")
     assert "modelled for X (measured there)" in outcome.out
     document = json.loads(Path("run.json").read_text())
-    calls = document["driver_calls"]
+    work = document["driver_work"]["total"]
     (ours,) = document["driver_time"]["allocators"]
     assert document["driver_time"]["modelled"] is True
-    assert ours["seconds_low"] == ours["seconds_high"] == pytest.approx(2e-6 * calls["map"] + 9e-6 * calls["create"])
-    assert set(ours["unpriced"]) == set(calls) & {"allow_access", "reserve", "unmap"}
-    assert refusal(cli("replay", shipped, "--costs", "unknown")).endswith("published-a100, or a file .json\n")
+    expected = [pytest.approx(2e-3 * work["map"] + 9e-3 * work["create_pages"])] * 2
+    assert ours["milliseconds"]["total"] == expected
+    assert ours["handles_mapped"] == work["map"] == work["allow_access"]
+    assert set(ours["unpriced"]) == set(work) & {"allow_access", "reserve", "unmap"}
+    assert refusal(cli("replay", shipped, "--costs", "unknown")).endswith("or a file .json\n")
 
 
-def test_driver_calls_of_a_step_are_those_of_the_second_half(cli: Any) -> None:
+def test_every_command_that_judges_memory_says_what_it_costs(cli: Any, shipped: Path) -> None:
+    cli("replay", shipped, "--json", "run.json")
+    (replayed,) = json.loads(Path("run.json").read_text())["driver_time"]["allocators"]
+    for words in (("replay",), ("fit", "--memory", "16GiB"), ("report",)):
+        out = cli(words[0], shipped, *words[1:]).out
+        for text in (
+            "overhead",
+            "handles mapped",
+            f"{replayed['handles_mapped']:,}",
+            "modelled with the default price",
+        ):
+            assert text in out, words
+    (verdict,) = json.loads(cli("fit", shipped, "--memory", "16GiB", "--json").out)["verdicts"]
+    assert verdict["driver_time"]["milliseconds"] == replayed["milliseconds"]
+    (reported,) = json.loads(cli("report", shipped, "--json").out)["driver_time"]["allocators"]
+    assert reported == replayed
+    for command in ("replay", "fit", "report"):
+        more = ("--memory", "16GiB") if command == "fit" else ()
+        assert "not measured" in cli(command, shipped, *more, "--costs", "published-a100").out
+
+
+def test_the_work_of_a_step_is_that_of_its_half(cli: Any) -> None:
     # Each step asks for a larger block than all before it, and frees it: all steps map, the first the most.
     rows: list[tuple[Any, ...]] = []
     for step in range(8):
         rows += [(Op.MARK, step, 0), (Op.ALLOC, step + 1, (step + 40) * MiB), (Op.FREE, step + 1, (step + 40) * MiB)]
     write(trace_of(rows, marks=tuple(f"step {n}" for n in range(8))), Path("run.npz"))
     outcome = cli("replay", "run.npz", "--json", "run.json")
-    half = json.loads(Path("run.json").read_text())["second_half"]
-    assert half["steps"] == 3  # steps 5, 6 and 7 of 8: the last has no end, and the first half is left out
-    assert half["driver_calls"]["create"] in (1, 2)  # 3 MiB more, in pages of 2 MiB
+    work = json.loads(Path("run.json").read_text())["driver_work"]
+    assert work["start_up"]["create_pages"] == 20  # the first step
+    assert work["first_half"]["steps"] == work["second_half"]["steps"] == 3  # the last of 8 has no end
+    assert work["first_half"]["work"]["create_pages"] in (1, 2)  # 3 MiB more, in pages of 2 MiB
+    assert work["second_half"]["work"]["create_pages"] in (1, 2)
     assert outcome.code == 0
 
 
@@ -199,9 +225,10 @@ def test_without_steps_the_second_half_is_priced_whole(cli: Any) -> None:
     write(trace_of(rows), Path("run.npz"))
     cli("replay", "run.npz", "--json", "run.json")
     document = json.loads(Path("run.json").read_text())
-    assert document["second_half"]["steps"] is None
+    work = document["driver_work"]
+    assert (work["start_up"], work["first_half"], work["second_half"]["steps"]) == (None, None, None)
     mapped = sum(-(-size // (2 * MiB)) for _, _, size in rows[20:])
-    assert mapped / 2 <= document["second_half"]["driver_calls"]["map"] <= mapped
+    assert mapped / 2 <= work["second_half"]["work"]["map_pages"] <= mapped
 
 
 def test_replay_says_where_memory_ran_out(cli: Any, shipped: Path) -> None:

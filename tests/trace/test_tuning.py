@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_kit import ToyAllocator, live_at, pickled, snapshot_of, toys, trace_of
 
-from poolalloc import Config
+from poolalloc import Config, costs
 from poolalloc import tune as tuning
 from poolalloc.replay import replay
 from poolalloc.trace import Op, Trace, write
 from poolalloc.trace.format import check, requested_over_time
 from poolalloc.trace.parts import split
 from poolalloc.trace.torch_snapshot import import_snapshot
-from poolalloc.tune import TRIALS, Objective, Score, TuneError, tune
+from poolalloc.tune import TRIALS, Objective, Score, TuneError, _growths, tune
 
 MIB = 1 << 20
 
@@ -66,22 +66,51 @@ def test_where_nothing_is_better_the_base_stays() -> None:
     assert found.config == Config()
 
 
-def test_calls_and_balance_are_other_objectives() -> None:
-    score = Score(overhead=1.5, calls=0.2)
-    assert score.value("reserved") == pytest.approx(1.5, abs=1e-3)
-    assert score.value("calls") == pytest.approx(0.2, abs=1e-2)
+def test_time_and_balance_are_other_objectives() -> None:
+    score = Score(overhead=1.5, milliseconds=2.0)
+    assert score.value("memory") == pytest.approx(1.5, abs=1e-3)
+    assert score.value("time") == pytest.approx(2.0, abs=1e-2)
     assert score.value("balanced") == pytest.approx(1.5 * 1.02)
-    found = tune([mixed()], objective="calls", trials=8)
-    assert found.after.tuned_on.calls <= found.before.tuned_on.calls
+    found = tune([mixed()], objective="time", trials=8)
+    assert found.after.tuned_on.milliseconds <= found.before.tuned_on.milliseconds
+
+
+# A recording in which more memory never hurts says nothing about the run after it.
+@pytest.mark.parametrize(
+    ("objective", "base", "bound", "allowed"),
+    [
+        ("memory", "tight", math.inf, {"tight"}),
+        ("memory", "fast", math.inf, {"tight", "balanced"}),
+        ("balanced", "tight", math.inf, {"tight", "balanced"}),
+        ("time", "tight", 1.1, {"tight", "balanced"}),
+        ("time", "tight", math.inf, {"tight", "balanced", "fast"}),
+    ],
+)
+def test_no_growth_is_tried_that_a_longer_run_could_make_worse(
+    objective: Objective, base: str, bound: float, allowed: set[str]
+) -> None:
+    assert set(_growths(Config(growth=base), objective, bounded=math.isfinite(bound))) == allowed
+
+
+def test_a_profile_says_what_it_gains_on_held_out_parts() -> None:
+    found = tune([with_sizes()], objective="time", trials=6, workers=1, prices=costs.find("published-a100"))
+    before, after = found.before.held_out, found.after.held_out
+    said = found.provenance
+    assert said["gains_held_out_milliseconds_a_step"] == pytest.approx(
+        before.milliseconds - after.milliseconds, abs=1e-5
+    )
+    assert said["gains_held_out_bytes"] == before.reserved - after.reserved
+    assert said["prices"].startswith("published-a100: modelled for")
+    assert said["after_held_out_reserved_bytes"] == after.reserved > 0
 
 
 @pytest.mark.parametrize(
-    ("objective", "most_overhead"), [("reserved", math.inf), ("balanced", math.inf), ("calls", 1.5)]
+    ("objective", "most_overhead"), [("memory", math.inf), ("balanced", math.inf), ("time", 1.5)]
 )
 def test_nothing_is_tried_under_which_a_longer_run_would_hold_ever_more(
     objective: Objective, most_overhead: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A recording so short that "fast" reserves no more than the others, and needs fewer driver calls.
+    # A recording so short that "fast" reserves no more than the others, and takes less of the driver's time.
     tried = set()
     judge = tuning._Judge.score
 
@@ -92,27 +121,27 @@ def test_nothing_is_tried_under_which_a_longer_run_would_hold_ever_more(
 
     monkeypatch.setattr(tuning._Judge, "score", watched)
     found = tune([mixed(blocks=300)], objective=objective, trials=12, most_overhead=most_overhead)
-    assert tried == {"tight", "balanced"}
+    assert tried == ({"tight"} if objective == "memory" else {"tight", "balanced"})
     assert found.config.growth != "fast"
-    tune([mixed(blocks=300)], objective="calls", trials=12)
+    tune([mixed(blocks=300)], objective="time", trials=12)
     assert "fast" in tried  # where memory does not count
 
 
 def test_exact_bins_are_proposed_where_they_are_asked_for(tmp_path: Path) -> None:
     trace = with_sizes()
-    assert tune([trace], objective="calls", trials=6).config.exact_bins == ()
-    found = tune([trace], objective="calls", exact_bins=True, trials=25, workers=1)
-    assert found.after.tuned_on.calls < found.before.tuned_on.calls
+    assert tune([trace], objective="time", trials=6).config.exact_bins == ()
+    found = tune([trace], objective="time", exact_bins=True, most_overhead=1.5, trials=25, workers=1)
+    assert found.after.tuned_on.milliseconds < found.before.tuned_on.milliseconds
     assert {each.size for each in found.config.exact_bins} <= {MIB, 3 * MIB, 10 * MIB}
     assert found.config.exact_bins
     path = tmp_path / "service.toml"
     path.write_text(found.to_toml())
     assert Config.load(path) == found.config
     own = Config(exact_bins="7MiB/0/3")
-    assert tune([trace], objective="calls", trials=4, base=own).config.exact_bins == own.exact_bins
+    assert tune([trace], objective="time", trials=4, base=own).config.exact_bins == own.exact_bins
     with pytest.raises(TuneError, match="of its own"):
-        tune([trace], objective="calls", exact_bins=True, base=own)
-    with pytest.raises(TuneError, match="not reserved"):
+        tune([trace], objective="time", exact_bins=True, base=own)
+    with pytest.raises(TuneError, match="not memory"):
         tune([trace], exact_bins=True)
 
 
@@ -181,10 +210,10 @@ def test_two_workers_share_one_storage(tmp_path: Path, where: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--objective", "speed"], "'speed' is not one of reserved, calls, balanced"),
+        (["--objective", "speed"], "'speed' is not one of memory, time, balanced"),
         (["--time", "soon"], "'soon' is no time"),
         (["--storage", "nowhere://x"], "storage nowhere://x"),
-        (["--exact-bins"], "not reserved"),
+        (["--exact-bins"], "not memory"),
         (["-o", "missing/profile.toml"], "missing/profile.toml: there is no folder"),
     ],
 )
