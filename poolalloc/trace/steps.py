@@ -21,6 +21,7 @@ _AGREEMENT = 0.2  # of requests that have the size of the one a period later
 _ABOUT_AS_GOOD = 0.9
 _LATEST = 1 << 18  # requests in which the period is looked for
 _WINDOW = 32  # requests by which the next beginning is known
+_LATE_BEGINNING = 2  # steps: more than that before the first one found, and some were not found
 _SLACK = 0.05  # of the period: how far from its place it may be
 
 Indexes = npt.NDArray[np.int64]
@@ -30,8 +31,8 @@ Indexes = npt.NDArray[np.int64]
 class Phases:
     """The start-up of a trace and the two halves of its other steps, by the events that they end before.
 
-    Start-up is what comes before the second step. Without known steps there is no start-up, and the halves are those of
-    the events. The last step is in neither half where the trace does not say where it ends.
+    Start-up is what comes before the second step. Where the first steps are not known neither is start-up; without any
+    known steps the halves are those of the events. The last step is in neither half, since nothing says where it ends.
     """
 
     start_up: int | None
@@ -76,10 +77,20 @@ def phases(trace: Trace) -> Phases | None:
     """Return the start-up and the halves of a trace; None for a trace too short to have halves."""
     starts = beginnings(trace)
     middle = max(len(trace) // 2, 1)
-    half = max(int(np.searchsorted(starts, middle)), 1)  # the step with which the second half begins
-    if len(starts) - half >= 2:
-        return Phases(int(starts[1]), int(starts[half]), int(starts[-1]), half - 1, len(starts) - 1 - half)
-    return Phases(None, middle, len(trace), None, None) if len(trace) > middle else None
+    half = int(np.searchsorted(starts, middle))  # the step with which the second half begins
+    if len(starts) - max(half, 1) < 2:
+        return Phases(None, middle, len(trace), None, None) if len(trace) > middle else None
+    if not _whole(trace, starts):
+        return Phases(None, int(starts[half]), int(starts[-1]), None, len(starts) - 1 - half)
+    half = max(half, 1)
+    return Phases(int(starts[1]), int(starts[half]), int(starts[-1]), half - 1, len(starts) - 1 - half)
+
+
+def _whole(trace: Trace, starts: Indexes) -> bool:
+    """Whether the first step is among those known. Those found may leave out early ones that look different."""
+    if trace.marks:
+        return True
+    return bool(starts[0] - trace.initial_events <= _LATE_BEGINNING * np.median(np.diff(starts)))
 
 
 def name(number: int) -> str:

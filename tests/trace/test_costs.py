@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trace_kit import trace_of
 
 from poolalloc import costs
 from poolalloc.costs import CostError, Modelled, PriceList
 from poolalloc.driver_work import DriverWork, Part
+from poolalloc.trace import Op, steps
 
 PRICES = PriceList(
     "a", "A", "measured", "", {"create": (10, 200), "map": (1, 3), "allow_access": (20, 70)}, {"create": 0.5}
@@ -169,4 +172,24 @@ def test_programs_of_few_steps_have_few_parts() -> None:
     assert DriverWork.of_steps({"map": 3}, [{"map": 2}]) == DriverWork({"map": 3}, {"map": 2})
     two = DriverWork.of_steps({"map": 3}, [{"map": 2}, {"map": 3}])
     assert (two.first_half, two.second_half) == (None, Part(1, {"map": 1}))
-    assert DriverWork({"map": 3}).price(PRICES).cells() == ("3", "0.063 to 0.21", "-", "-", "-")
+    assert DriverWork({"map": 3}).price(PRICES).cells() == ("3", "0.003 to 0.009", "-", "-", "-")
+
+
+@pytest.mark.parametrize(("others", "known"), [(0, True), (400, False)])
+def test_start_up_is_known_where_the_first_steps_are(others: int, known: bool) -> None:
+    """Requests of sizes that never come again are not the first step, whatever repeats itself behind them."""
+    sizes = [3000 + 512 * n for n in range(others)] + [(n + 1) << 20 for n in range(10)] * 20
+    rows = [row for n, size in enumerate(sizes, 1) for row in ((Op.ALLOC, n, size), (Op.FREE, n, size))]
+    phases = steps.phases(trace_of(rows))
+    assert phases is not None
+    assert phases.second_steps is not None
+    assert (phases.start_up is not None) is (phases.first_steps is not None) is known
+    count = {"map": np.arange(1, len(rows) + 1)}  # one in each event
+    work = phases.work({"map": len(rows)}, np.arange(len(rows)), count)
+    assert work.second_half == Part(phases.second_steps, {"map": 20 * phases.second_steps})
+    if known:
+        assert work.start_up == {"map": phases.start_up}
+        assert work.first_half == Part(phases.first_steps, {"map": 20 * (phases.first_steps or 0)})
+    else:
+        assert work.start_up is None
+        assert work.first_half is None
