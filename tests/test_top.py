@@ -127,7 +127,8 @@ def test_json_numbers_the_devices(page: int, capsys: pytest.CaptureFixture[str])
 
 def test_several_processes_at_one_place_are_told_apart(page: int, capsys: pytest.CaptureFixture[str]) -> None:
     Page.text = b"".join(
-        b'poolalloc_live_bytes{process="%d",device="0"} %d\npoolalloc_driver_modelled_seconds_total{process="%d",prices="default"} 0.5\n'
+        b'poolalloc_live_bytes{process="%d",device="0"} %d\n'
+        b'poolalloc_driver_modelled_seconds_total{process="%d",prices="default"} 0.5\n'
         b'poolalloc_driver_calls_total{process="%d",call="map"} 5\n' % (process, process << 20, process, process)
         for process in (71, 72)
     )
