@@ -104,9 +104,7 @@ def test_a_profile_says_what_it_gains_on_held_out_parts() -> None:
     assert said["after_held_out_reserved_bytes"] == after.reserved > 0
 
 
-@pytest.mark.parametrize(
-    ("objective", "most_overhead"), [("memory", math.inf), ("balanced", math.inf), ("time", 1.5)]
-)
+@pytest.mark.parametrize(("objective", "most_overhead"), [("memory", math.inf), ("balanced", math.inf), ("time", 1.5)])
 def test_nothing_is_tried_under_which_a_longer_run_would_hold_ever_more(
     objective: Objective, most_overhead: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
