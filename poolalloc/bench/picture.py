@@ -166,6 +166,10 @@ def draw_table(canvas: Any, results: Results, top: float) -> None:
     if (over := sum(widths) - room) > 0:  # only the first column has texts of any length: paths of scripts
         widths[0] = max(widths[0] - over, LEAST_WIDTH)
         lines = [(_fitting(canvas, line[0], widths[0]), *line[1:]) for line in lines]
+    size = TABLE_SIZE
+    if (wide := sum(widths)) > room:  # figures are not cut, so all of the text gets smaller
+        size *= room / wide
+        widths = [each * room / wide for each in widths]
     gap = GAP + max(0.0, room - sum(widths)) / (len(widths) - 1)
     for index, texts in enumerate(lines):
         y = top - LINE_HEIGHT * (index + 0.6)
@@ -176,7 +180,7 @@ def draw_table(canvas: Any, results: Results, top: float) -> None:
                 (x if is_name else x + widths[column]) / width,
                 y / height,
                 text,
-                size=TABLE_SIZE,
+                size=size,
                 color=FAINT if index == 0 else INK,
                 ha="left" if is_name else "right",
             )
