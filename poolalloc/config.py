@@ -70,29 +70,29 @@ class Config(Options):
         profile that POOLALLOC_CONFIG names and the options in POOLALLOC_CONF; the file or profile `config` and the
         options `conf` come last, on top of a Config too. Raises ConfigError.
         """
-        options: dict[str, object] = {}
+        sources: list[_Source] = []
         if isinstance(spec, Config):
-            options |= _differing(spec)
+            sources.append(("", _differing(spec)))
         elif isinstance(spec, Mapping):
-            options |= _check_names(spec, "options")
+            sources.append(("", _check_names(spec, "options")))
         elif isinstance(spec, (str, os.PathLike)):
-            options |= _from_spec(spec)
+            sources.append((os.fspath(spec), _from_spec(spec)))
         elif spec is not None:
             raise ConfigError(
                 f"a configuration is a Config, a mapping, the path of a TOML file or a profile's name, not {spec!r}"
             )
         if not isinstance(spec, Config):
-            options |= _from_environment(os.environ)
+            sources += _from_environment(os.environ)
         if config is not None:
-            options |= _from_spec(config)
+            sources.append((os.fspath(config), _from_spec(config)))
         if conf is not None:
-            options |= _from_conf(conf)
-        return cls._from(options)
+            sources.append(("", _from_conf(conf)))
+        return cls._from(*sources)
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Config:
         """Return the options in the table `[poolalloc]` of a TOML file. Raises ConfigError, also if there is none."""
-        return cls._from(_from_file(path))
+        return cls._from((os.fspath(path), _from_file(path)))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Config:
@@ -100,16 +100,27 @@ class Config(Options):
 
         `environ` stands for os.environ. Raises ConfigError that says which of the two is wrong.
         """
-        return cls._from(_from_environment(os.environ if environ is None else environ))
+        return cls._from(*_from_environment(os.environ if environ is None else environ))
 
     @classmethod
     def from_conf(cls, text: str) -> Config:
         """Return the options in `key:value,key:value`, the form of POOLALLOC_CONF. Raises ConfigError."""
-        return cls._from(_from_conf(text))
+        return cls._from(("", _from_conf(text)))
 
     @classmethod
-    def _from(cls, options: Mapping[str, object]) -> Config:
-        return cls(**cast(dict[str, Any], options))
+    def _from(cls, *sources: _Source) -> Config:
+        """Later sources come on top. What shows only when all are known is said of the last that named the option."""
+        options: dict[str, Any] = {}
+        for _, named in sources:
+            options |= named
+        try:
+            return cls(**options)
+        except ConfigError as error:
+            found = re.match(r"option (\w+):", str(error))
+            source = next((one for one, named in reversed(sources) if found and found[1] in named), "")
+            if not source:
+                raise
+            raise ConfigError(f"{source}: {error}") from None
 
     def unrecorded(self) -> Config:
         """Return the same configuration without what says whether and where to record."""
@@ -194,13 +205,17 @@ def _from_toml(text: str, source: str) -> dict[str, object]:
     return _named(source, lambda: _check_values(_check_names(table, "[poolalloc]")))
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
-    options: dict[str, object] = {}
+_Source = tuple[str, Mapping[str, object]]
+"""Where options come from, as it is called, and the options."""
+
+
+def _from_environment(environ: Mapping[str, str]) -> list[_Source]:
+    sources: list[_Source] = []
     if path := environ.get("POOLALLOC_CONFIG", ""):
-        options |= _named("POOLALLOC_CONFIG", lambda: _from_spec(path))
+        sources.append(("POOLALLOC_CONFIG", _named("POOLALLOC_CONFIG", lambda: _from_spec(path))))
     if text := environ.get("POOLALLOC_CONF", ""):
-        options |= _named("POOLALLOC_CONF", lambda: _from_conf(text))
-    return options
+        sources.append(("POOLALLOC_CONF", _named("POOLALLOC_CONF", lambda: _from_conf(text))))
+    return sources
 
 
 def _from_conf(text: str) -> dict[str, object]:

@@ -9,6 +9,7 @@ Bytes are requested ones.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from poolalloc import _core
+from poolalloc._text import printable
 from poolalloc.trace import steps
 from poolalloc.trace.format import SCOPE_FILE, Events, Frame, Op, Trace, frames_to_json, requested_over_time
 
@@ -111,7 +113,7 @@ def live_set(trace: Trace, device: int, event: int, phases: Phases | None = None
         seconds=(int(events["time_ns"][event]) - int(events["time_ns"][0])) / 1e9,
         blocks=len(live),
         requested=int(requested.sum()),
-        by_size=_group(requested, _size_classes(requested)),
+        by_size=_group(requested, size_classes(requested)),
         by_phase=_group(requested, _phase_of(trace, live, phases_of(trace) if phases is None else phases)),
         by_lifetime=_group(requested, lifetimes),
         by_stack=_by_stack(trace, blocks) if by_line else (),
@@ -138,7 +140,7 @@ def _group(requested: npt.NDArray[np.uint64], labels: npt.NDArray[Any]) -> tuple
     return tuple(sorted(shares, key=lambda share: (-share.requested, share.label)))
 
 
-def _size_classes(requested: npt.NDArray[np.uint64]) -> npt.NDArray[Any]:
+def size_classes(requested: npt.NDArray[np.uint64]) -> npt.NDArray[Any]:
     """The size class of each block, in bytes: what its request is rounded to below the bin limit."""
     sizes, of = np.unique(requested, return_inverse=True)
     classes = [_core.bin_bytes(_core.bin_of(size)) if 0 < size <= 1 << 40 else size for size in sizes.tolist()]
@@ -177,6 +179,11 @@ def labels_of(
     """Return what `label` says of each stack; it is asked once for each that differs."""
     numbers, of = np.unique(stacks, return_inverse=True)
     return np.array([label(trace.stacks[number]) for number in numbers.tolist()], dtype=str)[of]
+
+
+def shown(label: str) -> str:
+    """Return a label as people are shown it: files are told from the current folder on, nothing moves the cursor."""
+    return printable(label.replace(f"({os.getcwd()}{os.sep}", "("))
 
 
 def in_files(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from poolalloc.cli.common import fail, require_writable, size_option, write_file
+from poolalloc.cli.common import fail, print_error, require_writable, size_option, write_file
 
 if TYPE_CHECKING:
     from poolalloc.bench.results import Results
@@ -93,8 +93,7 @@ def bench(  # noqa: PLR0917
         fail(f"--timeout: {timeout:g} is not a positive number of seconds")
     for option, path in (("--json", json_path), ("--html", html_path), ("--png", png_path)):
         require_writable(option, path, make_folder=True)
-    if png_path is not None:
-        require_picture()
+    no_picture = missing_picture() if png_path is not None else None
     cells = make_cells(workloads or all_workloads(), allocators, size, steps, context.meta.get(SCRIPT_ARGUMENTS, []))
     charged = price_list("--costs", costs) if driver_costs is None else price_list("--driver-costs", driver_costs)
     torch, device = choose_device(gpu, memory, charged if driver_costs is not None else None)
@@ -117,6 +116,8 @@ def bench(  # noqa: PLR0917
         print(f"wrote {json_path}")
     if html_path is not None:
         write_file(html_path, lambda path: report.write_html(results, path))
+    if no_picture is not None:
+        fail(no_picture)
     if png_path is not None:
         write_file(png_path, lambda path: picture.write_png(results, path))
     return 1 if any(row.error is not None for row in results.rows) else 0
@@ -174,14 +175,16 @@ def all_workloads() -> list[str]:
     return list(known()) or fail("no workload is installed with this package; give the path of a script")
 
 
-def require_picture() -> None:
-    """End the command if the PNG could not be drawn in the end."""
+def missing_picture() -> str | None:
+    """Return why the PNG cannot be drawn in the end, if it cannot; says so before the work, which goes on."""
     from poolalloc.bench.picture import MissingReportError, require_matplotlib
 
     try:
         require_matplotlib()
     except MissingReportError as error:
-        fail(str(error))
+        print_error(f"{error}; everything else is done")
+        return str(error)
+    return None
 
 
 def make_cells(

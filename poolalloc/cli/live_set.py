@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from poolalloc._text import printable
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
@@ -67,6 +65,7 @@ def by_scope(live: LiveSet, most: int, depth: int, least: float = 0.01) -> Group
 def table_of(live: LiveSet, title: str, groups: Sequence[Group]) -> Table:
     """Return a table of groups of a live set."""
     from poolalloc.cli.tables import Table as NewTable
+    from poolalloc.live_set import shown
 
     table = NewTable(title, ["by", "what"], ["blocks", "requested", "share", "block sizes"], {"block sizes": ("",)})
     for name, rows, remark in groups:
@@ -78,8 +77,3 @@ def table_of(live: LiveSet, title: str, groups: Sequence[Group]) -> Table:
             table.add("" if rows else name, remark, "", "", "", "")
         table.end_section()
     return table
-
-
-def shown(label: str) -> str:
-    """Return a label as a table shows it: files are told from the current folder on, nothing moves the cursor."""
-    return printable(label.replace(f"({os.getcwd()}{os.sep}", "("))

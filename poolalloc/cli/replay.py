@@ -92,9 +92,8 @@ def replay(
 
     for option, path in (("--json", json_path), ("--png", png_path), ("--html", html_path)):
         require_writable(option, path)
+    no_picture = picture.missing_matplotlib() if png_path is not None else None
     try:
-        if png_path is not None:
-            picture.require_matplotlib()
         settings = load_config(config, conf)
         served_from = None if plan is None else planning.read(plan)
         memory_bytes = None if memory is None else require_memory(size_option("--memory", memory))
@@ -124,13 +123,15 @@ def replay(
             document["plan"] = None if worth is None else {**vars(worth), "cost": worth.cost}
             document["driver_time"] = driver_time.to_json(times)
             write_file(json_path, lambda path: write_text(path, json.dumps(document, indent=1) + "\n"))
-        if png_path is not None:
+        if png_path is not None and no_picture is None:
             write_file(png_path, lambda path: picture.write_png(result, trace.name, path))
         if html_path is not None:
             page = _page_of(trace.name, result, performed, times, recording)
             write_file(html_path, lambda path: write_text(path, page))
     except PoolallocError as error:
         fail(str(error))
+    if no_picture is not None:
+        fail(no_picture)
     return 0 if result.out_of_memory is None else 1
 
 

@@ -57,12 +57,11 @@ def report(
     from poolalloc.replay import Replayer
     from poolalloc.report import report as make_report
     from poolalloc.report.picture import write_png
-    from poolalloc.trace.picture import require_matplotlib
+    from poolalloc.trace.picture import missing_matplotlib
 
     require_writable("--png", png)
+    no_picture = missing_matplotlib() if png is not None else None
     try:
-        if png is not None:
-            require_matplotlib()
         with working(f"reading {trace.name}"):
             recording = read_trace(trace)
             prices = driver_costs.find(costs)
@@ -78,6 +77,8 @@ def report(
     else:
         print_report(found, trace.name, rows, depth)
         driver_time.show(times)
+    if no_picture is not None:
+        fail(no_picture)
     if png is not None:
         write_file(png, lambda path: write_png(recording, trace.name, path, depth), silent=json)
     return 0
@@ -125,8 +126,8 @@ def _print_live_set(console: Console, live: LiveSet, title: str, rows: int, dept
 
 
 def _print_growth(console: Console, growth: Growth, rows: int) -> None:
-    from poolalloc.cli.live_set import shown
     from poolalloc.cli.tables import Table, say
+    from poolalloc.live_set import shown
     from poolalloc.report.growth import FEWEST
 
     step = "step" if growth.found else "part"  # a twentieth of the recording

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from poolalloc._text import printable
-from poolalloc.live_set import NO_SCOPE, NO_STACK, labels_of, scope_of, stack_label
+from poolalloc.live_set import NO_SCOPE, NO_STACK, labels_of, scope_of, shown, size_classes, stack_label
 from poolalloc.output import whole_file
 from poolalloc.report.tree import parts_of
 from poolalloc.sizes import format_size
@@ -63,10 +62,10 @@ def _draw(axes: Any, trace: Trace, device: int, depth: int) -> None:
     events = trace.events
     held = requested_over_time(events)
     at = _points(held)
-    names, heights = _areas(trace, at, depth)
+    names, heights, rest = _areas(trace, at, depth)
     scale, unit = picture.unit_of(int(np.sum(heights, axis=0).max()))
     x = (events["time_ns"][at] - events["time_ns"][0]) / 1e9
-    colors = [*_COLORS[: len(names) - (names[-1] == "others")], _REST][: len(names)]
+    colors = [*_COLORS[: len(names) - rest], _REST][: len(names)]
     axes.stackplot(
         x,
         [height / scale for height in heights],
@@ -90,30 +89,36 @@ def _points(held: npt.NDArray[np.int64]) -> Indexes:
     )
 
 
-def _areas(trace: Trace, at: Indexes, depth: int) -> tuple[list[str], list[npt.NDArray[np.int64]]]:
-    """Names and bytes held at these events, of those who hold most all in all, and of all others together."""
+def _areas(trace: Trace, at: Indexes, depth: int) -> tuple[list[str], list[npt.NDArray[np.int64]], bool]:
+    """Names and bytes held at these events, of those who hold most all in all; whether the last is of all others.
+
+    In the words of the tables: scopes and lines, or size classes where neither was recorded.
+    """
     events = trace.events
     changing = np.flatnonzero((events["op"] == Op.ALLOC) | (events["op"] == Op.FREE))
     blocks = events[changing]
-    labels = labels_of(trace, _stacks_of_births(blocks), lambda frames: _who(frames, depth))
+    labels = labels_of(trace, _at_birth(blocks, "stack"), lambda frames: _who(frames, depth))
+    if set(labels.tolist()) <= {NO_SCOPE}:  # which stands for those without a stack, too
+        labels = np.array([format_size(int(size)) for size in size_classes(_at_birth(blocks, "requested")).tolist()])
     names, of = np.unique(labels, return_inverse=True)
     change = np.where(blocks["op"] == Op.ALLOC, 1, -1) * blocks["requested"].astype(np.int64)
     upto = np.searchsorted(changing, at, side="right")
     held = [np.concatenate([[0], np.cumsum(np.where(of == number, change, 0))])[upto] for number in range(len(names))]
     order = sorted(range(len(names)), key=lambda number: -int(held[number].sum()))
-    shown = [(_short(str(names[number])), held[number]) for number in order[:MOST]]
-    if len(order) > MOST:
-        shown.append(("others", np.sum([held[number] for number in order[MOST:]], axis=0)))
-    return [name for name, _ in shown], [height for _, height in shown]
+    areas = [(_short(str(names[number])), held[number]) for number in order[:MOST]]
+    rest = order[MOST:]
+    if rest:
+        areas.append((f"{len(rest):,} more", np.sum([held[number] for number in rest], axis=0)))
+    return [name for name, _ in areas], [height for _, height in areas], bool(rest)
 
 
-def _stacks_of_births(blocks: Events) -> npt.NDArray[np.uint32]:
-    """For each allocation and free the stack of the allocation."""
+def _at_birth(blocks: Events, field: str) -> npt.NDArray[Any]:
+    """For each allocation and free what the allocation has in this field."""
     born = blocks["op"] == Op.ALLOC
     ids = blocks["id"][born]
     order = np.argsort(ids)
-    stacks: npt.NDArray[np.uint32] = blocks["stack"][born][order][np.searchsorted(ids[order], blocks["id"])]
-    return stacks
+    values: npt.NDArray[Any] = blocks[field][born][order][np.searchsorted(ids[order], blocks["id"])]
+    return values
 
 
 def _who(frames: tuple[Frame, ...], depth: int) -> str:
@@ -123,5 +128,5 @@ def _who(frames: tuple[Frame, ...], depth: int) -> str:
 
 
 def _short(name: str) -> str:
-    name = printable(name)
+    name = shown(name)
     return name if len(name) <= _LONGEST else "..." + name[3 - _LONGEST :]

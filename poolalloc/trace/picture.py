@@ -21,6 +21,15 @@ FAINT = "#8a929c"
 _STEPS = "steps-post"
 
 
+def missing_matplotlib() -> str | None:
+    """Return why no picture can be drawn, in one line; None if one can."""
+    try:
+        require_matplotlib()
+    except TraceError as error:
+        return str(error)
+    return None
+
+
 def require_matplotlib() -> None:
     """Raise TraceError if nothing could be drawn; called before the work rather than after it."""
     try:

@@ -250,6 +250,27 @@ def test_an_error_says_which_variable_it_comes_from(variable):
         Config.from_env({variable: "wrong:1"})
 
 
+def test_what_shows_only_when_all_options_are_known_is_said_of_who_named_them(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text("[poolalloc]\nmemory_limit = 1\n")
+    for read, source in (
+        (lambda: Config.from_env({"POOLALLOC_CONF": "memory_limit:1"}), "POOLALLOC_CONF"),
+        (lambda: Config.from_env({"POOLALLOC_CONFIG": str(path), "POOLALLOC_CONF": "bin_limit:0"}), "POOLALLOC_CONFIG"),
+        (
+            lambda: Config.from_env({"POOLALLOC_CONFIG": str(path), "POOLALLOC_CONF": "memory_limit:2"}),
+            "POOLALLOC_CONF",
+        ),
+        (lambda: Config.load(path), str(path)),
+    ):
+        with pytest.raises(ConfigError, match="less than one page") as caught:
+            read()
+        assert str(caught.value).startswith(f"{source}: option memory_limit: ")
+
+
+def test_a_comma_may_come_last():
+    assert Config.from_conf("bin_limit:1KiB,growth:fast, ") == Config(bin_limit=1024, growth="fast")
+
+
 def test_from_outside_wins_over_the_program_but_not_over_a_config_object(tmp_path, monkeypatch):
     path = tmp_path / "program.toml"
     path.write_text("[poolalloc]\nbin_limit = 1024\nplacement_candidates = 2\n")

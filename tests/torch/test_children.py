@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from poolalloc.children import VARIABLE
+from poolalloc.trace import Op, read
 
 RUN = (sys.executable, "-m", "poolalloc", "run")
 
@@ -74,9 +75,15 @@ def test_children_are_served_with_the_same_options_and_seen_in_the_metrics(on_si
     text = urllib.request.urlopen("http://localhost:{port}/metrics").read().decode()
     assert set(scrape.parse("", text).devices) == {{(str(os.getpid()), 0)}}, "who has ended is gone"
 """,
-        command=(*RUN, "--conf", "bin_limit:64KiB", "--metrics", str(port)),
+        command=(
+            *(*RUN, "--conf", "bin_limit:64KiB", "--metrics", str(port)),
+            *("--record", str(tmp_path / "run-%p.npz")),
+        ),
         environment={"PYTHONPATH": os.pathsep.join([str(tmp_path / "own"), str(Path(__file__).parents[2])])},
     )
+    # Each has a recording of its own, since its name has the number of the process in it.
+    recorded = [read(path).events for path in tmp_path.glob("run-*.npz")]
+    assert sorted(events["requested"][events["op"] == Op.ALLOC].max() for events in recorded) == [24, 6 << 20]
 
 
 def test_without_them_the_error_says_which_side_lacks_poolalloc(on_sim: Callable) -> None:

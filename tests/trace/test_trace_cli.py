@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import pickle
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,19 @@ def test_a_gzipped_recording_is_read(cli: Any, shipped: Path) -> None:
         assert outcome.code == 2
         assert outcome.err.count("\n") == 1
         assert problem in outcome.err
+
+
+def test_replay_without_matplotlib_prints_its_table_and_then_says_why_there_is_no_picture(
+    cli: Any, shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for command in ("replay", "report"):
+        outcome = cli(command, shipped, "--png", "run.png")
+        assert outcome.code == 2
+        assert outcome.err.count("\n") == 1
+        assert "needs matplotlib" in outcome.err
+        assert not Path("run.png").exists()
+        assert "peak" in outcome.out
 
 
 def test_replay_draws_a_picture(cli: Any, shipped: Path) -> None:

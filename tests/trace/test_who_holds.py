@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from poolalloc.live_set import Share, live_set
 from poolalloc.report import report
 from poolalloc.report.growth import FEWEST
 from poolalloc.report.tree import tree_of
-from poolalloc.trace import Frame, Op, StackTable, Trace, write
+from poolalloc.trace import Frame, Op, StackTable, Trace, read, write
 from poolalloc.trace.format import SCOPE_FILE
 
 
@@ -279,6 +280,35 @@ def test_the_command_draws(leaking: Path, tmp_path: Path, capsys: pytest.Capture
     assert "wrote" in capsys.readouterr().out
     assert run(["report", str(leaking), "--png", str(tmp_path / "no" / "such.png")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_picture_uses_the_words_of_the_tables(leaking: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="pictures are an extra")
+    from poolalloc.report import picture
+
+    def areas(trace: Trace) -> list[str]:
+        return picture._areas(trace, np.arange(len(trace)), 9)[0]
+
+    assert run(["report", str(leaking), "--depth", "9", "--rows", "40"]) == 0
+    table = capsys.readouterr().out
+    scopes = [name for name in areas(read(leaking)) if not name.startswith(("train.py", "/"))]
+    assert scopes
+    assert all(part in table for name in scopes for part in name.split(".")), (scopes, table)
+
+    program = Program()
+    for block in [program.allocate(size) for size in (600, 3 * MiB)] + [program.allocate(700) for _ in range(3)]:
+        program.free(block)
+    path = leaking.parent / "no-stacks.npz"
+    write(program.trace(), path)
+    assert run(["report", str(path)]) == 0
+    table = capsys.readouterr().out
+    assert areas(program.trace())[0] == "3 MiB"
+    assert "by line: no stacks were recorded" in table
+    assert "3 MiB" in table
+    lines = Program()
+    lines.allocate(MiB, "forward")
+    here = Frame(str(Path.cwd() / "train.py"), "forward", 7)
+    assert picture._short(str(here)) == "forward (train.py:7)"
 
 
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
