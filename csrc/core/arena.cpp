@@ -16,20 +16,20 @@ Arena::Arena(PageTable& residency, PageIndex first, int candidates)
       first_offset_(first * kPageBytes),
       candidates_(candidates),
       top_(first_offset_),
-      highest_(top_),
-      spans_(residency.spans()) {}
+      highest_(top_) {}
 
 Status Arena::allocate(Bytes bytes, Block** block) {
   if (bytes > kMaxBinnedBytes) return Status::out_of_memory;  // no device has so much, and no class of holes
   const Bytes size = round_up(bytes, kGranularity);
-  if (spans_) return allocate_in_spans(size, bytes, block);
-  const Plan chosen = plan(size);
-  if (chosen.score == kImpossible) return Status::not_supported;
-  const Status status = residency_.acquire(page_of(chosen.offset), page_of(chosen.offset + size - 1), chosen.cost);
+  Place place = ready_place(size);
+  const Status status = place.found() ? residency_.acquire(page_of(place.offset), page_of(place.offset + size - 1))
+                                      : place_at_a_price(size, &place);
   if (status != Status::ok) return status;
-  *block = carve(chosen.hole, chosen.offset, size);
+  *block = carve(place.hole, place.offset, size);
   (*block)->requested = bytes;
   ++live_blocks_;
+  last_end_ = (*block)->end();
+  cohorts_.came(size, last_end_);
   return Status::ok;
 }
 
@@ -50,10 +50,8 @@ Status Arena::allocate_hole(Bytes bytes, Block** block) {
 }
 
 void Arena::free(Block* block) {
-  if (spans_) {
-    placed_in_a_row_ = 0;
-    cohorts_.left(block->size);
-  }
+  placed_in_a_row_ = 0;
+  cohorts_.left(block->size);
   residency_.release(page_of(block->offset), page_of(block->end() - 1));
   block->requested = 0;
   --live_blocks_;
@@ -74,94 +72,6 @@ void Arena::free(Block* block) {
   } else {
     holes_.insert(block);
   }
-}
-
-// What a place costs, dearest first: pages that must be created because more become resident than are idle, pages to
-// map, pages that become resident. As long as enough is idle, or may be created, resident pages cost nothing and driver
-// calls do; while memory is scarce it is the other way round.
-inline std::uint64_t Arena::score(const PageTable::Cost& cost, const Plan& plan) const {
-  const std::uint32_t needed = cost.resident - cost.back;
-  std::uint64_t growth = needed > plan.idle ? needed - plan.idle : 0;
-  if (growth != 0) growth -= std::min<std::uint64_t>(growth, residency_.headroom());
-  const std::uint64_t dear = plan.scarce ? cost.resident : cost.maps, cheap = plan.scarce ? cost.maps : cost.resident;
-  return (growth << kPagesBits | dear) << kPagesBits | cheap;
-}
-
-// One more place, if it is cheaper. Most are not, as their outer pages tell: a page is resident if the hole does not
-// cover it, since neighbours of a hole are live, and no other is.
-inline void Arena::consider(Block* hole, Bytes offset, Plan* best) const {
-  const Bytes low = hole != nullptr ? hole->offset : top_, high = hole != nullptr ? hole->end() : end_offset();
-  const PageIndex first = page_of(offset), last = page_of(offset + best->size - 1);
-  const auto shared = [&](PageIndex page) { return page * kPageBytes < low || (page + 1) * kPageBytes > high; };
-  const std::uint32_t resident = last - first + 1 - shared(first) - (last != first && shared(last));
-  if (resident < best->below) look_at(hole, offset, residency_.least(resident), best);
-}
-
-void Arena::look_at(Block* hole, Bytes offset, const PageTable::Cost& least, Plan* best) const {
-  const auto cheaper = [&](const PageTable::Cost& cost) { return score(cost, *best) < best->score; };
-  const PageTable::Cost cost = residency_.cost(page_of(offset), page_of(offset + best->size - 1), least, cheaper);
-  const std::uint64_t found = cost.possible ? score(cost, *best) : kImpossible;
-  if (found >= best->score) return;
-  best->score = found;
-  best->cost = cost;
-  best->hole = hole;
-  best->offset = offset;
-  const std::uint32_t most = best->covered + 3;  // wherever it lies
-  for (best->below = cost.resident; best->below <= most && cheaper(residency_.least(best->below));) ++best->below;
-}
-
-// Best fit, but paid in memory: among the smallest holes that fit, the place whose pages cost least.
-Arena::Plan Arena::plan(Bytes size) const {
-  const std::uint32_t idle = residency_.idle_frames();
-  // The program is near its peak: what it makes resident now may soon be missing.
-  const bool scarce = idle * kScarcePart < static_cast<Bytes>(residency_.held().current) / kPageBytes;
-  constexpr Bytes kMostOutside = 2 * (kPageBytes - kGranularity);  // in two pages
-  const Bytes inside = size > kMostOutside ? round_up(size - kMostOutside, kPageBytes) : 0;
-  Plan best{size, page_of(inside), idle, scarce};
-  int left = scarce ? candidates_ * kScarceCandidates : candidates_;
-  Block* const smallest = holes_.at_least(size);
-  for (Block* hole = smallest; hole != nullptr && left-- > 0; hole = hole->larger) {
-    const Bytes low = hole->offset;
-    const Bytes high = hole->end() - size;
-    consider(hole, low, &best);
-    if (best.settled()) return best;
-    if (high == low) {  // a hole of just this size that needs no driver call: what a repeating program leaves behind
-      if (best.free()) return best;
-      continue;
-    }
-    consider(hole, high, &best);
-    if (best.settled()) return best;
-  }
-  if (!best.free()) look_inside(smallest, &best);
-  // Fresh addresses only when they are cheaper: every use of them leaves one more hole behind.
-  if (top_ + size <= end_offset()) consider(nullptr, top_, &best);
-  if (!best.free()) look_above(&best);
-  return best;
-}
-
-// Both ends of every candidate need the driver: whole pages in the middle may need it less.
-void Arena::look_inside(Block* smallest, Plan* best) const {
-  const auto width = static_cast<std::uint32_t>(round_up(best->size, kPageBytes) / kPageBytes);
-  int left = candidates_;
-  for (Block* hole = smallest; hole != nullptr && left-- > 0; hole = hole->larger) {
-    const PageIndex first = page_of(round_up(hole->offset, kPageBytes));
-    const PageIndex end = page_of(hole->end());  // pages inside the hole and nowhere else
-    if (first + width > end) continue;
-    const PageIndex run = residency_.cheapest_run(first, end - 1, width, best->maps());
-    if (run == kNoPage) continue;
-    consider(hole, run * kPageBytes, best);
-    if (best->free()) return;
-  }
-}
-
-// Above the top lie pages that were used before, then pages that never were: a run of those can always be had.
-void Arena::look_above(Plan* best) const {
-  const auto width = static_cast<std::uint32_t>(round_up(best->size, kPageBytes) / kPageBytes);
-  const PageIndex first = page_of(round_up(top_, kPageBytes));
-  const PageIndex end = std::min(std::max(residency_.untouched(), first) + width, residency_.pages());
-  if (first + width > end) return;
-  const PageIndex run = residency_.cheapest_run(first, end - 1, width, best->maps());
-  if (run != kNoPage) consider(nullptr, run * kPageBytes, best);
 }
 
 Arena::Block* Arena::carve(Block* hole, Bytes offset, Bytes size) {

@@ -1,15 +1,9 @@
 // The arena of a heap: blocks of any size, placed at 512 B granularity in holes of one large address range.
 //
 // Blocks and holes tile [first page, top) without gaps, neighbouring holes are merged, and everything from top on is
-// fresh. A hole owns no memory: page_table.h knows which of its pages have a frame. Placement is planned without side
-// effects (plan), then carried out: the choice is the cheapest place in the few smallest holes that fit and in the
-// fresh addresses above the top, counted in pages to create, to map and to make resident, in this order, or to create,
-// to make resident and to map while memory is scarce. A block goes to either end of its hole, next to its neighbours;
-// where that needs the driver, to wherever inside the hole needs it least.
-//
-// Where memory comes in spans of many pages (span_residency.h) the rule is another (arena_spans.cpp): a *ready* place,
-// whose pages all have memory at hand, is always taken, the lowest one first; only where there is none are places
-// priced.
+// fresh. A hole owns no memory: page_table.h knows which of its pages have memory. A block goes to a *ready* place, whose
+// pages all have memory at hand, the lowest one first. Only where there is none are places priced, in microseconds of the
+// driver and in memory (residency.h), and the cheapest is taken (arena_placement.cpp).
 //
 // A block may be *kept* when it dies: it stays as it is, its pages too, and is in no index (exact_bins.h).
 //
@@ -122,38 +116,7 @@ class Arena {
   static constexpr PageIndex kWideRun = 64;
   static constexpr std::uint32_t kBurst = 16;  // blocks with no free between them: from then on they lie side by side
 
-  // A score holds up to 2^21 pages (4 TiB) of each kind of cost.
-  static constexpr int kPagesBits = 21;
-  static constexpr std::uint64_t kPagesMask = (std::uint64_t{1} << kPagesBits) - 1;
-  static constexpr std::uint64_t kImpossible = ~std::uint64_t{0};
-  // Memory is scarce when less than this part of what is held is idle; then more holes are compared.
-  static constexpr Bytes kScarcePart = 8;
-  static constexpr int kScarceCandidates = 2;  // times as many
-  struct Plan {
-    Bytes size;
-    std::uint32_t covered;  // pages, wherever it lies; none of them is a neighbour's
-    std::uint32_t idle;     // pages
-    bool scarce;            // which order the score is in
-    Block* hole = nullptr;  // null: at the top or above it
-    Bytes offset = 0;
-    std::uint64_t score = kImpossible;
-    std::uint32_t below = ~0u;  // a cheaper place makes fewer pages resident
-    PageTable::Cost cost{};
-
-    std::uint64_t maps() const {
-      return score == kImpossible ? kImpossible : (scarce ? score : score >> kPagesBits) & kPagesMask;
-    }
-    bool settled() const { return below == covered; }                          // no place is cheaper
-    bool free() const { return maps() == 0 && score >> 2 * kPagesBits == 0; }  // creates no page and maps none
-  };
-
   Bytes end_offset() const { return residency_.pages() * kPageBytes; }
-  Plan plan(Bytes size) const;
-  void look_inside(Block* smallest, Plan* best) const;
-  void look_above(Plan* best) const;
-  void consider(Block* hole, Bytes offset, Plan* best) const;
-  void look_at(Block* hole, Bytes offset, const PageTable::Cost& least, Plan* best) const;
-  std::uint64_t score(const PageTable::Cost& cost, const Plan& plan) const;
   // Where a block may go.
   struct Place {
     Block* hole = nullptr;  // null: at the top or above it
@@ -169,7 +132,6 @@ class Arena {
     Bytes begin, end;
   };
 
-  Status allocate_in_spans(Bytes size, Bytes requested, Block** block);
   Place ready_place(Bytes size);
   Place next_to_its_kind(Bytes size);
   Place row_with_room(Bytes size, Bytes row);
@@ -205,7 +167,6 @@ class Arena {
   Block* first_ = nullptr;
   Block* last_ = nullptr;
   HoleIndex<Block> holes_;
-  const bool spans_;          // memory comes in spans of many pages
   std::vector<Run> runs_;     // of ready pages, when last collected
   PageIndex fresh_from_ = 0;  // pages before it are left free behind a wide run of fresh ones, to be completed
   Cohorts cohorts_;

@@ -12,9 +12,6 @@ PageIndex pages_in(Bytes bytes) { return static_cast<PageIndex>(bytes / kPageByt
 std::unique_ptr<PageTable> page_table(DeviceShared& shared, Heap& heap, Address base, PageIndex split, PageIndex pages,
                                       const Options& options, SegmentSupply* segments, PageJournal* journal) {
   if (segments != nullptr) return std::make_unique<Segments>(*segments, shared.addresses, heap, split, pages, journal);
-  if (options.growth != "tight")
-    return std::make_unique<SpanResidency>(shared.driver, shared.device, shared.page_supply, base, split, pages,
-                                           options, journal);
   return std::make_unique<Residency>(shared.driver, shared.device, shared.page_supply, base, split, pages, options,
                                      journal);
 }

@@ -34,7 +34,6 @@
 #include "core/segments.h"
 #include "core/sharing.h"
 #include "core/slabs.h"
-#include "core/span_residency.h"
 #include "core/stats.h"
 #include "core/types.h"
 #include "core/uses.h"

@@ -55,35 +55,6 @@ void PageTable::judge(PageIndex first, PageIndex last, Cost* cost) const {
   }
 }
 
-PageIndex PageTable::cheapest_run(PageIndex first, PageIndex last, std::uint32_t width,
-                                  std::uint64_t fewer_than) const {
-  const std::uint8_t* const states = state_.data();
-  const std::uint8_t at_hand = kUsable | asked_back_;
-  const auto needs_map = [at_hand](std::uint8_t state) { return (state & at_hand) == 0; };
-  PageIndex best = kNoPage, start = first;
-  std::uint64_t maps = 0;  // of start .. page, which can all be had together
-  for (PageIndex page = first; page <= last; ++page) {
-    const std::uint8_t state = states[page];
-    const bool needs = needs_map(state);
-    if (needs && (state & kBlocked) != 0 && !replaceable(page)) {
-      start = page + 1;
-      maps = 0;
-      continue;
-    }
-    if ((state & kAliased) != 0 && !needs && rings_.repeats(page, start))
-      for (const PageIndex other = rings_.next(page); start <= other; ++start) maps -= needs_map(states[start]);
-    maps += needs;
-    if (page - start + 1 < width) continue;
-    if (maps < fewer_than) {
-      fewer_than = maps;
-      best = start;
-      if (maps == 0) break;
-    }
-    maps -= needs_map(states[start++]);
-  }
-  return best;
-}
-
 PageIndex PageTable::next_ready(PageIndex first, PageIndex end) const {
   constexpr std::uint64_t kMask = kEach * (kUsable | kResident), kReady = kEach * kUsable;
   const std::uint8_t* const states = state_.data();

@@ -53,23 +53,14 @@ class PageTable {
 
   // Pages first .. last, both included.
   Cost cost(PageIndex first, PageIndex last) const {
-    const std::uint32_t resident = last - first + 1 - count(first, last, kResident);
-    return cost(first, last, least(resident), [](const Cost&) { return true; });
-  }
-  // The least that a placement costs by which so many pages become resident.
-  Cost least(std::uint32_t resident) const { return {true, resident, 0, asked_back_ != 0 ? resident : 0, false}; }
-  // What it costs at just these pages, as long as it is worth it: worth(cost) is told how dear it is at least. Not
-  // worth it is not possible.
-  template <typename Worth>
-  Cost cost(PageIndex first, PageIndex last, Cost least, Worth worth) const {
+    const std::uint32_t pages = last - first + 1;
     const Tally tally = count(first, last);
-    Cost cost = least;
+    Cost cost;
+    cost.resident = pages - count(first, last, kResident);
     if (asked_back_ != 0) cost.back = count(first, last, asked_back_);
-    cost.maps = last - first + 1 - tally.usable - cost.back;
+    cost.maps = pages - tally.usable - cost.back;
     cost.aliased = (tally.any & kAliased) != 0;
-    if ((tally.any & (kBlocked | kAliased)) == 0) return cost;
-    cost.possible = worth(cost);
-    if (cost.possible && ((tally.any & kBlocked) != 0 || rings_.any_repeats(first, last))) judge(first, last, &cost);
+    if ((tally.any & kBlocked) != 0 || (cost.aliased && rings_.any_repeats(first, last))) judge(first, last, &cost);
     return cost;
   }
   // How many blocks overlap a page.
@@ -81,14 +72,6 @@ class PageTable {
   bool blocked(PageIndex page) const { return (state_[page] & kBlocked) != 0; }
   // Ready, or its memory is away and may be asked back.
   bool at_hand(PageIndex page) const { return ready(page) || asked_back(page); }
-  // Of all runs of `width` pages inside first .. last, pages that no block overlaps, the lowest that maps the fewest,
-  // and no memory twice; kNoPage if there is none that maps fewer than `fewer_than`.
-  PageIndex cheapest_run(PageIndex first, PageIndex last, std::uint32_t width, std::uint64_t fewer_than) const;
-  // How many pages may be created although others are idle: what the option `growth` allows.
-  virtual std::uint32_t headroom() const { return 0; }
-
-  // --- where memory comes in spans of many pages (span_residency.h)
-  virtual bool spans() const { return false; }
   // Whether a block may come to pages first .. last with no driver call: each is usable, and none of their memory is at
   // hand for two of them.
   bool usable(PageIndex first, PageIndex last) const {
@@ -122,7 +105,6 @@ class PageTable {
   // Pages of the widest piece of memory that is live in part: its idle tail may serve a run that has so much room
   // before it.
   virtual std::uint32_t widest_partial() const { return 0; }
-  // ---
 
   // Pages of the second part from here on were never used: they are empty.
   PageIndex untouched() const { return touched_[1].end; }

@@ -2,34 +2,242 @@
 
 #include <algorithm>
 #include <iterator>
+#include <string_view>
 
 #include "core/check.h"
 
 namespace poolalloc {
 
+namespace {
+
+// Chosen on recorded programs: docs/design/spans.md.
+SpanRules rules_of(std::string_view growth) {
+  SpanRules rules;
+  if (growth == "tight") return rules;  // one page a span: none can be idle in part
+  rules.largest = 128;
+  rules.page_price = 300;
+  rules.smallest_growth = 8;
+  rules.largest_growth = 48;
+  rules.growth_part = 1.0 / 64;
+  return rules;
+}
+
+}  // namespace
+
 Residency::Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split,
-                     PageIndex pages, const Options& options, PageJournal* journal)
+                             PageIndex pages, const Options& options, PageJournal* journal)
     : PageTable(split, pages, journal),
       driver_(driver),
       device_(device),
       supply_(supply),
       base_(base),
-      frame_(pages),
-      frames_(1),
-      growth_(options.growth == "fast"       ? Growth::fast
-              : options.growth == "balanced" ? Growth::balanced
-                                             : Growth::tight),
+      mapping_(pages),
+      spans_(1),
+      mappings_list_(1),
+      fast_(options.growth == "fast"),
+      rules_(rules_of(options.growth)),
       max_mappings_(static_cast<std::uint64_t>(options.max_mappings)) {}
 
-std::uint32_t Residency::headroom() const {
-  if ((growth_ == Growth::tight && !own_) || source_ == Source::none) return 0;
-  if (growth_ == Growth::fast || own_) return static_cast<std::uint32_t>(supply_.room());
-  const auto most = static_cast<std::int64_t>(static_cast<double>(resident_.peak) * kBalanced);
-  const std::int64_t room = most - held_.current;
-  return room > 0 ? static_cast<std::uint32_t>(static_cast<Bytes>(room) / kPageBytes) : 0;
+// --- planning ----------------------------------------------------------------------------------------------------
+
+// Idle pages at the start of a span and at its end.
+std::pair<std::uint32_t, std::uint32_t> Residency::idle_ends(const Span& span) const {
+  const PageIndex start = mappings_list_[span.mapping].start;
+  std::uint32_t head = 0, tail = 0;
+  while (head < span.pages && ready(start + head)) ++head;
+  if (head == span.pages) return {head, head};
+  while (ready(start + span.pages - 1 - tail)) ++tail;
+  return {head, tail};
 }
 
-// --- taking and giving -------------------------------------------------------------------------------------------
+// When a block last died on one of its pages.
+Residency::Tick Residency::last_use(const Mapping& mapping) const {
+  const Tick* const since = &idle_since_[mapping.start];
+  return *std::max_element(since, since + spans_[mapping.span].pages);
+}
+
+Residency::Tick Residency::last_use(const Span& span) const {
+  Tick last = 0;
+  each_mapping(span, [&](const Mapping& mapping) { last = std::max(last, last_use(mapping)); });
+  return last;
+}
+
+void Residency::take_stock() {
+  stock_.clear();
+  spare_ = source_ == Source::none ? std::vector<PhysicalSpan>{} : supply_.spare();
+  spare_taken_.assign(spare_.size(), 0);
+  widest_partial_ = 0;
+  const bool room = (fast_ || own_) && source_ != Source::none && making_ == Making::grows && supply_.room() != 0;
+  std::vector<std::pair<Tick, SpanStock::Entry>> whole;
+  whole.reserve(spare_.size() + spans_.size());
+  for (std::uint32_t i = 0; i < spare_.size(); ++i)
+    whole.push_back({0, {i | SpanStock::kSpare, spare_[i].pages, spare_[i].pages, spare_[i].pages}});
+  for (SpanIndex index = 1; index < spans_.size(); ++index) {
+    const Span& span = spans_[index];
+    if (span.handle == 0 || span.away) continue;
+    const auto [head, tail] = idle_ends(span);
+    if (head != span.pages) widest_partial_ = std::max(widest_partial_, span.pages);
+    if (room || (head == 0 && tail == 0)) continue;  // in a hurry, memory stays where it is
+    if (head == span.pages)
+      whole.push_back({1 + last_use(mappings_list_[span.mapping]), {index, span.pages, head, tail}});
+    else
+      stock_.partial.push_back({index, span.pages, head, tail});
+  }
+  std::stable_sort(whole.begin(), whole.end(), [](const auto& a, const auto& b) {
+    return a.second.pages != b.second.pages ? a.second.pages > b.second.pages : a.first < b.first;
+  });
+  for (const auto& [since, entry] : whole) stock_.whole.push_back(entry);
+}
+
+GrowthRoom Residency::growth_room(std::uint32_t resident) const {
+  constexpr auto kPage = static_cast<std::int64_t>(kPageBytes);
+  // With several heaps, what counts is the sum of what they hold: they peak at different times.
+  const auto held = static_cast<std::int64_t>(supply_.held_pages());
+  const auto beyond = [&](std::int64_t peak) {
+    return static_cast<std::int64_t>(static_cast<double>(peak) * (1 + rules_.budget_part)) - held;
+  };
+  GrowthRoom room;
+  const std::int64_t now = std::max(resident_.current, supply_.resident()) / kPage + resident;
+  const std::int64_t peak = std::max(resident_.peak, supply_.resident_peak()) / kPage;
+  room.free = beyond(std::max(now, peak));
+  if (fast_ || own_) room.free = static_cast<std::int64_t>(supply_.room());
+  switch (source_) {
+    case Source::none:
+      room.most = 0;
+      break;
+    case Source::back:
+    case Source::spare:
+      room.most = static_cast<std::uint64_t>(std::max<std::int64_t>(fast_ || own_ ? room.free : beyond(peak), 0));
+      break;
+    case Source::any:
+      break;
+  }
+  if (making_ == Making::none) room.most = 0;
+  if (making_ == Making::grows) {
+    const double part = rules_.growth_part * static_cast<double>(held);
+    const std::uint32_t chunk =
+        std::clamp(static_cast<std::uint32_t>(part), rules_.smallest_growth, rules_.largest_growth);
+    const std::int64_t here = held_.current / kPage;  // a heap that holds next to nothing grows by next to nothing
+    room.chunk = static_cast<std::uint32_t>(std::clamp<std::int64_t>(here, 1, chunk));
+  }
+  return room;
+}
+
+// Nothing lives on its pages, and all work that could come through it has completed. A page that is blocked, or ready
+// a second time, has another alias; one that is away does without.
+bool Residency::droppable(MappingIndex index) const {
+  if (index == kDetached || !may_unmap_) return false;
+  const Mapping& mapping = mappings_list_[index];
+  const std::uint8_t* const state = &state_[mapping.start];
+  const std::uint32_t pages = spans_[mapping.span].pages;
+  if (std::any_of(state, state + pages, [](std::uint8_t each) { return (each & kResident) != 0; })) return false;
+  return (spans_[mapping.span].away || spans_[mapping.span].aliases > 1) && last_use(mapping) <= completed_;
+}
+
+bool Residency::replaceable(PageIndex page) const { return droppable(mapping_[page]); }
+
+// A run of empty pages, and those beside it. What hangs over stays in the run's part of the range.
+EmptyRun Residency::run_at(PageIndex first, PageIndex last, bool outer_first, bool outer_last) const {
+  EmptyRun run{last - first + 1, 0, 0};
+  const PageIndex split = touched_[1].first;
+  const PageIndex low = first < split ? 0 : split, high = first < split ? split : page_count_;
+  const std::uint32_t most = std::max({rules_.largest, supply_.largest_span(), widest_partial_});
+  if (outer_first)
+    for (PageIndex page = first; page > low && run.room_before < most && empty(page - 1); --page) ++run.room_before;
+  if (outer_last)
+    for (PageIndex page = last + 1; page < high && run.room_after < most && empty(page); ++page) ++run.room_after;
+  return run;
+}
+
+Residency::Plan Residency::plan(PageIndex first, PageIndex last) const {
+  Plan plan;
+  const std::uint32_t number = ++number_;
+  std::uint32_t resident = 0;
+  for (PageIndex page = first; page <= last; ++page) {
+    if (this->resident(page)) continue;
+    ++resident;
+    if (state_[page] == 0) continue;
+    const MappingIndex index = mapping_[page];
+    if (ready(page) && !rings_.repeats(page, first)) continue;
+    if (index != kDetached && mappings_list_[index].dropped == number) continue;
+    if (!droppable(index)) {
+      plan.possible = false;
+      return plan;
+    }
+    mappings_list_[index].dropped = number;
+    plan.drops.push_back(index);
+  }
+  for (PageIndex page = first; page <= last; ++page)
+    if (!this->resident(page) && !empty(page)) spans_[mappings_list_[mapping_[page]].span].taken = number;
+  for (const MappingIndex index : plan.drops) {
+    const std::uint32_t pages = spans_[mappings_list_[index].span].pages;
+    plan.microseconds += rules_.prices.of(rules_.prices.unmap, pages);
+  }
+  plan.cost = plan.microseconds;
+  GrowthRoom room = growth_room(resident);
+  const auto excluded = [&](std::uint32_t index) {
+    if ((index & SpanStock::kSpare) != 0) return spare_taken_[index ^ SpanStock::kSpare] == number;
+    return spans_[index].taken == number;
+  };
+  for (PageIndex page = first; page <= last; ++page) {
+    if (this->resident(page) || !empty(page)) continue;
+    const PageIndex start = page;
+    while (page < last && !this->resident(page + 1) && empty(page + 1)) ++page;
+    const EmptyRun run = run_at(start, page, start == first, page == last);
+    Fill fill = SpanFiller(rules_, stock_, excluded).fill(run, room);
+    if (!fill.possible) {
+      plan.possible = false;
+      return plan;
+    }
+    for (const Fill::Piece& piece : fill.pieces) {
+      if (piece.index == Fill::kNew) continue;
+      if ((piece.index & SpanStock::kSpare) != 0)
+        spare_taken_[piece.index ^ SpanStock::kSpare] = number;
+      else
+        spans_[piece.index].taken = number;
+    }
+    room.free -= fill.new_pages;
+    room.most -= fill.new_pages;
+    plan.microseconds += fill.microseconds;
+    plan.cost += fill.cost;
+    plan.parts.push_back({start, std::move(fill)});
+  }
+  return plan;
+}
+
+std::uint32_t Residency::longest_idle_row(PageIndex first, PageIndex end, PageIndex* start) const {
+  std::uint32_t longest = 0, row = 0;
+  PageIndex row_start = first;
+  for (PageIndex page = next_ready(first, end); page < end;) {
+    const Mapping& mapping = mappings_list_[mapping_[page]];
+    const PageIndex next = mapping.start + spans_[mapping.span].pages;
+    if (mapping.start != page || next > end || next_not_ready(page, next) != next) {
+      row = 0;
+      page = next_ready(std::max(next_not_ready(page, end), page + 1), end);
+      continue;
+    }
+    if (row == 0) row_start = page;
+    row += next - page;
+    if (row > longest) {
+      longest = row;
+      *start = row_start;
+    }
+    if (const PageIndex after = next_ready(next, end); after != next) {
+      row = 0;
+      page = after;
+    } else {
+      page = next;
+    }
+  }
+  return longest;
+}
+
+PageTable::Price Residency::price(PageIndex first, PageIndex last) const {
+  const Plan found = plan(first, last);
+  return {found.possible, found.cost};
+}
+
+// --- taking ------------------------------------------------------------------------------------------------------
 
 void Residency::set_live(PageIndex first, PageIndex last, bool live) {
   if (live)
@@ -39,145 +247,292 @@ void Residency::set_live(PageIndex first, PageIndex last, bool live) {
   tell_journal();
 }
 
-// Makes every ready page of the range live, so that its frame is not taken for another, and every other page empty.
-Status Residency::clear(PageIndex first, PageIndex last, std::vector<PageIndex>* empty) {
-  for (PageIndex page = first; page <= last; ++page) {
-    if (ready(page)) make_live(page);
-    if (blocked(page)) {  // also by a page of the range that was ready through the same frame
-      const Status status = driver_.unmap(device_, address_of(page), kPageBytes);
-      if (status != Status::ok) return status;
-      remove_alias(page);
-    }
-    if (state_[page] == 0) empty->push_back(page);
-  }
-  return Status::ok;
-}
-
-// All or nothing, but that pages may have lost mappings that no work could come through any more.
+// All or nothing, but that pages may have lost mappings that no work could come through any more. Where memory runs out
+// it makes do with just what the pages need, and then with what there is.
 Status Residency::provide(PageIndex first, PageIndex last) {
   if (source_ == Source::back && want_back(first, last)) return Status::out_of_memory;
-  const bool first_was = resident(first), last_was = resident(last);
-  std::vector<PageIndex> empty;
-  Status status = clear(first, last, &empty);
-  if (status == Status::ok) {
-    limit_mappings(empty.size());
-    status = map_frames(empty);
+  Status status = Status::out_of_memory;
+  constexpr int kRaces = 3;  // other heaps may take what lies spare
+  bool slack = true, had_memory = false;
+  for (const Making making : {Making::grows, Making::just_enough, Making::none}) {
+    if (making < first_making_ || (making == Making::just_enough && !slack)) continue;
+    making_ = making;
+    for (int race = 0; race < kRaces; ++race) {
+      take_stock();
+      const Plan plan = this->plan(first, last);
+      if (!plan.possible) {
+        status = Status::out_of_memory;
+        break;
+      }
+      slack = std::any_of(plan.parts.begin(), plan.parts.end(), [](const auto& part) { return part.fill.slack != 0; });
+      status = carry_out(plan, &had_memory);
+      if (status != Status::not_ready) break;
+    }
+    if (status != Status::out_of_memory || had_memory) break;
   }
-  if (status == Status::ok) {
-    for (const PageIndex page : empty) limit_aliases(page);
-  } else {
-    for (PageIndex page = first; page <= last; ++page)
-      if (resident(page) && !(page == first && first_was) && !(page == last && last_was)) make_idle(page);
-  }
+  making_ = first_making_;
+  if (status == Status::not_ready) status = Status::out_of_memory;
+  if (status == Status::ok)
+    make_live_where_idle(first, last);
+  else if (status == Status::out_of_memory)
+    missing_ = last - first + 1 - count_usable(first, last);
   tell_journal();
   return status;
 }
 
-// Gives every one of these pages a frame, then grants access run by run. All or nothing.
-Status Residency::map_frames(const std::vector<PageIndex>& empty) {
-  // All frames before the first mapping: running out of memory is common, and has nothing to unmap.
-  std::vector<PageIndex> victims;
-  std::vector<PhysicalHandle> handles;
-  Status status = take_frames(empty.size(), &victims, &handles);
-  std::size_t mapped = 0;
-  if (status == Status::ok) {
-    for (; mapped < empty.size(); ++mapped) {
-      const bool own = mapped < victims.size();
-      const PhysicalHandle handle = own ? frames_[frame_[victims[mapped]]].handle : handles[mapped - victims.size()];
-      status = driver_.map(device_, address_of(empty[mapped]), kPageBytes, handle);
+// not_ready: somebody else took what was spare.
+Status Residency::carry_out(const Plan& plan, bool* had_memory) {
+  std::vector<Taken> taken;
+  Status status = take_memory(plan, &taken);
+  *had_memory = status == Status::ok;
+  if (status != Status::ok) return status;
+  const auto give_back = [&] {
+    for (const Taken& each : taken)
+      if (each.span == 0) supply_.give({each.handle, each.pages});
+  };
+  for (const MappingIndex index : plan.drops) {
+    const Mapping mapping = mappings_list_[index];
+    status = driver_.unmap(device_, address_of(mapping.start), spans_[mapping.span].pages * kPageBytes);
+    if (status != Status::ok) {
+      give_back();
+      return status;
+    }
+    remove_mapping(index);
+  }
+  limit_mappings(taken.size());
+  return map_all(&taken);
+}
+
+// Handles for every piece, before the first mapping: running out of memory is common, and has nothing to unmap.
+Status Residency::take_memory(const Plan& plan, std::vector<Taken>* taken) {
+  std::vector<PhysicalHandle> spare;
+  std::uint64_t new_pages = 0;
+  for (const Plan::Part& part : plan.parts) new_pages += part.fill.new_pages;
+  if (new_pages != 0 && !supply_.has_room(new_pages)) return Status::out_of_memory;
+  for (const Plan::Part& part : plan.parts)
+    for (const Fill::Piece& piece : part.fill.pieces)
+      if (piece.index != Fill::kNew && (piece.index & SpanStock::kSpare) != 0)
+        spare.push_back(spare_[piece.index ^ SpanStock::kSpare].handle);
+  Status status = supply_.take_all(spare) ? Status::ok : Status::not_ready;
+  std::size_t got = status == Status::ok ? spare.size() : 0;
+  for (const Plan::Part& part : plan.parts) {
+    PageIndex at = part.first - part.fill.lead;
+    for (const Fill::Piece& piece : part.fill.pieces) {
       if (status != Status::ok) break;
-      add_alias(empty[mapped], own ? frame_[victims[mapped]] : frame_of(handle));
-      make_live(empty[mapped]);
-    }
-    for (std::size_t i = 0; i < mapped && status == Status::ok;) {
-      std::size_t end = i + 1;
-      while (end < mapped && empty[end] == empty[end - 1] + 1) ++end;
-      status = driver_.allow_access(device_, address_of(empty[i]), (end - i) * kPageBytes);
-      i = end;
+      if (piece.index == Fill::kNew) {
+        PageIndex end = at + piece.pages;
+        for (std::uint32_t pages = piece.pages; at < end;) {  // smaller ones where the device has none so large
+          PhysicalHandle handle = 0;
+          status = supply_.make(pages, &handle);
+          if (status == Status::ok) {
+            taken->push_back({handle, pages, 0, at});
+            at += pages;
+          } else if (pages == 1 || status != Status::out_of_memory || !supply_.has_room(end - at)) {
+            break;
+          } else {
+            pages = (pages + 1) / 2;
+          }
+          pages = std::min(pages, end - at);
+        }
+        continue;
+      }
+      if ((piece.index & SpanStock::kSpare) != 0) {
+        taken->push_back({spare_[piece.index ^ SpanStock::kSpare].handle, piece.pages, 0, at});
+      } else {
+        taken->push_back({spans_[piece.index].handle, piece.pages, piece.index, at});
+      }
+      at += piece.pages;
     }
   }
-  if (status == Status::ok) {
-    aliased_ += victims.size();
-  } else {
-    for (std::size_t i = 0; i < mapped; ++i) undo_map(empty[i], i >= victims.size());
-    for (std::size_t i = mapped; i < victims.size(); ++i) make_idle(victims[i]);
-    for (std::size_t i = std::max(mapped, victims.size()); i < victims.size() + handles.size(); ++i)
-      supply_.give(handles[i - victims.size()]);
+  if (status == Status::ok) return status;
+  // Spare ones that no piece has come to yet go back as well.
+  for (const Taken& each : *taken) {
+    if (each.span != 0) continue;
+    supply_.give({each.handle, each.pages});
+    std::erase(spare, each.handle);
   }
+  if (got != 0)
+    for (const PhysicalSpan& each : spare_)
+      if (std::find(spare.begin(), spare.end(), each.handle) != spare.end()) supply_.give(each);
+  taken->clear();
   return status;
 }
 
-// As many new frames as `growth` allows; idle pages whose frames will do, made live so that each frame is found once;
-// then new frames again.
-Status Residency::take_frames(std::size_t count, std::vector<PageIndex>* victims,
-                              std::vector<PhysicalHandle>* handles) {
-  const std::uint32_t allowed = headroom();
-  const std::size_t first = own_ && allowed < count ? 0 : std::min<std::size_t>(count, allowed);
-  if (first != 0 && supply_.take(first, handles) == Status::ok) count -= first;
-  while (victims->size() < count) {
-    const PageIndex victim = oldest_idle();
-    if (victim == kNoPage) break;
-    make_live(victim);
-    victims->push_back(victim);
+// Maps every piece, then grants access run by run. All or nothing.
+Status Residency::map_all(std::vector<Taken>* taken) {
+  std::size_t mapped = 0;
+  Status status = Status::ok;
+  for (; mapped < taken->size(); ++mapped) {
+    Taken& each = (*taken)[mapped];
+    status = driver_.map(device_, address_of(each.start), each.pages * kPageBytes, each.handle);
+    if (status != Status::ok) break;
+    if (each.span != 0) {
+      aliased_ += each.pages;
+    } else {
+      const auto known = spans_by_handle_.find(each.handle);
+      if (known != spans_by_handle_.end()) come_back(known->second);
+    }
+    add_mapping(each.start, each.span != 0 ? each.span : add_span(each.handle, each.pages));
   }
-  if (victims->size() == count) return Status::ok;
-  missing_ = static_cast<std::uint32_t>(count - victims->size());
-  if (source_ == Source::none) return Status::out_of_memory;
-  return source_ == Source::any ? supply_.take(missing_, handles) : supply_.take_spare(&missing_, handles);
+  for (std::size_t i = 0; i < mapped && status == Status::ok;) {
+    std::size_t end = i + 1;
+    while (end < mapped && (*taken)[end].start == (*taken)[end - 1].start + (*taken)[end - 1].pages) ++end;
+    const PageIndex first = (*taken)[i].start;
+    const PageIndex last = (*taken)[end - 1].start + (*taken)[end - 1].pages;
+    status = driver_.allow_access(device_, address_of(first), (last - first) * kPageBytes);
+    i = end;
+  }
+  if (status == Status::ok) {
+    for (const Taken& each : *taken) limit_aliases(mappings_list_[mapping_[each.start]].span);
+    return status;
+  }
+  for (std::size_t i = 0; i < mapped; ++i) undo_map((*taken)[i]);
+  for (std::size_t i = mapped; i < taken->size(); ++i)
+    if ((*taken)[i].span == 0) supply_.give({(*taken)[i].handle, (*taken)[i].pages});
+  return status;
 }
 
-// Unmaps a page that is not resident and not the only one of its frame, if that is here. If the driver refuses, it
-// stays.
-void Residency::drop_mapping(PageIndex page) {
-  if (driver_.unmap(device_, address_of(page), kPageBytes) == Status::ok) remove_alias(page);
+// The mapping goes when the caller says that it may: not now, since a capture may be going on.
+void Residency::undo_map(const Taken& taken) {
+  const MappingIndex index = mapping_[taken.start];
+  const SpanIndex span = mappings_list_[index].span;
+  if (taken.span != 0) {
+    aliased_ -= taken.pages;
+    detach_mapping(index, &left_behind_);
+  } else if (spans_[span].aliases > 1) {  // it came back from a loan, and stays
+    detach_mapping(index, &left_behind_);
+  } else {
+    detach_span(span, &left_behind_);
+  }
 }
 
-// The frame of a page that has just been mapped may have one page too many: the one unused for longest goes.
-void Residency::limit_aliases(PageIndex page) {
-  const Frame& frame = frames_[frame_[page]];
-  if (frame.aliases <= kMaxAliases) return;
-  PageIndex oldest = kNoPage;
-  rings_.visit_others(page, [&](PageIndex alias) {
-    if (!replaceable(alias)) return;
-    if (oldest == kNoPage || idle_since_[alias] < idle_since_[oldest]) oldest = alias;
-  });
-  if (oldest != kNoPage) drop_mapping(oldest);
+// --- spans and mappings ------------------------------------------------------------------------------------------
+
+// Of memory that comes from the supply: new, or back from a loan.
+Residency::SpanIndex Residency::add_span(PhysicalHandle handle, std::uint32_t pages) {
+  if (const auto known = spans_by_handle_.find(handle); known != spans_by_handle_.end()) return known->second;
+  SpanIndex index;
+  if (unused_spans_.empty()) {
+    index = static_cast<SpanIndex>(spans_.size());
+    spans_.emplace_back();
+  } else {
+    index = unused_spans_.back();
+    unused_spans_.pop_back();
+  }
+  spans_[index] = Span{handle, pages, 0, kNoMapping, false, 0};
+  spans_by_handle_[handle] = index;
+  held_.add(pages * kPageBytes);
+  return index;
 }
 
-// Before so many more mappings are made. A few more go than must, so that the next look through all pages is not due at
-// once.
+void Residency::drop_span(SpanIndex index) {
+  spans_by_handle_.erase(spans_[index].handle);
+  spans_[index] = Span{};
+  unused_spans_.push_back(index);
+}
+
+void Residency::add_mapping(PageIndex start, SpanIndex index) {
+  MappingIndex added;
+  if (unused_mappings_.empty()) {
+    added = static_cast<MappingIndex>(mappings_list_.size());
+    mappings_list_.emplace_back();
+  } else {
+    added = unused_mappings_.back();
+    unused_mappings_.pop_back();
+  }
+  Span& span = spans_[index];
+  const MappingIndex other = span.mapping;
+  mappings_list_[added] = Mapping{index, start, other, 0};
+  span.mapping = added;
+  ++span.aliases;
+  count_mappings(1);
+  maps_made_ += span.pages;
+  touch(start, start + span.pages - 1);
+  for (std::uint32_t i = 0; i < span.pages; ++i) {
+    const PageIndex page = start + i;
+    mapping_[page] = added;
+    if (other == kNoMapping) {
+      rings_.start(page);
+      state_[page] = kIdleAlone;
+      count_moves(kNoPage, page);
+      continue;
+    }
+    const PageIndex twin = mappings_list_[other].start + i;
+    rings_.join(page, twin);
+    state_[twin] |= kAliased;
+    state_[page] = kAliased | ((state_[twin] & (kResident | kBlocked)) != 0 ? kBlocked : kUsable);
+    has_aliases_ = true;
+  }
+}
+
+void Residency::remove_mapping(MappingIndex index) {
+  const Mapping mapping = mappings_list_[index];
+  Span& span = spans_[mapping.span];
+  for (PageIndex page = mapping.start; page < mapping.start + span.pages; ++page) {
+    const PageIndex other = rings_.next(page);
+    rings_.leave(page);
+    if (other != page) {
+      if (counts(page)) {
+        state_[other] |= kCounted;
+        count_moves(page, other);
+      }
+      if (rings_.alone(other)) state_[other] &= static_cast<std::uint8_t>(~kAliased);
+    }
+    mapping_[page] = kNoMapping;
+    state_[page] = 0;
+  }
+  MappingIndex* link = &span.mapping;
+  while (*link != index) link = &mappings_list_[*link].next;
+  *link = mapping.next;
+  mappings_list_[index] = Mapping{};
+  unused_mappings_.push_back(index);
+  --span.aliases;
+  count_mappings(-1);
+  if (span.away && span.aliases == 0) drop_span(mapping.span);
+}
+
+// Unmaps an alias that is not the only one of its span, if that is here. If the driver refuses, it stays.
+void Residency::drop_mapping(MappingIndex index) {
+  const Mapping& mapping = mappings_list_[index];
+  const Bytes bytes = spans_[mapping.span].pages * kPageBytes;
+  if (driver_.unmap(device_, address_of(mapping.start), bytes) == Status::ok) remove_mapping(index);
+}
+
+// A span that has just been mapped may have one alias too many: the one unused for longest goes.
+void Residency::limit_aliases(SpanIndex index) {
+  const Span& span = spans_[index];
+  if (span.aliases <= kMaxAliases) return;
+  MappingIndex oldest = kNoMapping;
+  Tick since = 0;
+  for (MappingIndex each = mappings_list_[span.mapping].next; each != kNoMapping; each = mappings_list_[each].next) {
+    if (!droppable(each)) continue;
+    const Tick used = last_use(mappings_list_[each]);
+    if (oldest != kNoMapping && used >= since) continue;
+    oldest = each;
+    since = used;
+  }
+  if (oldest != kNoMapping) drop_mapping(oldest);
+}
+
+// Before so many more mappings are made. A few more go than must, so that the next look through all is not due at once.
 void Residency::limit_mappings(std::size_t wanted) {
   constexpr std::size_t kMore = 256;
   const std::uint64_t made = supply_.mappings() + wanted;
   if (made <= max_mappings_ || !may_unmap_) return;
-  std::vector<Victim> unused;
-  for (const Range& part : touched_)
-    for (PageIndex page = part.first; page < part.end; ++page)
-      if ((state_[page] & (kAliased | kAway)) != 0 && (state_[page] & kResident) == 0 && replaceable(page))
-        unused.push_back({idle_since_[page], page});
-  const std::size_t going = std::min<std::size_t>(unused.size(), made - max_mappings_ + kMore);
-  std::nth_element(unused.begin(), unused.begin() + static_cast<std::ptrdiff_t>(going), unused.end(),
-                   [](const Victim& a, const Victim& b) { return a.since < b.since; });
-  for (std::size_t i = 0; i < going; ++i)
-    if ((state_[unused[i].page] & (kAliased | kAway)) != 0) drop_mapping(unused[i].page);  // not the last of its frame
-}
-
-// The mapping goes when the caller says that it may: not now, since a capture may be going on.
-void Residency::undo_map(PageIndex page, bool from_supply) {
-  const FrameIndex frame = frame_[page];
-  const PhysicalHandle handle = frames_[frame].handle;
-  make_idle(page);
-  remove_alias(page);
-  const bool frame_goes = from_supply && frames_[frame].aliases == 0;  // one that came back from a loan stays
-  mark_detached(page, handle, frame_goes, frame_goes);
-  if (frame_goes) {
-    drop_frame(frame);
-    ++leaving_;
+  std::vector<std::pair<Tick, MappingIndex>> unused;
+  for (MappingIndex index = 1; index < mappings_list_.size(); ++index)
+    if (mappings_list_[index].span != 0 && droppable(index)) unused.push_back({last_use(mappings_list_[index]), index});
+  std::size_t going = std::min<std::size_t>(unused.size(), made - max_mappings_ + kMore);
+  std::sort(unused.begin(), unused.end());
+  for (const auto& [since, index] : unused) {
+    if (going == 0) break;
+    if (!droppable(index)) continue;  // it is the last of its span by now
+    drop_mapping(index);
+    --going;
   }
-  left_behind_.push_back({page, handle});
 }
 
-// Of the aliases of their frames, pages first .. last get one state and count, the others get another.
+// Of the aliases of their memory, pages first .. last get one state and count, the others get another.
 void Residency::set_aliases(PageIndex first, PageIndex last, std::uint8_t own, std::uint8_t others) {
   if (journal_kept()) [[unlikely]]
     count_at(first, last);
@@ -197,189 +552,116 @@ void Residency::count_at(PageIndex first, PageIndex last) {
     });
 }
 
-// Since when the frame of a ready page has been idle: the last of its pages was in use then.
-Residency::Tick Residency::last_use(PageIndex page) const {
-  Tick last = idle_since_[page];
-  rings_.visit_others(page, [&](PageIndex alias) { last = std::max(last, idle_since_[alias]); });
-  return last;
+void Residency::make_live_where_idle(PageIndex first, PageIndex last) {
+  for (PageIndex page = first; page <= last; ++page)
+    if (!resident(page)) make_live(page, page);
 }
 
-// A ready page whose frame has been idle about longest, or kNoPage. Looks through all pages only when the victims of
-// the last look are used up, so that a placement of many pages costs one look.
-PageIndex Residency::oldest_idle() {
-  const auto still_idle = [this](const Victim& victim) {
-    return ready(victim.page) && last_use(victim.page) == victim.since;
-  };
-  for (int look = 0; look < 2; ++look) {
-    while (!victims_.empty()) {
-      const Victim victim = victims_.back();
-      victims_.pop_back();
-      if (still_idle(victim)) return victim.page;
-    }
-    if (look == 1 || idle_frames() == 0) return kNoPage;
-    for (const Range& part : touched_) {
-      for (PageIndex page = part.first; page < part.end; ++page) {
-        if (page % 8 == 0 && page + 8 <= part.end) {
-          std::uint64_t eight;
-          std::memcpy(&eight, state_.data() + page, 8);
-          if ((eight / kUsable & eight / kCounted & ~eight & kEach) == 0) {  // none of the eight is idle and counted
-            page += 7;
-            continue;
-          }
-        }
-        if (ready(page) && counts(page)) victims_.push_back({last_use(page), page});
-      }
-    }
-    const auto newer = [](const Victim& a, const Victim& b) {
-      return a.since != b.since ? a.since > b.since : a.page > b.page;
-    };
-    constexpr std::size_t kKeep = 1024;
-    if (victims_.size() > kKeep) {
-      std::nth_element(victims_.begin(), victims_.end() - kKeep, victims_.end(), newer);
-      victims_.erase(victims_.begin(), victims_.end() - kKeep);
-    }
-    std::sort(victims_.begin(), victims_.end(), newer);
-  }
-  return kNoPage;
-}
-
-// Of a physical page that comes from the supply: a new one, or one that comes back.
-Residency::FrameIndex Residency::frame_of(PhysicalHandle handle) {
-  FrameIndex index;
-  if (const auto known = frames_by_handle_.find(handle); known != frames_by_handle_.end()) {
-    come_back(known->second);
-    return known->second;
-  }
-  if (unused_frames_.empty()) {
-    index = static_cast<FrameIndex>(frames_.size());
-    frames_.emplace_back();
-  } else {
-    index = unused_frames_.back();
-    unused_frames_.pop_back();
-  }
-  frames_[index] = Frame{handle, kNoPage, 0, false};
-  frames_by_handle_[handle] = index;
-  held_.add(kPageBytes);
-  return index;
-}
-
-void Residency::drop_frame(FrameIndex index) {
-  frames_by_handle_.erase(frames_[index].handle);
-  frames_[index] = Frame{};
-  unused_frames_.push_back(index);
-}
-
-// Its state is for make_live.
-void Residency::add_alias(PageIndex page, FrameIndex index) {
-  count_mappings(1);
-  ++maps_made_;
-  frame_[page] = index;
-  Frame& frame = frames_[index];
-  if (frame.aliases++ == 0) {
-    rings_.start(page);
-    state_[page] = kCounted;
-    count_moves(kNoPage, page);
-  } else {
-    rings_.join(page, frame.page);
-    has_aliases_ = true;
-  }
-  frame.page = page;
-}
-
-void Residency::remove_alias(PageIndex page) {
-  Frame& frame = frames_[frame_[page]];
-  const PageIndex other = rings_.next(page);
-  rings_.leave(page);
-  if (other == page) {
-    frame.page = kNoPage;
-  } else {
-    if (frame.page == page) frame.page = other;
-    if (counts(page)) {
-      state_[other] |= kCounted;
-      count_moves(page, other);
-    }
-    if (rings_.alone(other)) state_[other] &= static_cast<std::uint8_t>(~kAliased);
-  }
-  --frame.aliases;
-  if (frame.away && frame.aliases == 0) drop_frame(frame_[page]);
-  frame_[page] = kNoFrame;
-  state_[page] = 0;
-  count_mappings(-1);
+std::uint32_t Residency::count_usable(PageIndex first, PageIndex last) const {
+  std::uint32_t usable = 0;
+  for (PageIndex page = first; page <= last; ++page) usable += this->usable(page);
+  return usable;
 }
 
 // --- loans -------------------------------------------------------------------------------------------------------
 
-// Notes the frames on loan that pages of the range would need back. False if there are none.
+// Spans of which no page was used since a tick, the longest idle first.
+std::vector<Residency::SpanIndex> Residency::idle_spans(Tick since) const {
+  std::vector<std::pair<Tick, SpanIndex>> found;
+  for (SpanIndex index = 1; index < spans_.size(); ++index) {
+    const Span& span = spans_[index];
+    if (span.handle == 0 || !wholly_idle(span)) continue;
+    if (const Tick used = last_use(span); used <= since) found.push_back({used, index});
+  }
+  std::sort(found.begin(), found.end(), [this](const auto& a, const auto& b) {
+    const auto start = [this](SpanIndex index) { return mappings_list_[spans_[index].mapping].start; };
+    return a.first != b.first ? a.first < b.first : start(a.second) < start(b.second);
+  });
+  std::vector<SpanIndex> spans;
+  spans.reserve(found.size());
+  for (const auto& each : found) spans.push_back(each.second);
+  return spans;
+}
+
+// Notes the spans on loan that pages of the range would need back. False if there are none.
 bool Residency::want_back(PageIndex first, PageIndex last) {
-  for (PageIndex page = first; page <= last; ++page)
-    if ((state_[page] & kAway) != 0 && !rings_.repeats(page, first)) wanted_.push_back(frames_[frame_[page]].handle);
+  for (PageIndex page = first; page <= last; ++page) {
+    if ((state_[page] & kAway) == 0) continue;
+    const PhysicalHandle handle = spans_[mappings_list_[mapping_[page]].span].handle;
+    if (wanted_.empty() || wanted_.back() != handle) wanted_.push_back(handle);
+  }
   return !wanted_.empty();
 }
 
-void Residency::lend_frame(FrameIndex index) {
-  Frame& frame = frames_[index];
-  frame.away = true;
-  for_each_alias(frame.page, [&](PageIndex page) {
-    if (counts(page)) frame.page = page;
-    state_[page] = (state_[page] & kAliased) | kBlocked | kAway;
+void Residency::lend_span(SpanIndex index) {
+  Span& span = spans_[index];
+  span.away = true;
+  each_mapping(span, [&](const Mapping& mapping) {
+    for (PageIndex page = mapping.start; page < mapping.start + span.pages; ++page) {
+      if (counts(page)) count_moves(page, kNoPage);
+      state_[page] = (state_[page] & kAliased) | kBlocked | kAway;
+    }
   });
-  held_.subtract(kPageBytes);
-  count_moves(frame.page, kNoPage);
-  tell_journal();
-  supply_.give(frame.handle);
+  held_.subtract(span.pages * kPageBytes);
+  supply_.give({span.handle, span.pages});
 }
 
-// Nothing has used it since it was given to the supply, or what has is done.
-void Residency::come_back(FrameIndex index) {
-  Frame& frame = frames_[index];
-  frame.away = false;
-  for_each_alias(frame.page, [&](PageIndex page) { state_[page] = (state_[page] & kAliased) | kUsable; });
-  state_[frame.page] |= kCounted;
-  held_.add(kPageBytes);
-  count_moves(kNoPage, frame.page);
+// Nothing has used it since it was given to the supply, or what has is done. It counts at its newest alias.
+void Residency::come_back(SpanIndex index) {
+  Span& span = spans_[index];
+  span.away = false;
+  const Mapping* const newest = &mappings_list_[span.mapping];
+  each_mapping(span, [&](const Mapping& mapping) {
+    const std::uint8_t counted = &mapping == newest ? kCounted : 0;
+    for (PageIndex page = mapping.start; page < mapping.start + span.pages; ++page) {
+      state_[page] = (state_[page] & kAliased) | kUsable | counted;
+      if (counted != 0) count_moves(kNoPage, page);
+    }
+  });
+  held_.add(span.pages * kPageBytes);
 }
 
 std::uint32_t Residency::lend(Tick tick, std::uint32_t at_most) {
-  std::uint32_t frames = 0;
-  for (PageIndex page; frames < at_most && (page = idle_since(tick)) != kNoPage; ++frames) lend_frame(frame_[page]);
-  return frames;
+  std::uint32_t pages = 0;
+  if (at_most == 0) return 0;
+  for (const SpanIndex index : idle_spans(tick)) {
+    if (pages >= at_most) break;
+    pages += spans_[index].pages;
+    lend_span(index);
+  }
+  tell_journal();
+  return pages;
 }
 
 std::uint32_t Residency::lend_these(const std::vector<PhysicalHandle>& handles, bool* running) {
-  std::uint32_t frames = 0;
+  std::uint32_t pages = 0;
   for (const PhysicalHandle handle : handles) {
-    const auto known = frames_by_handle_.find(handle);
-    if (known == frames_by_handle_.end()) continue;
-    const PageIndex page = frames_[known->second].page;
-    if (!ready(page)) continue;  // live, or away
-    if (last_use(page) <= completed_) {
-      lend_frame(known->second);
-      ++frames;
+    const auto known = spans_by_handle_.find(handle);
+    if (known == spans_by_handle_.end()) continue;
+    const Span& span = spans_[known->second];
+    if (!wholly_idle(span)) continue;  // live, or away
+    if (last_use(span) <= completed_) {
+      pages += span.pages;
+      lend_span(known->second);
     } else {
       *running = true;
     }
   }
-  return frames;
+  tell_journal();
+  return pages;
 }
 
 void Residency::take_back(const std::vector<PhysicalHandle>& handles) {
-  std::vector<PhysicalHandle> here;
-  std::copy_if(handles.begin(), handles.end(), std::back_inserter(here),
-               [this](PhysicalHandle handle) { return away(handle); });
-  for (const PhysicalHandle handle : supply_.take_these(std::move(here))) come_back(frames_by_handle_.at(handle));
+  for (const PhysicalHandle handle : handles)
+    if (away(handle) && supply_.take_all({handle})) come_back(spans_by_handle_.at(handle));
   tell_journal();
 }
 
 void Residency::detach_lent(const std::vector<PhysicalHandle>& handles, Detached* detached) {
   for (const PhysicalHandle handle : handles) {
     if (!away(handle)) continue;
-    const FrameIndex frame = frames_by_handle_.at(handle);
-    for (std::uint32_t left = frames_[frame].aliases; left > 0; --left) {
-      const PageIndex page = frames_[frame].page;
-      remove_alias(page);
-      mark_detached(page, handle, false, false);
-      detached->push_back({page, handle});
-    }
+    const SpanIndex index = spans_by_handle_.at(handle);
+    for (std::uint32_t left = spans_[index].aliases; left > 0; --left) detach_mapping(spans_[index].mapping, detached);
   }
   if (parting_.empty()) return;
   // Some were on their way out before the loan, and that has completed all that could use them.
@@ -397,51 +679,57 @@ void Residency::detach_lent(const std::vector<PhysicalHandle>& handles, Detached
 
 // --- leaving -----------------------------------------------------------------------------------------------------
 
-// The driver still has the mapping.
-void Residency::mark_detached(PageIndex page, PhysicalHandle handle, bool frame_goes, bool counted) {
+// An alias of a span that has others, or is away: the driver still has it.
+void Residency::detach_mapping(MappingIndex index, Detached* detached) {
+  const Mapping mapping = mappings_list_[index];
+  const PhysicalHandle handle = spans_[mapping.span].handle;
+  const std::uint32_t pages = spans_[mapping.span].pages;
+  remove_mapping(index);
+  count_mappings(1);
   Parting& parting = parting_[handle];
-  ++parting.pages;
-  parting.frame_goes |= frame_goes;
-  if (frame_[page] == kNoFrame) count_mappings(1);
-  frame_[page] = kDetached;
-  state_[page] = kBlocked | (counted ? kCounted : 0);
+  ++parting.mappings;
+  parting.pages = pages;
+  std::fill_n(&mapping_[mapping.start], pages, kDetached);
+  std::fill_n(&state_[mapping.start], pages, kBlocked);
+  detached->push_back({mapping.start, handle, pages, false});
 }
 
-void Residency::detach_frame(PageIndex victim, Detached* detached) {
-  const FrameIndex frame = frame_[victim];
-  const PhysicalHandle handle = frames_[frame].handle;
-  for_each_alias(victim, [&](PageIndex page) {
-    mark_detached(page, handle, true, counts(page));
-    detached->push_back({page, handle});
-  });
-  drop_frame(frame);
-  ++leaving_;
+// With all its aliases.
+void Residency::detach_span(SpanIndex index, Detached* detached) {
+  const Span span = spans_[index];
+  Parting& parting = parting_[span.handle];
+  parting.pages = span.pages;
+  parting.span_goes = true;
+  for (MappingIndex each = span.mapping; each != kNoMapping;) {
+    const Mapping mapping = mappings_list_[each];
+    for (PageIndex page = mapping.start; page < mapping.start + span.pages; ++page) {
+      mapping_[page] = kDetached;
+      state_[page] = kBlocked | (state_[page] & kCounted);
+    }
+    ++parting.mappings;
+    detached->push_back({mapping.start, span.handle, span.pages, false});
+    mappings_list_[each] = Mapping{};
+    unused_mappings_.push_back(each);
+    each = mapping.next;
+  }
+  drop_span(index);
+  leaving_ += span.pages;
 }
 
 void Residency::detach_idle(std::uint32_t at_most, Detached* detached) {
   detached->insert(detached->end(), postponed_.begin(), postponed_.end());
   postponed_.clear();
-  for (std::uint32_t frames = 0; frames < at_most; ++frames) {
-    const PageIndex victim = oldest_idle();
-    if (victim == kNoPage) break;
-    detach_frame(victim, detached);
-  }
+  detach_idle_since(~Tick{0}, at_most, detached);
 }
 
 void Residency::detach_idle_since(Tick tick, std::uint32_t at_most, Detached* detached) {
-  PageIndex victim;
-  for (std::uint32_t frames = 0; frames < at_most && (victim = idle_since(tick)) != kNoPage; ++frames)
-    detach_frame(victim, detached);
-}
-
-// The page that oldest_idle finds, if nothing has used it since the tick; else it is found again.
-PageIndex Residency::idle_since(Tick tick) {
-  const PageIndex page = oldest_idle();
-  if (page == kNoPage) return kNoPage;
-  const Tick since = last_use(page);
-  if (since <= tick) return page;
-  victims_.push_back({since, page});
-  return kNoPage;
+  if (at_most == 0) return;
+  std::uint32_t pages = 0;
+  for (const SpanIndex index : idle_spans(tick)) {
+    if (pages >= at_most) break;
+    pages += spans_[index].pages;
+    detach_span(index, detached);
+  }
 }
 
 void Residency::detach_left_behind(Detached* detached) {
@@ -449,61 +737,64 @@ void Residency::detach_left_behind(Detached* detached) {
   left_behind_.clear();
 }
 
+// Aliases with a blocked page that nothing lives on.
 void Residency::detach_blocked(Detached* detached) {
-  for (const Range& part : touched_) {
-    for (PageIndex page = part.first; page < part.end; ++page) {
-      if ((state_[page] & kBlocked) == 0 || frame_[page] == kDetached) continue;
-      const PhysicalHandle handle = frames_[frame_[page]].handle;
-      remove_alias(page);
-      mark_detached(page, handle, false, false);
-      detached->push_back({page, handle});
-    }
+  for (MappingIndex index = 1; index < mappings_list_.size(); ++index) {
+    const Mapping& mapping = mappings_list_[index];
+    if (mapping.span == 0) continue;
+    const Span& span = spans_[mapping.span];
+    if (!span.away && span.aliases == 1) continue;
+    std::uint8_t any = 0;
+    for (PageIndex page = mapping.start; page < mapping.start + span.pages; ++page) any |= state_[page];
+    if ((any & kBlocked) != 0 && (any & kResident) == 0) detach_mapping(index, detached);
   }
 }
 
 void Residency::unmap_detached(Detached* detached) const {
   for (Leaving& leaving : *detached)
-    leaving.unmapped = driver_.unmap(device_, address_of(leaving.page), kPageBytes) == Status::ok;
+    leaving.unmapped = driver_.unmap(device_, address_of(leaving.page), leaving.pages * kPageBytes) == Status::ok;
 }
 
 std::uint32_t Residency::return_detached(const Detached& detached) {
-  std::uint32_t frames = 0;
+  std::uint32_t pages = 0;
   for (const Leaving& leaving : detached) {
     if (!leaving.unmapped) {
       left_behind_.push_back(leaving);
       continue;
     }
-    const bool counted = (state_[leaving.page] & kCounted) != 0;
-    frame_[leaving.page] = kNoFrame;
-    state_[leaving.page] = 0;
     count_mappings(-1);
     const auto parting = parting_.find(leaving.handle);
-    --parting->second.pages;
-    if (counted) {
-      const PageIndex next = parting->second.pages != 0 ? another_detached(leaving, detached) : kNoPage;
-      count_moves(leaving.page, next);
-      if (next != kNoPage) state_[next] |= kCounted;
+    const Leaving* const other = --parting->second.mappings != 0 ? another_detached(leaving, detached) : nullptr;
+    for (std::uint32_t i = 0; i < leaving.pages; ++i) {
+      const PageIndex page = leaving.page + i;
+      if (counts(page)) {
+        const PageIndex next = other != nullptr ? other->page + i : kNoPage;
+        count_moves(page, next);
+        if (next != kNoPage) state_[next] |= kCounted;
+      }
+      mapping_[page] = kNoMapping;
+      state_[page] = 0;
     }
-    if (parting->second.pages != 0) continue;
-    if (parting->second.frame_goes) {
-      supply_.give(leaving.handle);
-      held_.subtract(kPageBytes);
-      --leaving_;
-      ++frames;
+    if (parting->second.mappings != 0) continue;
+    if (parting->second.span_goes) {
+      supply_.give({leaving.handle, leaving.pages});
+      held_.subtract(leaving.pages * kPageBytes);
+      leaving_ -= leaving.pages;
+      pages += leaving.pages;
     }
     parting_.erase(parting);
   }
   tell_journal();
-  return frames;
+  return pages;
 }
 
-// One more page of the same frame that is still to be unmapped.
-PageIndex Residency::another_detached(const Leaving& leaving, const Detached& detached) const {
+// One more alias of the same span that is still to be unmapped.
+const PageTable::Leaving* Residency::another_detached(const Leaving& leaving, const Detached& detached) const {
   for (const Detached* list : {&detached, &left_behind_, &postponed_})
     for (const Leaving& other : *list)
-      if (other.handle == leaving.handle && other.page != leaving.page && frame_[other.page] == kDetached)
-        return other.page;
-  return kNoPage;
+      if (other.handle == leaving.handle && other.page != leaving.page && mapping_[other.page] == kDetached)
+        return &other;
+  return nullptr;
 }
 
 void Residency::postpone(const Detached& detached) {
@@ -518,7 +809,7 @@ void Residency::return_left_behind() {
 }
 
 Status Residency::allow_access_to_mapped() {
-  const auto mapped = [this](PageIndex page) { return frame_[page] != kNoFrame && frame_[page] != kDetached; };
+  const auto mapped = [this](PageIndex page) { return mapping_[page] != kNoMapping && mapping_[page] != kDetached; };
   for (const Range& part : touched_)
     for (PageIndex first = part.first, end; first < part.end; first = end + 1) {
       for (end = first; end < part.end && mapped(end);) ++end;
@@ -530,7 +821,12 @@ Status Residency::allow_access_to_mapped() {
 }
 
 bool Residency::pieces(PageIndex first, PageIndex last, std::vector<Piece>* pieces) const {
-  for (PageIndex page = first; page <= last; ++page) pieces->push_back({frames_[frame_[page]].handle, page, 1});
+  for (PageIndex page = first; page <= last;) {
+    const Mapping& mapping = mappings_list_[mapping_[page]];
+    const Span& span = spans_[mapping.span];
+    pieces->push_back({span.handle, mapping.start, span.pages});
+    page = mapping.start + span.pages;
+  }
   return true;
 }
 
@@ -538,93 +834,127 @@ void Residency::return_all() {
   for (const Range& part : touched_)
     for (PageIndex page = part.first; page < part.end; ++page)
       if (counts(page)) count_moves(page, kNoPage);
-  for (const Range& part : touched_)
-    for (PageIndex page = part.first; page < part.end; ++page)
-      if (state_[page] != 0) driver_.unmap(device_, address_of(page), kPageBytes);
-  for (const Frame& frame : frames_)
-    if (frame.page != kNoPage && !frame.away) supply_.give(frame.handle);
+  for (const Span& span : spans_) {
+    if (span.handle == 0) continue;
+    each_mapping(span, [&](const Mapping& mapping) {
+      driver_.unmap(device_, address_of(mapping.start), span.pages * kPageBytes);
+    });
+    if (!span.away) supply_.give({span.handle, span.pages});
+  }
+  for (const Detached* list : {&postponed_, &left_behind_})
+    for (const Leaving& leaving : *list) driver_.unmap(device_, address_of(leaving.page), leaving.pages * kPageBytes);
   for (const auto& [handle, parting] : parting_)
-    if (parting.frame_goes) supply_.give(handle);
+    if (parting.span_goes) supply_.give({handle, parting.pages});
   tell_journal();
   supply_.count_mappings(-static_cast<std::int64_t>(mappings_));
 }
 
+// --- figures -----------------------------------------------------------------------------------------------------
+
 Bytes Residency::metadata_bytes() const {
-  constexpr Bytes kNode = sizeof(decltype(frames_by_handle_)::value_type) + 2 * sizeof(void*);
-  return PageTable::metadata_bytes() + tabled_pages() * sizeof(FrameIndex) + frames_.capacity() * sizeof(Frame) +
-         unused_frames_.capacity() * sizeof(FrameIndex) + victims_.capacity() * sizeof(Victim) +
-         frames_by_handle_.size() * kNode + sizeof(*this);
+  constexpr Bytes kNode = sizeof(decltype(spans_by_handle_)::value_type) + 2 * sizeof(void*);
+  const auto bytes = [](const auto& list) { return list.capacity() * sizeof(list[0]); };
+  return PageTable::metadata_bytes() + tabled_pages() * sizeof(MappingIndex) + bytes(spans_) + bytes(mappings_list_) +
+         bytes(unused_spans_) + bytes(unused_mappings_) + bytes(stock_.whole) + bytes(stock_.partial) + bytes(spare_) +
+         bytes(spare_taken_) + spans_by_handle_.size() * kNode + sizeof(*this);
 }
 
 void Residency::shed() {
   shed_tables();
-  std::sort(unused_frames_.begin(), unused_frames_.end());
-  for (; !unused_frames_.empty() && unused_frames_.back() == frames_.size() - 1; unused_frames_.pop_back())
-    frames_.pop_back();
-  std::reverse(unused_frames_.begin(), unused_frames_.end());  // low ones first from now on
-  frames_.shrink_to_fit();
-  unused_frames_.shrink_to_fit();
-  std::vector<Victim>().swap(victims_);
+  const auto shed_records = [](auto& records, auto& unused) {
+    std::sort(unused.begin(), unused.end());
+    for (; !unused.empty() && unused.back() == records.size() - 1; unused.pop_back()) records.pop_back();
+    std::reverse(unused.begin(), unused.end());  // low ones first from now on
+    records.shrink_to_fit();
+    unused.shrink_to_fit();
+  };
+  shed_records(spans_, unused_spans_);
+  shed_records(mappings_list_, unused_mappings_);
+  stock_ = SpanStock{};
+  std::vector<PhysicalSpan>().swap(spare_);
+  std::vector<std::uint32_t>().swap(spare_taken_);
 }
 
 void Residency::discard(PageIndex first, PageIndex end) {
   PageTable::discard(first, end);
-  frame_.discard(first, end);
+  mapping_.discard(first, end);
 }
 
 void Residency::validate(const std::vector<std::uint32_t>& blocks_of) const {
   PageTable::validate(blocks_of);
-  std::uint32_t detached = 0, leaving = 0;
-  std::vector<std::uint32_t> aliases_of(frames_.size()), live_of(frames_.size());
-  const auto check_page = [&](PageIndex page) {
-    const std::uint8_t state = state_[page];
-    POOLALLOC_ENSURE(((state & (kUsable | kBlocked)) != 0) == (frame_[page] != kNoFrame),
-                     "a page is usable or blocked if it has a frame");
-    if (frame_[page] == kDetached) {
-      POOLALLOC_ENSURE((state & ~kCounted) == kBlocked, "a detached page is blocked");
-      leaving += (state & kCounted) != 0;
-      ++detached;
-    } else if (frame_[page] != kNoFrame) {
-      ++aliases_of[frame_[page]];
-      if ((state & kResident) != 0) {
-        POOLALLOC_ENSURE(counts(page), "a frame counts where it is live");
-        ++live_of[frame_[page]];
+  std::uint64_t detached = 0, counted_leaving = 0, mapped = 0;
+  for (const Range& part : touched_)
+    for (PageIndex page = part.first; page < part.end; ++page) {
+      const std::uint8_t state = state_[page];
+      POOLALLOC_ENSURE(((state & (kUsable | kBlocked)) != 0) == (mapping_[page] != kNoMapping),
+                       "a page is usable or blocked if it is mapped");
+      if (mapping_[page] == kDetached) {
+        POOLALLOC_ENSURE((state & ~kCounted) == kBlocked, "a detached page is blocked");
+        counted_leaving += (state & kCounted) != 0;
+        ++detached;
+      } else if (mapping_[page] != kNoMapping) {
+        const Mapping& mapping = mappings_list_[mapping_[page]];
+        POOLALLOC_ENSURE(
+            mapping.span != 0 && page >= mapping.start && page < mapping.start + spans_[mapping.span].pages,
+            "a page belongs to the mapping that covers it");
+        ++mapped;
       }
     }
-  };
-  for (const Range& part : touched_)
-    for (PageIndex page = part.first; page < part.end; ++page) check_page(page);
-  std::uint32_t held = 0, aliases = 0;
-  for (FrameIndex index = 1; index < frames_.size(); ++index) {
-    if (frames_[index].page == kNoPage) continue;
-    const auto known = frames_by_handle_.find(frames_[index].handle);
-    POOLALLOC_ENSURE(known != frames_by_handle_.end() && known->second == index, "a handle leads to its frame");
-    const bool away = frames_[index].away;
-    held += !away;
-    POOLALLOC_ENSURE(!away || live_of[index] == 0, "a frame on loan is live at no page");
-    POOLALLOC_ENSURE(live_of[index] <= 1, "a frame is live at one page only");
-    std::uint32_t chain = 0, counted = 0, ends = 0;
-    for_each_alias(frames_[index].page, [&](PageIndex page) {
-      POOLALLOC_ENSURE(frame_[page] == index, "an alias belongs to its frame");
-      POOLALLOC_ENSURE(((state_[page] & kAliased) != 0) == (aliases_of[index] > 1), "aliases are marked");
-      POOLALLOC_ENSURE(((state_[page] & kAway) != 0) == away, "pages of a frame on loan are marked");
-      POOLALLOC_ENSURE(
-          ((state_[page] & kBlocked) != 0) == (away || (live_of[index] == 1 && (state_[page] & kResident) == 0)),
-          "an alias of a frame that is live or away is blocked");
-      ++chain;
-      counted += counts(page);
-      ends += rings_.next(page) >= page;
+  std::uint64_t held = 0, aliases = 0, alias_pages = 0;
+  for (SpanIndex index = 1; index < spans_.size(); ++index) {
+    const Span& span = spans_[index];
+    if (span.handle == 0) continue;
+    const auto known = spans_by_handle_.find(span.handle);
+    POOLALLOC_ENSURE(known != spans_by_handle_.end() && known->second == index, "a handle leads to its span");
+    if (!span.away) held += span.pages;
+    std::uint32_t count = 0;
+    each_mapping(span, [&](const Mapping& mapping) {
+      POOLALLOC_ENSURE(mapping.span == index, "an alias belongs to its span");
+      for (PageIndex page = mapping.start; page < mapping.start + span.pages; ++page)
+        POOLALLOC_ENSURE(&mappings_list_[mapping_[page]] == &mapping, "the pages of an alias know it");
+      ++count;
     });
-    POOLALLOC_ENSURE(ends == 1, "aliases lead downwards and round once");
-    POOLALLOC_ENSURE(counted == !away, "a frame that is here counts at one page");
-    POOLALLOC_ENSURE(chain == aliases_of[index], "every page of a frame is in its chain");
-    POOLALLOC_ENSURE(chain == frames_[index].aliases, "the pages of a frame are counted");
-    aliases += chain;
+    POOLALLOC_ENSURE(count == span.aliases && count != 0, "the aliases of a span are counted");
+    aliases += count;
+    alias_pages += std::uint64_t{count} * span.pages;
+    for (std::uint32_t i = 0; i < span.pages; ++i) {
+      std::uint32_t live = 0, counted = 0, ring = 0, ends = 0;
+      each_mapping(span, [&](const Mapping& mapping) {
+        live += resident(mapping.start + i);
+        counted += counts(mapping.start + i);
+      });
+      POOLALLOC_ENSURE(live <= 1 && !(span.away && live != 0),
+                       "a page of a span is live at one alias only, and at none on loan");
+      POOLALLOC_ENSURE(counted == !span.away, "a page of a span that is here counts at one alias");
+      const auto check = [&](PageIndex page) {
+        const std::uint8_t state = state_[page];
+        POOLALLOC_ENSURE(((state & kAliased) != 0) == (span.aliases > 1), "aliases are marked");
+        POOLALLOC_ENSURE(((state & kAway) != 0) == span.away, "pages of a span on loan are marked");
+        POOLALLOC_ENSURE(((state & kBlocked) != 0) == (span.away || (live == 1 && (state & kResident) == 0)),
+                         "an alias of a page that is live or away is blocked");
+        POOLALLOC_ENSURE((state & kResident) == 0 || (state & kCounted) != 0, "memory counts where it is live");
+        ++ring;
+        ends += rings_.next(page) >= page;
+      };
+      const PageIndex page = mappings_list_[span.mapping].start + i;
+      check(page);
+      rings_.visit_others(page, check);
+      POOLALLOC_ENSURE(ends == 1 && ring == span.aliases, "the aliases of a page lead downwards and round once");
+    }
   }
+  POOLALLOC_ENSURE(mapped == alias_pages, "every mapped page belongs to an alias");
+  std::uint64_t parting_mappings = 0, parting_pages = 0, parting_held = 0;
+  for (const auto& [handle, parting] : parting_) {
+    parting_mappings += parting.mappings;
+    parting_pages += std::uint64_t{parting.mappings} * parting.pages;
+    if (parting.span_goes) parting_held += parting.pages;
+  }
+  POOLALLOC_ENSURE(parting_pages == detached, "every detached page is on its way out");
+  POOLALLOC_ENSURE(parting_held == leaving_ && counted_leaving == leaving_,
+                   "every page of a span on its way out counts once");
   POOLALLOC_ENSURE(held_.current == static_cast<std::int64_t>((held + leaving_) * kPageBytes),
-                   "frames held = frames mapped + detached frames");
-  POOLALLOC_ENSURE(leaving == leaving_, "every frame on its way out counts at one page");
-  POOLALLOC_ENSURE(mappings_ == aliases + detached, "mappings = aliases + detached pages");
+                   "pages held = pages of spans that are here or on their way out");
+  POOLALLOC_ENSURE(mappings_ == aliases + parting_mappings, "mappings = aliases + detached mappings");
 }
 
 }  // namespace poolalloc

@@ -1,6 +1,6 @@
 // Spans behind pages: one handle for many pages, live by page through one of its aliases, and random use against two
 // facts: live data never moves and never shares.
-#include "core/span_residency.h"
+#include "core/residency.h"
 
 #include <map>
 #include <random>
@@ -62,7 +62,7 @@ struct Spans {
   CountingDriver driver;
   Holdings holdings;
   PageSupply supply;
-  SpanResidency residency;
+  Residency residency;
   std::vector<std::uint32_t> blocks;  // that overlap a page
 };
 

@@ -1,5 +1,5 @@
-// Where blocks go if memory comes in spans of many pages (span_residency.h): a ready place, the lowest one first; else
-// the place whose pages cost least, in microseconds of the driver.
+// Where blocks go: to a ready place, the lowest one first; else to the place whose pages cost least, in microseconds of
+// the driver.
 //
 // Source: the order among ready places, the rows of growing blocks and the candidates at a price were found on recorded
 // programs (docs/design/spans.md).
@@ -13,19 +13,6 @@ namespace poolalloc {
 namespace {
 PageIndex page_of(Bytes offset) { return static_cast<PageIndex>(offset / kPageBytes); }
 }  // namespace
-
-Status Arena::allocate_in_spans(Bytes size, Bytes requested, Block** block) {
-  Place place = ready_place(size);
-  const Status status = place.found() ? residency_.acquire(page_of(place.offset), page_of(place.offset + size - 1))
-                                      : place_at_a_price(size, &place);
-  if (status != Status::ok) return status;
-  *block = carve(place.hole, place.offset, size);
-  (*block)->requested = requested;
-  ++live_blocks_;
-  last_end_ = (*block)->end();
-  cohorts_.came(size, last_end_);
-  return status;
-}
 
 // --- ready places ------------------------------------------------------------------------------------------------
 
