@@ -111,15 +111,15 @@ OPTIONS = (
     Option(
         "growth",
         "choice",
-        "tight",
+        "balanced",
         0,
         0,
         "tight | balanced | fast",
         (
-            "Memory or driver time while shapes change. tight: pieces of 2 MiB, and idle memory before any is "
-            "created: the least memory, the most driver time. balanced: pieces of up to 256 MiB, whatever costs the "
-            "driver least while little more is held than the peak of live data. fast: the same, but new memory first "
-            "until the device or the limit is nearly full."
+            "Memory or driver time while shapes change. balanced: physical memory in pieces of up to 256 MiB, and "
+            "whatever costs the driver least while little more is held than the peak of live data. tight: pieces of 2 "
+            "MiB, the least memory and many times the driver time. fast: as balanced, but new memory first until the "
+            "device or the limit is nearly full."
         ),
     ),
     Option(
@@ -230,10 +230,10 @@ class Options:
     """Most mappings of a device's memory at one time; beyond, those unused for longest are removed. A context is said
     to take about 520,000. Allowed: 1024 to 1.09951e+12 (mappings).
     """
-    growth: str = "tight"
-    """Memory or driver time while shapes change. tight: pieces of 2 MiB, and idle memory before any is created: the
-    least memory, the most driver time. balanced: pieces of up to 256 MiB, whatever costs the driver least while little
-    more is held than the peak of live data. fast: the same, but new memory first until the device or the limit is
+    growth: str = "balanced"
+    """Memory or driver time while shapes change. balanced: physical memory in pieces of up to 256 MiB, and whatever
+    costs the driver least while little more is held than the peak of live data. tight: pieces of 2 MiB, the least
+    memory and many times the driver time. fast: as balanced, but new memory first until the device or the limit is
     nearly full. Allowed: tight, balanced or fast.
     """
     prealloc: int = 0
@@ -272,7 +272,7 @@ class Options:
         placement_candidates: int = 8,
         segments: bool = False,
         max_mappings: int = 500000,
-        growth: str = "tight",
+        growth: str = "balanced",
         prealloc: int | str = 0,
         reserve_ahead: int | str = 0,
         trim_high: int | str = 0,

@@ -1,9 +1,9 @@
 // The arena of a heap: blocks of any size, placed at 512 B granularity in holes of one large address range.
 //
 // Blocks and holes tile [first page, top) without gaps, neighbouring holes are merged, and everything from top on is
-// fresh. A hole owns no memory: page_table.h knows which of its pages have memory. A block goes to a *ready* place, whose
-// pages all have memory at hand, the lowest one first. Only where there is none are places priced, in microseconds of the
-// driver and in memory (residency.h), and the cheapest is taken (arena_placement.cpp).
+// fresh. A hole owns no memory: page_table.h knows which of its pages have memory. A block goes to a *ready* place,
+// whose pages all have memory at hand, the lowest one first. Only where there is none are places priced, in
+// microseconds of the driver and in memory (residency.h), and the cheapest is taken (arena_placement.cpp).
 //
 // A block may be *kept* when it dies: it stays as it is, its pages too, and is in no index (exact_bins.h).
 //

@@ -25,7 +25,7 @@ SpanRules rules_of(std::string_view growth) {
 }  // namespace
 
 Residency::Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split,
-                             PageIndex pages, const Options& options, PageJournal* journal)
+                     PageIndex pages, const Options& options, PageJournal* journal)
     : PageTable(split, pages, journal),
       driver_(driver),
       device_(device),

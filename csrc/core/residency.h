@@ -47,7 +47,7 @@ class Residency final : public PageTable {
 
   // Pages 0 .. pages - 1 of addresses from `base` on, which are reserved.
   Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split, PageIndex pages,
-                const Options& options = {}, PageJournal* journal = nullptr);
+            const Options& options = {}, PageJournal* journal = nullptr);
 
   Address base() const { return base_; }
   Address address_of(PageIndex page) const { return base_ + page * kPageBytes; }

@@ -9,7 +9,12 @@ PAGE = _core.PAGE_BYTES
 
 
 def engine_of(pages: int = 64, conf: str = "", **model: int) -> _core.Engine:
-    """A device of so many pages; `model`: devices, event_lag."""
+    """A device of so many pages; `model`: devices, event_lag.
+
+    Pages and handles are counted in these tests, so a span is one page unless they say otherwise.
+    """
+    if "growth" not in conf:
+        conf = f"growth:tight,{conf}" if conf else "growth:tight"
     return _core.Engine(conf, {"memory_bytes": pages * PAGE, **model})
 
 

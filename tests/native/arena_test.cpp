@@ -65,7 +65,7 @@ TEST(blocks_tile_the_range_and_neighbouring_holes_merge) {
   heap.check();
 }
 
-TEST(of_holes_that_cost_nothing_the_smallest_that_fits_is_taken) {
+TEST(of_places_that_cost_nothing_the_lowest_is_taken) {
   Placing heap;
   std::vector<Arena::Block*> freed;
   const Bytes sizes[] = {96, 24, 64, 40, 32, 128};
@@ -80,26 +80,48 @@ TEST(of_holes_that_cost_nothing_the_smallest_that_fits_is_taken) {
   const auto inside = [&](const Arena::Block* block, Bytes hole) {
     return block->offset >= offset_of[hole] && block->end() <= offset_of[hole] + hole * kKiB;
   };
-  CHECK(inside(heap.place(28 * kKiB), 32));
-  CHECK(inside(heap.place(40 * kKiB), 40));
+  CHECK(inside(heap.place(28 * kKiB), 96));
+  CHECK(inside(heap.place(40 * kKiB), 40));  // just this size, as a repeating program leaves it
   CHECK(inside(heap.place(65 * kKiB), 96));
   CHECK(inside(heap.place(97 * kKiB), 128));
   CHECK(heap.resident() == resident);
   heap.check();
 }
 
-TEST(a_hole_in_a_resident_page_is_taken_before_a_page_becomes_resident) {
+TEST(a_ready_place_is_always_taken_before_the_driver_is_asked) {
   Placing heap;
-  Arena::Block* small_far = heap.place(6 * kPage);
-  heap.place(512);
-  heap.arena.free(small_far);  // a hole whose pages are idle
-  Arena::Block* large_near = heap.place(kPage / 2);
-  CHECK(heap.resident() == kPage);  // beside the block that was left, not in an idle page
-  heap.place(512);
-  heap.arena.free(large_near);
-  const Bytes resident = heap.resident();
-  heap.place(kPage / 4);
-  CHECK(heap.resident() == resident);
+  Arena::Block* low = heap.place(6 * kPage);
+  heap.place(kPage);
+  const Bytes offset = low->offset;
+  heap.arena.free(low);  // a hole whose pages are idle
+  const std::uint64_t calls = mapping_calls(heap.driver);
+  CHECK(heap.place(2 * kPage)->offset == offset);
+  CHECK(heap.place(4 * kPage)->offset == offset + 2 * kPage);
+  CHECK(mapping_calls(heap.driver) == calls);
+  heap.place(kPage);
+  CHECK(mapping_calls(heap.driver) > calls);
+  heap.check();
+}
+
+TEST(blocks_that_grow_one_by_one_lie_in_one_row) {
+  Placing heap(128);
+  constexpr Bytes kStep = 64 * kKiB;
+  std::vector<Arena::Block*> caches;
+  Arena::Block* idle = heap.place(40 * kPage);
+  for (int i = 0; i < 10; ++i) caches.push_back(heap.place(kPage));
+  heap.arena.free(idle);
+  Bytes size = kPage;
+  for (int step = 0; step < 6; ++step) {
+    size += kStep;
+    for (Arena::Block*& cache : caches) {  // what a decode step does
+      Arena::Block* longer = heap.place(size);
+      heap.arena.free(cache);
+      cache = longer;
+    }
+  }
+  int neighbours = 0;
+  for (std::size_t i = 1; i < caches.size(); ++i) neighbours += caches[i]->offset == caches[i - 1]->end();
+  CHECK(neighbours >= 8);
   heap.check();
 }
 
@@ -283,6 +305,32 @@ TEST(random_use_agrees_with_a_list_of_intervals) {
     CHECK(heap.arena.top() == kFirst * kPage && heap.resident() == 0);
     heap.check();
   }
+}
+
+TEST(blocks_that_grow_one_by_one_lie_in_one_row) {
+  Range range(128, 0, 256, "balanced");
+  Arena arena(range.residency, 0, 8);
+  const auto place = [&](Bytes bytes) {
+    Arena::Block* block = nullptr;
+    CHECK(arena.allocate(bytes, &block) == Status::ok);
+    return block;
+  };
+  std::vector<Arena::Block*> caches;
+  Arena::Block* idle = place(40 * kPage);
+  for (int i = 0; i < 10; ++i) caches.push_back(place(kPage));
+  arena.free(idle);
+  Bytes size = kPage;
+  for (int step = 0; step < 6; ++step) {
+    size += kPage / 32;
+    for (Arena::Block*& cache : caches) {  // what a decode step does
+      Arena::Block* longer = place(size);
+      arena.free(cache);
+      cache = longer;
+    }
+  }
+  int neighbours = 0;
+  for (std::size_t i = 1; i < caches.size(); ++i) neighbours += caches[i]->offset == caches[i - 1]->end();
+  CHECK(neighbours >= 8);
 }
 
 }  // namespace

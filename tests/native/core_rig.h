@@ -2,12 +2,16 @@
 // addresses.
 #pragma once
 
+#include <string_view>
+#include <utility>
+
 #include "check.h"
 #include "core/errors.h"
 #include "core/page_supply.h"
 #include "core/residency.h"
 #include "driver/counting_driver.h"
 #include "driver/model_driver.h"
+#include "growing.h"
 
 namespace rig {
 
@@ -35,23 +39,25 @@ inline std::uint32_t leave(Residency& residency, Residency::Detached& detached) 
 
 // A device, and a range of addresses on it with a residency over them.
 struct Range {
-  Range(std::uint64_t device_pages, PageIndex split, PageIndex pages)
+  Range(std::uint64_t device_pages, PageIndex split, PageIndex pages, std::string_view growth = "tight")
       : model(device_of(device_pages)),
         driver(model),
         supply(driver, 0, holdings),
-        residency(driver, 0, supply, reserve(pages * kPage), split, pages) {}
+        residency(driver, 0, supply, reserve(pages * kPage), split, pages, growing(growth)) {}
 
   Address reserve(Bytes bytes) {
     Address address = 0;
     CHECK(driver.reserve(0, bytes, kPage, &address) == Status::ok);
     return address;
   }
-  // The physical page under a page of the range, or 0.
-  PhysicalHandle under(PageIndex page) const {
+  // The physical page under a page of the range: which of the pages of which handle. {0, 0} if there is none.
+  std::pair<PhysicalHandle, Bytes> memory_under(PageIndex page) const {
     PhysicalHandle handle = 0;
     Bytes offset = 0;
-    return model.physical(0, residency.address_of(page), &handle, &offset) ? handle : 0;
+    if (!model.physical(0, residency.address_of(page), &handle, &offset)) return {0, 0};
+    return {handle, offset / kPage};
   }
+  PhysicalHandle under(PageIndex page) const { return memory_under(page).first; }
   Bytes held() const { return static_cast<Bytes>(residency.held().current); }
   Bytes resident() const { return static_cast<Bytes>(residency.resident().current); }
   // reserved = held + spare, and the device agrees.

@@ -202,7 +202,7 @@ TEST(a_background_thread_takes_it_among_the_others) {
 // As many blocks as fit are kept somewhere, mostly on another stream: nobody may run out for it.
 TEST(what_fits_never_runs_out_for_what_is_kept) {
   constexpr Bytes kEach = 44;
-  Options options;
+  Options options = growing("tight");
   for (Bytes pages = 1; pages <= 12; ++pages) options.exact_bins.push_back({pages * kPageBytes, 2, 8});
   Program program(stress::kThreads * kEach, Lie::none, true, options);
   stress::run(program, 200, [](Actor& actor) { stress::live_within(actor, kEach, 2500); });

@@ -21,7 +21,7 @@ struct HeapRig {
       : model(device_of(device_pages, event_lag)),
         driver(model),
         shared(driver, 0, addresses, gate),
-        heap(shared, kOwn, PoolId{}, reserve(512 * kPage), 128 * kPage, 384 * kPage, Options{}) {
+        heap(shared, kOwn, PoolId{}, reserve(512 * kPage), 128 * kPage, 384 * kPage, growing("tight")) {
     shared.holdings.set_limit(device_pages * kPage);
   }
   ~HeapRig() {
@@ -440,7 +440,7 @@ TEST(small_blocks_go_to_the_arena_where_slabs_have_no_addresses_left) {
   HeapRig rig;
   const Address base = rig.reserve(64 * kPage);
   {
-    Heap heap(rig.shared, 2, PoolId{}, base, 2 * kPage, 62 * kPage, Options{});
+    Heap heap(rig.shared, 2, PoolId{}, base, 2 * kPage, 62 * kPage, growing("tight"));
     std::vector<Address> blocks(90);
     for (Address& block : blocks) CHECK(heap.allocate(100 << 10, &block) == Status::ok);
     const HeapStats stats = heap.stats();

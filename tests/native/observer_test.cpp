@@ -8,6 +8,7 @@
 #include "check.h"
 #include "core/allocator.h"
 #include "driver/model_driver.h"
+#include "growing.h"
 
 using namespace poolalloc;
 
@@ -50,7 +51,7 @@ struct Device {
           options.virtual_memory = virtual_memory;
           return options;
         }()),
-        allocator(model, Options{}) {}
+        allocator(model, growing("tight")) {}
 
   void observe() { allocator.add_observer(ledger); }
 

@@ -76,6 +76,7 @@ struct Rig {
         allocator(model,
                   [&] {
                     Options options;
+                    options.growth = "tight";
                     options.segments = segments;
                     return options;
                   }()),

@@ -134,7 +134,8 @@ struct Program {
       CHECK(!faulty.lost());
       ++out_of_memory;
       return false;
-    } catch (const DriverError&) {
+    } catch (const DriverError& error) {
+      if (!faulty.failed()) std::fprintf(stderr, "%s\n", error.what());
       CHECK(faulty.failed());
       return false;
     }
