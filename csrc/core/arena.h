@@ -106,6 +106,7 @@ class Arena {
   void shed() {
     records_.shed();
     cohorts_.shed();
+    fresh_from_ = 0;
   }
   // Checks tiling, merging, the index and the owner slots; adds each live block to blocks_of.
   void validate(std::vector<std::uint32_t>& blocks_of) const;

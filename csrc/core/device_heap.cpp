@@ -79,6 +79,7 @@ DeviceHeap::DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& address
         "poolalloc: device %d announces virtual memory management that does not work, so memory comes in whole "
         "segments (%s)\n",
         device, info_.fault.c_str());
+  shared_.page_supply.set_prepared_pages(Residency::prepared_pages(options_));
   apply_limit();
   if (tended(options_)) shared_.several_heaps = true;  // the background thread reads the totals
 }

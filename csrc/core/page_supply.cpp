@@ -40,85 +40,24 @@ std::vector<PhysicalSpan> PageSupply::spare() const {
   return spare_;
 }
 
-// With the lock held: of these, what is spare; nothing unless `all` are, if that is asked.
-std::vector<PhysicalSpan> PageSupply::take_spare_among(std::vector<PhysicalHandle>* handles, bool all) {
-  std::sort(handles->begin(), handles->end());
-  const auto wanted = [&](const PhysicalSpan& span) {
-    return std::binary_search(handles->begin(), handles->end(), span.handle);
-  };
-  if (all && static_cast<std::size_t>(std::count_if(spare_.begin(), spare_.end(), wanted)) != handles->size())
-    return {};
-  const auto first = std::stable_partition(spare_.begin(), spare_.end(), std::not_fn(wanted));
-  const std::vector<PhysicalSpan> taken(first, spare_.end());
-  spare_.erase(first, spare_.end());
-  change_spare(-static_cast<std::int64_t>(bytes_of(taken)));
-  return taken;
-}
-
-bool PageSupply::take_all(std::vector<PhysicalHandle> handles) {
+bool PageSupply::take_these(std::vector<PhysicalHandle> handles) {
   if (handles.empty()) return true;
+  std::sort(handles.begin(), handles.end());
   Bytes left = 0;
   {
+    const auto wanted = [&](const PhysicalSpan& span) {
+      return std::binary_search(handles.begin(), handles.end(), span.handle);
+    };
     std::lock_guard guard(lock_);
-    if (take_spare_among(&handles, true).empty()) return false;
+    if (static_cast<std::size_t>(std::count_if(spare_.begin(), spare_.end(), wanted)) != handles.size()) return false;
+    const auto first = std::stable_partition(spare_.begin(), spare_.end(), std::not_fn(wanted));
+    const std::vector<PhysicalSpan> taken(first, spare_.end());
+    spare_.erase(first, spare_.end());
+    change_spare(-static_cast<std::int64_t>(bytes_of(taken)));
     left = spare_bytes_;
   }
   if (left < watched_) wake_();
   return true;
-}
-
-std::vector<PhysicalHandle> PageSupply::take_these(std::vector<PhysicalHandle> pages) {
-  if (pages.empty()) return pages;
-  std::vector<PhysicalHandle> taken;
-  std::lock_guard guard(lock_);
-  for (const PhysicalSpan& span : take_spare_among(&pages, false)) taken.push_back(span.handle);
-  return taken;
-}
-
-Status PageSupply::take(std::size_t count, std::vector<PhysicalHandle>* pages) {
-  std::vector<PhysicalSpan> taken;
-  std::size_t missing = 0;
-  Bytes left = 0;
-  {
-    std::lock_guard guard(lock_);
-    const std::size_t spare = std::min(count, spare_.size());
-    missing = count - spare;
-    if (missing != 0 && !holdings_.claim(missing * kPageBytes)) return Status::out_of_memory;
-    taken = pop_spare(spare * kPageBytes);
-    left = spare_bytes_;
-  }
-  if (left < watched_) wake_();
-  Status status = Status::ok;
-  std::size_t made = 0;
-  for (; made < missing && status == Status::ok; made += status == Status::ok) {
-    PhysicalHandle page = 0;
-    status = driver_.create(device_, kPageBytes, &page);
-    if (status == Status::ok) taken.push_back({page, 1});
-  }
-  if (missing != 0) holdings_.settle(missing * kPageBytes, made * kPageBytes);
-  if (status == Status::ok) {
-    for (const PhysicalSpan& span : taken) pages->push_back(span.handle);
-  } else {
-    std::lock_guard guard(lock_);
-    spare_.insert(spare_.end(), taken.begin(), taken.end());
-    change_spare(static_cast<std::int64_t>(bytes_of(taken)));
-  }
-  return status;
-}
-
-Status PageSupply::take_spare(std::uint32_t* count, std::vector<PhysicalHandle>* pages) {
-  Bytes left = 0;
-  {
-    std::lock_guard guard(lock_);
-    if (spare_.size() < *count) {
-      *count -= static_cast<std::uint32_t>(spare_.size());
-      return Status::out_of_memory;
-    }
-    for (const PhysicalSpan& span : pop_spare(*count * kPageBytes)) pages->push_back(span.handle);
-    left = spare_bytes_;
-  }
-  if (left < watched_) wake_();
-  return Status::ok;
 }
 
 // Spans to give, the last ones first, until they make so many bytes or a little more. With the lock held.
@@ -128,7 +67,6 @@ std::vector<PhysicalSpan> PageSupply::pop_spare(Bytes bytes) {
     spans.push_back(spare_.back());
     found += spare_.back().pages * kPageBytes;
   }
-  std::reverse(spans.begin(), spans.end());
   change_spare(-static_cast<std::int64_t>(bytes_of(spans)));
   return spans;
 }

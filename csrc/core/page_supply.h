@@ -18,26 +18,16 @@ struct PhysicalSpan {
   std::uint32_t pages = 0;
 };
 
-// All heaps of a device have spans of one page, or of many: the calls for pages are for the former.
 class PageSupply final : public Supply {
  public:
   using Supply::Supply;
-
-  // Appends `count` pages that no heap holds: spare ones, then new ones. On any status but ok nothing is appended:
-  // out_of_memory when the limit says so, before any page is made, or the device does; pages made by then are spare.
-  Status take(std::size_t count, std::vector<PhysicalHandle>* pages);
-  // Spare ones only. out_of_memory: there are too few, and `count` is how many are missing.
-  Status take_spare(std::uint32_t* count, std::vector<PhysicalHandle>* pages);
-  // Of these pages, those that are spare.
-  std::vector<PhysicalHandle> take_these(std::vector<PhysicalHandle> pages);
-  void give(PhysicalHandle page) { give(PhysicalSpan{page, 1}); }
 
   // A new span. out_of_memory when the limit says so, or the device does.
   Status make(std::uint32_t pages, PhysicalHandle* handle);
   // What no heap holds now.
   std::vector<PhysicalSpan> spare() const;
   // All of these, which were spare. False, and none is taken, if one of them no longer is.
-  bool take_all(std::vector<PhysicalHandle> handles);
+  bool take_these(std::vector<PhysicalHandle> handles);
   // Creates spans until so many bytes are spare. out_of_memory when the limit or the device ends it.
   Status prepare(Bytes spare) noexcept;
   // Of how many pages those spans are, where so many are missing.
@@ -88,7 +78,6 @@ class PageSupply final : public Supply {
 
  private:
   std::vector<PhysicalSpan> pop_spare(Bytes bytes);
-  std::vector<PhysicalSpan> take_spare_among(std::vector<PhysicalHandle>* handles, bool all);
   std::vector<PhysicalSpan> end_loans(std::vector<PhysicalSpan>* spans);
   // With the lock held.
   void change_spare(std::int64_t bytes);

@@ -24,6 +24,8 @@ SpanRules rules_of(std::string_view growth) {
 
 }  // namespace
 
+std::uint32_t Residency::prepared_pages(const Options& options) { return rules_of(options.growth).smallest_growth; }
+
 Residency::Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split,
                      PageIndex pages, const Options& options, PageJournal* journal)
     : PageTable(split, pages, journal),
@@ -313,7 +315,7 @@ Status Residency::take_memory(const Plan& plan, std::vector<Taken>* taken) {
     for (const Fill::Piece& piece : part.fill.pieces)
       if (piece.index != Fill::kNew && (piece.index & SpanStock::kSpare) != 0)
         spare.push_back(spare_[piece.index ^ SpanStock::kSpare].handle);
-  Status status = supply_.take_all(spare) ? Status::ok : Status::not_ready;
+  Status status = supply_.take_these(spare) ? Status::ok : Status::not_ready;
   std::size_t got = status == Status::ok ? spare.size() : 0;
   for (const Plan::Part& part : plan.parts) {
     PageIndex at = part.first - part.fill.lead;
@@ -653,7 +655,7 @@ std::uint32_t Residency::lend_these(const std::vector<PhysicalHandle>& handles, 
 
 void Residency::take_back(const std::vector<PhysicalHandle>& handles) {
   for (const PhysicalHandle handle : handles)
-    if (away(handle) && supply_.take_all({handle})) come_back(spans_by_handle_.at(handle));
+    if (away(handle) && supply_.take_these({handle})) come_back(spans_by_handle_.at(handle));
   tell_journal();
 }
 

@@ -49,6 +49,9 @@ class Residency final : public PageTable {
   Residency(Driver& driver, DeviceIndex device, PageSupply& supply, Address base, PageIndex split, PageIndex pages,
             const Options& options = {}, PageJournal* journal = nullptr);
 
+  // Of how many pages spans are that are made before anybody needs them.
+  static std::uint32_t prepared_pages(const Options& options);
+
   Address base() const { return base_; }
   Address address_of(PageIndex page) const { return base_ + page * kPageBytes; }
 

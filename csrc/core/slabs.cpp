@@ -1,6 +1,7 @@
 #include "core/slabs.h"
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "core/check.h"
@@ -124,7 +125,7 @@ void Slabs::retire(Slab* slab) {
   records_.give(slab);
   if (small->free_chunks != ~std::uint64_t{0}) return;
   residency_.set_owner(small->page, nullptr);
-  free_pages_.push_back(small->page);
+  add_free_page(small->page);
   const auto place = std::lower_bound(cut_.begin(), cut_.end(), small->page,
                                       [](const auto& entry, PageIndex page) { return entry->page < page; });
   spare_pages_.push_back(std::move(*place));
@@ -178,14 +179,18 @@ Slabs::SmallPage* Slabs::cut(PageIndex page) {
   return cut_.insert(place, std::move(small))->get();
 }
 
-// A page that needs no driver call if there is one near, else any that is not blocked.
+// The lowest stays last: pages at low addresses are used again first, so that the range does not creep up.
+void Slabs::add_free_page(PageIndex page) {
+  free_pages_.insert(std::lower_bound(free_pages_.begin(), free_pages_.end(), page, std::greater<>()), page);
+}
+
+// A page that needs no driver call if there is one among the lowest, else any that is not blocked.
 PageIndex Slabs::take_page_index() {
   constexpr std::size_t kLook = 32;
   const std::size_t count = free_pages_.size();
   const auto take = [&](std::size_t i) {
     const PageIndex page = free_pages_[i];
-    free_pages_[i] = free_pages_.back();
-    free_pages_.pop_back();
+    free_pages_.erase(free_pages_.begin() + static_cast<std::ptrdiff_t>(i));
     return page;
   };
   std::size_t usable = count;
@@ -198,7 +203,7 @@ PageIndex Slabs::take_page_index() {
   while (fresh_ < pages_ && (usable == count || residency_.at_hand(fresh_))) {
     const PageIndex page = fresh_++;
     if (!residency_.blocked(page)) return page;
-    free_pages_.push_back(page);
+    add_free_page(page);
   }
   if (usable != count) return take(usable);
   for (std::size_t i = look_from; i-- > 0;)

@@ -259,6 +259,7 @@ class Slabs {
   SmallPage* page_with_room(std::uint8_t chunks, int* first_chunk);
   SmallPage* new_page();
   SmallPage* cut(PageIndex page);
+  void add_free_page(PageIndex page);
   PageIndex take_page_index();
   [[gnu::noinline]] void adopt(Bin& bin, Slab* slab);
   [[gnu::noinline]] void drop(Bin& bin, Slab* slab);
@@ -274,7 +275,7 @@ class Slabs {
   std::vector<bool> part_used_;
   std::uint32_t used_parts_ = 0;
   PageIndex fresh_ = 0;                          // pages from here on were never used
-  std::vector<PageIndex> free_pages_;            // used before, cut into nothing now
+  std::vector<PageIndex> free_pages_;            // used before, cut into nothing now; the lowest last
   std::vector<std::unique_ptr<SmallPage>> cut_;  // pages with slabs, by address
   std::vector<std::unique_ptr<SmallPage>> spare_pages_;
   std::array<Bin, kMaxBin + 1> bins_;

@@ -307,30 +307,4 @@ TEST(random_use_agrees_with_a_list_of_intervals) {
   }
 }
 
-TEST(blocks_that_grow_one_by_one_lie_in_one_row) {
-  Range range(128, 0, 256, "balanced");
-  Arena arena(range.residency, 0, 8);
-  const auto place = [&](Bytes bytes) {
-    Arena::Block* block = nullptr;
-    CHECK(arena.allocate(bytes, &block) == Status::ok);
-    return block;
-  };
-  std::vector<Arena::Block*> caches;
-  Arena::Block* idle = place(40 * kPage);
-  for (int i = 0; i < 10; ++i) caches.push_back(place(kPage));
-  arena.free(idle);
-  Bytes size = kPage;
-  for (int step = 0; step < 6; ++step) {
-    size += kPage / 32;
-    for (Arena::Block*& cache : caches) {  // what a decode step does
-      Arena::Block* longer = place(size);
-      arena.free(cache);
-      cache = longer;
-    }
-  }
-  int neighbours = 0;
-  for (std::size_t i = 1; i < caches.size(); ++i) neighbours += caches[i]->offset == caches[i - 1]->end();
-  CHECK(neighbours >= 8);
-}
-
 }  // namespace

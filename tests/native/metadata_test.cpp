@@ -130,7 +130,7 @@ TEST(with_the_last_block_goes_what_was_needed_for_it) {
   allocator.free(allocator.allocate(600, 0, 0));
   allocator.empty_cache();
   const std::uint64_t before = allocator.stats(0).metadata_bytes;
-  for (int round = 0; round < 3; ++round) {
+  for (int round = 0; round < 12; ++round) {
     std::vector<Address> blocks;
     for (int i = 0; i < 30'000; ++i) {
       const Bytes bytes = i % 4 != 0 ? 1 + random() % (100 << 10) : 1 + random() % (1 << 20);

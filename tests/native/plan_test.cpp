@@ -199,7 +199,8 @@ TEST(a_place_that_leaves_too_much_unused_is_refused) {
 Plan only(StreamPlan part, Bytes above = 128 << 10) { return {above, {std::move(part)}}; }
 
 struct PlannedRig {
-  explicit PlannedRig(const Plan& plan, std::uint64_t pages = 256, std::uint64_t lag = 0, const Options& options = {})
+  explicit PlannedRig(const Plan& plan, std::uint64_t pages = 256, std::uint64_t lag = 0,
+                      const Options& options = growing("tight"))
       : model(device_of(pages, lag)), allocator(model, options, &plan) {}
   DeviceStats stats() const { return allocator.stats(0); }
   std::uint64_t calls() const {
