@@ -13,6 +13,7 @@
 // Holes by size are hole_index.h. Guarded by the heap's lock. Not for small blocks: slabs.h.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -142,10 +143,22 @@ class Arena {
   void visit_ready(Block* hole, Visit visit) const;
   bool ready_at(Block* hole, Bytes offset, Bytes size) const;
   Place at_end_of(Bytes end, Bytes size) const;
-  void look_for_ready(Block* hole, Bytes size, Place* best) const;
-  double ready_score(const Block* hole, Bytes offset) const;
+  // Among ready places low addresses come first. Of what is held, one fortieth as a distance weighs as much as holes
+  // twice the size; while blocks grow in rows, size counts nothing.
+  static constexpr Bytes kEndless = Bytes{1} << 46;  // the size of what lies above the top
+  struct ReadyScore {
+    double per_byte;
+    bool by_size;
+
+    double least(Bytes hole_size) const { return by_size ? std::bit_width(hole_size / kGranularity) : 0; }
+    double operator()(Bytes hole_size, Bytes distance) const {
+      return least(hole_size) + per_byte * static_cast<double>(distance);
+    }
+  };
+  ReadyScore ready_score() const;
+  void look_for_ready(Block* hole, Bytes size, const ReadyScore& score, Place* best) const;
   void collect_runs(Bytes size);
-  void consider_ready(Block* hole, Bytes begin, Bytes end, Bytes size, Place* best) const;
+  void consider_ready(Block* hole, Bytes begin, Bytes end, Bytes size, const ReadyScore& score, Place* best) const;
   Place priced_place(Bytes size);
   void consider_price(Block* hole, Bytes offset, Bytes size, Place* best) const;
   Status place_at_a_price(Bytes size, Place* place);

@@ -21,12 +21,16 @@ Arena::Place Arena::ready_place(Bytes size) {
   Place best = next_to_its_kind(size);
   if (!best.found() && placed_in_a_row_ > kBurst) best = beside_the_last(size);
   if (best.found()) return best;
+  const ReadyScore score = ready_score();
   int left = kReadyHoles;
   for (Block* hole = holes_.at_least(size); hole != nullptr && left-- > 0; hole = hole->larger) {
-    look_for_ready(hole, size, &best);
+    if (score.least(hole->size) >= best.score) return best;  // no larger one is better
+    if (score(hole->size, hole->offset - first_offset_) >= best.score) continue;
+    look_for_ready(hole, size, score, &best);
     if (hole->size == size && best.hole == hole) return best;  // what a repeating program leaves behind
   }
-  if (top_ + size <= end_offset()) look_for_ready(nullptr, size, &best);
+  if (top_ + size <= end_offset() && score(kEndless, top_ - first_offset_) < best.score)
+    look_for_ready(nullptr, size, score, &best);
   return best;
 }
 
@@ -112,39 +116,35 @@ void Arena::visit_ready(Block* hole, Visit visit) const {
 }
 
 // A page that the hole does not cover whole is resident, since neighbours of a hole are live.
-void Arena::look_for_ready(Block* hole, Bytes size, Place* best) const {
+void Arena::look_for_ready(Block* hole, Bytes size, const ReadyScore& score, Place* best) const {
   const Bytes low = low_of(hole), high = high_of(hole);
-  if (ready_score(hole, low) >= best->score) return;
   const PageIndex first = page_of(round_up(low, kPageBytes)), whole_end = page_of(high);
-  if (hole != nullptr && whole_end <= first) return consider_ready(hole, low, high, size, best);
-  if (first * kPageBytes - low >= size) consider_ready(hole, low, first * kPageBytes, size, best);
-  if (hole != nullptr && high - whole_end * kPageBytes >= size) consider_ready(hole, high - size, high, size, best);
+  if (hole != nullptr && whole_end <= first) return consider_ready(hole, low, high, size, score, best);
+  if (first * kPageBytes - low >= size) consider_ready(hole, low, first * kPageBytes, size, score, best);
+  if (hole != nullptr && high - whole_end * kPageBytes >= size) consider_ready(hole, high - size, high, size, score, best);
   visit_ready(hole, [&](Bytes begin, Bytes end) {
-    if (end - begin >= size) consider_ready(hole, begin, end, size, best);
+    if (end - begin >= size) consider_ready(hole, begin, end, size, score, best);
     return best->hole != hole || !best->found();  // the lowest of a hole is its best
   });
 }
 
 // The lowest place in [begin, end), whose pages are ready or resident.
-void Arena::consider_ready(Block* hole, Bytes begin, Bytes end, Bytes size, Place* best) const {
+void Arena::consider_ready(Block* hole, Bytes begin, Bytes end, Bytes size, const ReadyScore& score,
+                           Place* best) const {
   for (;;) {  // no memory twice
     const PageIndex first = page_of(begin), from = residency_.after_repeats(first, page_of(begin + size - 1));
     if (from == first) break;
     begin = from * kPageBytes;
     if (begin + size > end) return;
   }
-  const double score = ready_score(hole, begin);
-  if (score < best->score) *best = {hole, begin, score, false};
+  const double found = score(hole != nullptr ? hole->size : kEndless, begin - first_offset_);
+  if (found < best->score) *best = {hole, begin, found, false};
 }
 
-// Low addresses first. Of what is held, one fortieth as a distance weighs as much as holes twice the size.
-double Arena::ready_score(const Block* hole, Bytes offset) const {
+Arena::ReadyScore Arena::ready_score() const {
   constexpr double kDistance = 40;
   const auto held = static_cast<double>(residency_.held().current + 1);
-  const double distance = static_cast<double>(offset - first_offset_) / held;
-  if (cohorts_.active()) return distance;
-  const Bytes room = hole != nullptr ? hole->size : Bytes{1} << 46;
-  return std::bit_width(room / kGranularity) + kDistance * distance;
+  return cohorts_.active() ? ReadyScore{1 / held, false} : ReadyScore{kDistance / held, true};
 }
 
 // --- places at a price -------------------------------------------------------------------------------------------
