@@ -5,6 +5,7 @@
 # make lint    formatting, rules, types, include arrows
 # make gpu-check   what only a real GPU can tell: tests, driver calls, speed; OUT=... for the results, GPU_CHECK="--only tests"
 # make test-segments   the tests with torch once more, with memory in whole segments
+# make check-long   the random tests with many more examples
 # make soak    100 million operations of the allocator on a modelled device; OPERATIONS=... for another number
 #
 # TORCH=2.11.0   another torch (CUDA build); each version has its own virtual environment
@@ -32,9 +33,9 @@ BUILT := $(STAMPS)/built-$(VENV)
 DEV := $(STAMPS)/dev-$(VENV)
 endif
 
-.PHONY: help build demo figures test test-python test-native test-torch test-segments bench lint gpu-check soak clean
+.PHONY: help build demo figures test test-python test-native test-torch test-segments check-long bench lint gpu-check soak clean
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -12
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
 
 # --- environment and build ---------------------------------------------------------------------------------------
 # What building and the demo take; the rest of what the tests and `make lint` take comes with the second one.
@@ -100,6 +101,11 @@ test-torch: $(BUILT) $(DEV)
 
 test-segments: $(BUILT) $(DEV)
 	POOLALLOC_TEST_SEGMENTS=1 $(PY) -m pytest -n 2 tests/torch
+
+# Many random programs instead of the same few.
+check-long: export POOLALLOC_LONG_TESTS := 1
+check-long: $(BUILT) $(DEV)
+	$(PY) -m pytest -n 2 --timeout 3600 tests/core tests/trace tests/plan tests/sim
 
 test-native: $(BUILT) $(DEV)
 	PATH="$(abspath $(VENV))/bin:$$PATH" tools/native_tests.sh

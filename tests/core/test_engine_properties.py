@@ -1,10 +1,9 @@
 """Random programs against the oracle: whatever is asked for, in whatever order, and whatever the driver refuses.
 
-POOLALLOC_EXAMPLES=1000 runs that many random programs of each kind instead of the same few every time.
+`make check-long` runs many random programs of each kind instead of the same few every time.
 """
 
-import os
-
+from effort import LONG, examples
 from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -23,10 +22,9 @@ REFUSALS = [
     for status in ("failed", "out_of_memory")
 ]  # fmt: skip
 
-examples = int(os.environ.get("POOLALLOC_EXAMPLES", "0"))
 SETTINGS = settings(
-    max_examples=examples or 40,
-    derandomize=not examples,
+    max_examples=examples(160),
+    derandomize=not LONG,
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -1,7 +1,7 @@
 """Random programs with plans, against the oracle: whatever a plan says, no two live blocks overlap, figures are true,
 and what fits is served. The plans here are mostly nonsense: places that overlap, or that no program would free in time.
 
-POOLALLOC_EXAMPLES=1000 runs that many random programs of each kind instead of the same few every time.
+`make check-long` runs many random programs of each kind instead of the same few every time.
 """
 
 from __future__ import annotations

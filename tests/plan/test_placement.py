@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,7 +46,7 @@ def load_of(lifetimes: np.ndarray, sizes: np.ndarray) -> int:
 
 
 @given(blocks)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_blocks_alive_together_do_not_overlap(given_blocks: list[tuple[int, int, int]]) -> None:
     lifetimes = np.array([block[:2] for block in given_blocks]).reshape(-1, 2)
     sizes = np.array([block[2] for block in given_blocks], dtype=np.int64)
@@ -59,7 +60,7 @@ def test_blocks_alive_together_do_not_overlap(given_blocks: list[tuple[int, int,
 
 
 @given(blocks, st.integers(1, 5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_lifetimes_of_a_group_are_one_block(given_blocks: list[tuple[int, int, int]], apart: int) -> None:
     """Each block lives again after all have gone: one offset for both of its lives, and nothing overlaps in either."""
     if not given_blocks:

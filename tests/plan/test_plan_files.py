@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -164,7 +165,7 @@ def test_a_file_that_is_missing_or_no_archive_is_refused(tmp_path: Path) -> None
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_a_damaged_file_is_refused_or_still_a_plan(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -179,7 +180,7 @@ def repeat(begin: list[int], step: list[tuple[int, int]], count: int) -> Trace:
 
 
 @given(begin=st.lists(sizes, max_size=5), step=st.lists(st.tuples(sizes, st.integers(0, 20)), min_size=1, max_size=10))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_whatever_is_planned_is_sound(begin: list[int], step: list[tuple[int, int]]) -> None:
     trace = repeat(begin, step, 6)
     try:
@@ -195,7 +196,7 @@ def test_whatever_is_planned_is_sound(begin: list[int], step: list[tuple[int, in
     begin=st.lists(sizes, max_size=5),
     step=st.lists(st.tuples(sizes, st.floats(0, 2)), min_size=1, max_size=10, unique_by=lambda request: request[0]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_what_is_gone_within_two_steps_is_always_where_it_was_planned(
     begin: list[int], step: list[tuple[int, float]]
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_kit import MiB, pickled, snapshot_of, toys, trace_of
@@ -276,7 +277,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
             read(path)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.data())
 def test_damaged_bytes_are_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
     write(small(), tmp_path / "a.npz")
@@ -286,7 +287,7 @@ def test_damaged_bytes_are_read_or_refused(tmp_path: Path, data: st.DataObject) 
     assert_read_or_refused(tmp_path, bytes(damaged))
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.data())
 def test_damaged_arrays_are_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
     """The same inside the archive, where its checksums do not see it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_kit import MiB, ToyAllocator, pickled, snapshot_of, toys, trace_of
@@ -16,7 +17,7 @@ from poolalloc.trace import Frame, Op, StackTable
 from poolalloc.trace.torch_snapshot import import_snapshot
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(toys(most=40), st.sampled_from(["", "bin_limit:0"]))
 def test_the_smallest_memory_fits_and_a_page_less_does_not(toy: ToyAllocator, conf: str) -> None:
     if not toy.born:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_kit import MiB, ToyAllocator, live_at, pickled, snapshot_of, summary, toys
@@ -432,7 +433,7 @@ def test_any_value_anywhere_is_imported_or_refused(toy: ToyAllocator, data: st.D
     assert "\n" not in refusal(pickled(snapshot))
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.data())
 def test_damaged_bytes_are_imported_or_refused(data: st.DataObject) -> None:
     original = bytearray(broken(lambda snapshot: None))

@@ -1,6 +1,7 @@
 """Exact bins proposed from recordings: what they would serve is counted right, and within what they may keep."""
 
 import numpy as np
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_kit import trace_of
@@ -78,7 +79,7 @@ def programs(draw: st.DrawFn) -> Trace:
 
 
 @given(programs(), st.floats(0, 2))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_a_replay_serves_just_what_was_foretold(trace: Trace, share: float) -> None:
     reuse = Reuse([trace])
     bins = reuse.bins(share, above=MIB // 2)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_kit import trace_of as trace_by_hand
@@ -176,7 +177,7 @@ some_events = st.lists(
 
 
 @given(some_events, some_frames, st.integers(0, 4000), st.binary(max_size=3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_any_recording_becomes_a_sound_trace_or_a_clear_error(
     tmp_path_factory: Any, events: list[bytes], between: bytes, keep: int, noise: bytes
 ) -> None:

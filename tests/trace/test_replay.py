@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_kit import MiB, ToyAllocator, pickled, snapshot_of, toys, trace_of
@@ -110,7 +111,7 @@ def assert_same_as_oracle(trace: Trace, memory: int, conf: str = "") -> None:
 # --- exactness --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(toys(), st.sampled_from(["", "bin_limit:0", "bin_limit:1MiB"]))
 def test_figures_are_those_of_the_engine_call_by_call(toy: ToyAllocator, conf: str) -> None:
     if toy.born:
@@ -131,7 +132,7 @@ def test_also_for_several_devices(first: ToyAllocator, second: ToyAllocator) -> 
         assert_same_as_oracle(imported(first, second), 4 << 30)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(toys(most=80), st.integers(0, 12))
 def test_also_where_memory_is_short(toy: ToyAllocator, spare_pages: int) -> None:
     """The out-of-memory ladder waits for late frees: time passes early, and both must agree on what follows."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trace_kit import MiB, trace_of
@@ -394,7 +395,7 @@ def test_files_that_cannot_be_imported(cli: Any) -> None:
     assert "no/such/a.npz" in refusal(cli("import", SHIPPED, "-o", "no/such/a.npz"))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_a_file_holds_no_command_breaks(cli: Any, data: st.DataObject) -> None:
     """Bytes of a trace are changed, or fields of its events: each command works, or refuses it in one line."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import started
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_kit import ToyAllocator, live_at, pickled, snapshot_of, toys, trace_of
@@ -233,7 +234,7 @@ def test_nothing_to_tune_on_is_said() -> None:
 
 
 @given(toys(), st.floats(0, 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_the_second_part_begins_with_what_is_live(toy: ToyAllocator, share: float) -> None:
     if not toy.born:
         return
