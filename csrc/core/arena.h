@@ -138,6 +138,7 @@ class Arena {
   Place next_to_its_kind(Bytes size);
   Place row_with_room(Bytes size, Bytes row);
   Place beside_the_last(Bytes size);
+  Place place_on_loan(Bytes size) const;
   // visit(hole, begin, end) for each run of ready pages in a hole, with what it has of its neighbours' pages.
   template <typename Visit>
   void visit_ready(Block* hole, Visit visit) const;

@@ -31,6 +31,39 @@ Arena::Place Arena::ready_place(Bytes size) {
   }
   if (top_ + size <= end_offset() && score(kEndless, top_ - first_offset_) < best.score)
     look_for_ready(nullptr, size, score, &best);
+  return !best.found() && residency_.asks_back() ? place_on_loan(size) : best;
+}
+
+// Where memory is mapped already but went to other streams, and may be asked back with no driver call: streams that
+// take turns find their memory where they left it.
+Arena::Place Arena::place_on_loan(Bytes size) const {
+  Place best;
+  const ReadyScore score = ready_score();
+  const auto look = [&](Block* hole) {
+    const Bytes low = low_of(hole);
+    const Bytes high = hole != nullptr ? hole->end() : std::max(low, Bytes{residency_.untouched()} * kPageBytes);
+    Bytes begin = low;
+    for (Bytes at = low; at < high && begin + size <= high;) {
+      const PageIndex page = page_of(at);
+      at = std::min(high, (Bytes{page} + 1) * kPageBytes);
+      if (!residency_.resident(page) && !residency_.at_hand(page)) {
+        begin = at;
+        continue;
+      }
+      if (at - begin < size) continue;
+      const double found = score(hole != nullptr ? hole->size : kEndless, begin - first_offset_);
+      if (found >= best.score) return;
+      const PageTable::Cost cost = residency_.cost(page_of(begin), page_of(begin + size - 1));
+      if (cost.possible && cost.maps == 0) {
+        best = {hole, begin, found, false};
+        return;
+      }
+      begin = std::min(high, (Bytes{page_of(begin)} + 1) * kPageBytes);  // some memory is there twice
+    }
+  };
+  int left = kReadyHoles;
+  for (Block* hole = holes_.at_least(size); hole != nullptr && left-- > 0; hole = hole->larger) look(hole);
+  if (top_ + size <= end_offset()) look(nullptr);
   return best;
 }
 
@@ -121,7 +154,8 @@ void Arena::look_for_ready(Block* hole, Bytes size, const ReadyScore& score, Pla
   const PageIndex first = page_of(round_up(low, kPageBytes)), whole_end = page_of(high);
   if (hole != nullptr && whole_end <= first) return consider_ready(hole, low, high, size, score, best);
   if (first * kPageBytes - low >= size) consider_ready(hole, low, first * kPageBytes, size, score, best);
-  if (hole != nullptr && high - whole_end * kPageBytes >= size) consider_ready(hole, high - size, high, size, score, best);
+  if (hole != nullptr && high - whole_end * kPageBytes >= size)
+    consider_ready(hole, high - size, high, size, score, best);
   visit_ready(hole, [&](Bytes begin, Bytes end) {
     if (end - begin >= size) consider_ready(hole, begin, end, size, score, best);
     return best->hole != hole || !best->found();  // the lowest of a hole is its best

@@ -70,6 +70,8 @@ class PageTable {
   // Resident or ready: one more block needs no driver call.
   bool usable(PageIndex page) const { return (state_[page] & kUsable) != 0; }
   bool blocked(PageIndex page) const { return (state_[page] & kBlocked) != 0; }
+  // Whether memory is away that may be asked back.
+  bool asks_back() const { return asked_back_ != 0 && away_ != 0; }
   // Ready, or its memory is away and may be asked back.
   bool at_hand(PageIndex page) const { return ready(page) || asked_back(page); }
   // Whether a block may come to pages first .. last with no driver call: each is usable, and none of their memory is at
@@ -338,6 +340,7 @@ class PageTable {
   std::uint32_t leaving_ = 0;  // pages of memory that are detached; held, but of no use
   Source source_ = Source::any;
   std::uint8_t asked_back_ = 0;  // kAway where that counts as at hand
+  std::uint32_t away_ = 0;       // pieces of memory on loan
   bool may_unmap_ = false;
   bool own_ = false;
   std::uint32_t missing_ = 0;

@@ -428,6 +428,7 @@ Residency::SpanIndex Residency::add_span(PhysicalHandle handle, std::uint32_t pa
 }
 
 void Residency::drop_span(SpanIndex index) {
+  away_ -= spans_[index].away;
   spans_by_handle_.erase(spans_[index].handle);
   spans_[index] = Span{};
   unused_spans_.push_back(index);
@@ -598,6 +599,7 @@ bool Residency::want_back(PageIndex first, PageIndex last) {
 void Residency::lend_span(SpanIndex index) {
   Span& span = spans_[index];
   span.away = true;
+  ++away_;
   each_mapping(span, [&](const Mapping& mapping) {
     for (PageIndex page = mapping.start; page < mapping.start + span.pages; ++page) {
       if (counts(page)) count_moves(page, kNoPage);
@@ -612,6 +614,7 @@ void Residency::lend_span(SpanIndex index) {
 void Residency::come_back(SpanIndex index) {
   Span& span = spans_[index];
   span.away = false;
+  --away_;
   const Mapping* const newest = &mappings_list_[span.mapping];
   each_mapping(span, [&](const Mapping& mapping) {
     const std::uint8_t counted = &mapping == newest ? kCounted : 0;
