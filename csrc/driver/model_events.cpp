@@ -147,7 +147,10 @@ Status ModelDriver::synchronize_device(const NoCapture&, DeviceIndex device) {
   Entry entry = enter(DriverCall::synchronize_device, device);
   if (entry.stopped()) return entry.status;
   if (entry->capturing()) return misuse(DriverCall::synchronize_device, device, "during a capture");
-  for (const Device::Stream& stream : entry->streams) entry->wait_until(stream.busy_until);
+  // What was enqueued until now ends as an event recorded now would complete, also on streams that had none.
+  std::uint64_t end = entry->now + entry->event_lag;
+  for (const Device::Stream& stream : entry->streams) end = std::max({end, stream.busy_until, entry->now + stream.lag});
+  entry->wait_until(end);
   return Status::ok;
 }
 

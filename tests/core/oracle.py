@@ -293,13 +293,13 @@ class Oracle:
 
     def check(self) -> None:
         """Everything that holds between any two steps."""
-        for device in self.engine.devices():
-            self.engine.stats(device)  # notices which frees have completed
+        # Asking notices which frees have completed, and each time an event that was refused is tried again: ask once.
+        figures = {device: self.engine.stats(device) for device in self.engine.devices()}
         self.check_pending()
         self.check_overlap()
         self.check_mappings()
-        for device in self.engine.devices():
-            self.check_figures(device, self.engine.stats(device))
+        for device, stats in figures.items():
+            self.check_figures(device, stats)
         self.engine.validate()
         assert self.engine.violations() == 0, self.engine.first_violation()
 
