@@ -69,6 +69,11 @@ void Allocator::tend() {
     existing(device)->tend(static_cast<std::uint64_t>(std::chrono::nanoseconds(now).count()));
 }
 
+std::uint64_t Allocator::caretaker_rounds() const {
+  std::lock_guard guard(mutex_);
+  return caretaker_ != nullptr ? caretaker_->rounds() : 0;
+}
+
 void Allocator::check_device(DeviceIndex device) const {
   const int count = driver_->device_count();
   if (device < 0 || device >= count || device >= kMaxDevices)

@@ -157,6 +157,9 @@ class POOLALLOC_API Allocator {
   DeviceStats stats(DeviceIndex device) const;
   void reset_peak_stats(DeviceIndex device);
 
+  // How often the background thread has looked after all devices; 0 where no option asks for the thread.
+  std::uint64_t caretaker_rounds() const;
+
   const Options& options() const { return options_; }
   // Throws InvariantViolation if an equation of any structure does not hold.
   void validate() const;

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
@@ -26,6 +27,7 @@ struct Caretaker::Thread {
       woken = false;
       lock.unlock();
       work();
+      rounds.fetch_add(1, std::memory_order_release);
       lock.lock();
       changed.wait_for(lock, period, [this] { return ending || woken; });
     }
@@ -47,6 +49,7 @@ struct Caretaker::Thread {
   std::mutex mutex;
   std::condition_variable changed;
   bool ending = false, woken = false;
+  std::atomic<std::uint64_t> rounds{0};
   std::thread thread;
 };
 
@@ -94,6 +97,8 @@ Caretaker::~Caretaker() {
   }
   thread_->end();
 }
+
+std::uint64_t Caretaker::rounds() const { return thread_->rounds.load(std::memory_order_acquire); }
 
 void Caretaker::wake() {
   if (!thread_->here()) return;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <functional>
 #include <memory>
 
@@ -19,6 +20,8 @@ class Caretaker {
   Caretaker& operator=(const Caretaker&) = delete;
 
   void wake();
+  // How often the work was done from beginning to end.
+  std::uint64_t rounds() const;
 
  private:
   struct Thread;

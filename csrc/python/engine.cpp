@@ -239,6 +239,7 @@ void bind_model(py::class_<Engine>& engine) {
           py::arg("device") = 0)
       .def("physical", &Engine::physical, py::arg("address"), py::arg("device") = 0,
            "The physical handle and the offset in it that lie under an address, or None.")
+      .def("caretaker_rounds", [](const Engine& self) { return self.allocator.caretaker_rounds(); })
       .def("violations", [](const Engine& self) { return self.driver.violations(); })
       .def("first_violation", [](const Engine& self) { return self.driver.first_violation(); });
 }

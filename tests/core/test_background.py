@@ -19,6 +19,12 @@ def soon(condition: Callable[[], object]) -> None:
         time.sleep(0.002)
 
 
+def looked(engine: _core.Engine, times: int = 3) -> None:
+    """Wait until the thread has looked after the engine so many times from beginning to end."""
+    begun = engine.caretaker_rounds()
+    soon(lambda: engine.caretaker_rounds() > begun + times)  # one look may have begun before
+
+
 def spare(engine: _core.Engine) -> int:
     return engine.stats()["unmapped"]
 
@@ -120,7 +126,7 @@ def test_too_much_idle_memory_goes_down_to_the_low_mark() -> None:
     engine = engine_of(64, conf=f"trim_high:{10 * PAGE},trim_low:{4 * PAGE}")
     kept = engine.allocate(3 * PAGE)
     engine.free(engine.allocate(10 * PAGE))
-    time.sleep(0.3)  # three looks
+    looked(engine)
     assert engine.used_bytes() == 13 * PAGE, "not above the mark"
     engine.free(engine.allocate(20 * PAGE, stream=2))
     soon(lambda: engine.used_bytes() == 7 * PAGE)
@@ -134,7 +140,7 @@ def test_the_thread_never_goes_below_what_was_allocated_ahead() -> None:
     engine = engine_of(64, conf=conf)
     engine.free(engine.allocate(30 * PAGE))
     soon(lambda: engine.used_bytes() == 20 * PAGE)
-    time.sleep(0.3)
+    looked(engine)
     assert engine.used_bytes() == 20 * PAGE
     sound(engine)
 
@@ -175,7 +181,7 @@ def test_what_exact_bins_keep_is_not_idle() -> None:
     for block in [*blocks, engine.allocate(10 * PAGE)]:
         engine.free(block)
     soon(lambda: engine.used_bytes() == 18 * PAGE)
-    time.sleep(0.3)
+    looked(engine)
     assert engine.stats()["kept"]["current"] == engine.used_bytes() == 18 * PAGE
     sound(engine)
 
@@ -183,7 +189,7 @@ def test_what_exact_bins_keep_is_not_idle() -> None:
 def test_the_thread_takes_nothing_that_the_device_may_still_use() -> None:
     engine = engine_of(64, conf="trim_after:0.02,trim_high:2 MiB", event_lag=10)
     engine.free(engine.allocate(20 * PAGE))
-    time.sleep(0.4)
+    looked(engine, 10)  # the memory is idle for longer than trim_after
     assert engine.used_bytes() == 20 * PAGE
     assert engine.now() == 1, "nor does it wait"
 
@@ -201,7 +207,7 @@ def test_the_thread_leaves_a_capture_alone() -> None:
     engine.begin_allocate_to_pool(0, (1, 0), [7])
     engine.begin_capture(7)
     engine.allocate(MIB, stream=7)
-    time.sleep(0.3)
+    looked(engine, 10)
     assert engine.violations() == 0, engine.first_violation()
     engine.end_capture(7)
     engine.end_allocate_to_pool(0, (1, 0))
