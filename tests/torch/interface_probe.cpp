@@ -10,6 +10,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
+#include <cstdlib>
 #include <functional>
 #include <map>
 #include <memory>
@@ -52,6 +54,15 @@ struct Block {
 };
 
 std::int64_t allocated_bytes() { return allocator().getDeviceStats(0).allocated_bytes[0].current; }
+
+bool fits(std::size_t bytes) {
+  try {
+    allocator().raw_delete(allocator().raw_alloc(bytes));
+    return true;
+  } catch (const c10::OutOfMemoryError&) {
+    return false;
+  }
+}
 
 // --- those who listen --------------------------------------------------------------------------------------------
 
@@ -208,7 +219,16 @@ const std::map<std::string, std::function<void(CUDAAllocator&)>> probes = {
        a.raw_delete(nullptr);
        EXPECT(allocated_bytes() == before);
      }},
-    {"init", [](CUDAAllocator& a) { EXPECT(a.initialized()); }},
+    {"init",
+     [](CUDAAllocator& a) {
+       a.init(c10::cuda::device_count());
+       for (c10::DeviceIndex device = 0; device < c10::cuda::device_count(); ++device) {
+         const c10::cuda::CUDAGuard guard(device);
+         const std::int64_t before = a.getDeviceStats(device).allocated_bytes[0].current;
+         Block block(kMiB);
+         EXPECT(block.memory != nullptr && a.getDeviceStats(device).allocated_bytes[0].current - before == kMiB);
+       }
+     }},
     {"initialized", [](CUDAAllocator& a) { EXPECT(a.initialized()); }},
     {"getMemoryFraction",
      [](CUDAAllocator& a) {
@@ -229,7 +249,15 @@ const std::map<std::string, std::function<void(CUDAAllocator&)>> probes = {
        a.setMemoryFraction(1.0, 0);
        EXPECT(refused);
      }},
-    {"getExpandableSegmentSizes", [](CUDAAllocator& a) { (void)a.getExpandableSegmentSizes(0); }},
+    {"getExpandableSegmentSizes",
+     [](CUDAAllocator& a) {
+       Block block(30 * kMiB);
+       std::size_t expandable = 0, told = 0;
+       for (const auto& segment : a.snapshot({0, 0}, false).segments)
+         if (segment.is_expandable) expandable += segment.total_size;
+       for (const auto& size : a.getExpandableSegmentSizes(0)) told += size.total_size;
+       EXPECT(told == expandable);
+     }},
     {"isEnabled", [](CUDAAllocator& a) { EXPECT(a.isEnabled()); }},
     {"enable",
      [](CUDAAllocator& a) {
@@ -335,6 +363,10 @@ const std::map<std::string, std::function<void(CUDAAllocator&)>> probes = {
        a.beginAllocateToPool(0, pool, [](cudaStream_t) { return true; });
        a.raw_delete(a.raw_alloc(64 * kMiB));
        a.endAllocateToPool(0, pool);
+       a.createOrIncrefPool(0, pool);
+       const int users = a.getPoolUseCount(0, pool);
+       a.releasePool(0, pool);
+       EXPECT(users == 2 && a.getPoolUseCount(0, pool) == 1);
        a.releasePool(0, pool);
        a.emptyCache();
        EXPECT(a.getDeviceStats(0).reserved_bytes[0].current <= before);
@@ -361,16 +393,34 @@ const std::map<std::string, std::function<void(CUDAAllocator&)>> probes = {
     {"setUseOnOOM",
      [](CUDAAllocator& a) {
        const c10::MempoolId_t pool{82, 0};
-       a.createOrIncrefPool(0, pool);
+       a.emptyCache();
+       a.beginAllocateToPool(0, pool, [](cudaStream_t) { return true; });
+       a.raw_delete(a.raw_alloc(256 * kMiB));  // the pool keeps it
+       a.endAllocateToPool(0, pool);
+       const auto total = static_cast<double>(a.getMemoryInfo(0).second);
+       const auto held = static_cast<double>(a.getDeviceStats(0).reserved_bytes[0].current);
+       a.setMemoryFraction((held + 32.0 * kMiB) / total, 0);
+       const bool before = fits(200 * kMiB);
        a.setUseOnOOM(0, pool, true);
+       const bool after = fits(200 * kMiB);
+       a.setMemoryFraction(1.0, 0);
        a.releasePool(0, pool);
+       EXPECT(!before && after);
      }},
     {"setNoSplit",
      [](CUDAAllocator& a) {
        const c10::MempoolId_t pool{83, 0};
        a.createOrIncrefPool(0, pool);
        a.setNoSplit(0, pool);
+       a.beginAllocateToPool(0, pool, [](cudaStream_t) { return true; });
+       auto* first = static_cast<char*>(a.raw_alloc(1024));
+       auto* second = static_cast<char*>(a.raw_alloc(1024));
+       a.endAllocateToPool(0, pool);
+       a.raw_delete(first);
+       a.raw_delete(second);
        a.releasePool(0, pool);
+       a.releasePool(0, pool);
+       EXPECT(std::abs(second - first) >= std::ptrdiff_t{2 * kMiB});
      }},
     {"checkPoolLiveAllocations",
      [](CUDAAllocator& a) {
@@ -420,7 +470,14 @@ const std::map<std::string, std::function<void(CUDAAllocator&)>> probes = {
        const auto shared = a.shareIpcHandle(block.memory);
        EXPECT(a.getIpcDevPtr(shared.handle) != nullptr);
      }},
-    {"isHistoryEnabled", [](CUDAAllocator& a) { EXPECT(!a.isHistoryEnabled()); }},
+    {"isHistoryEnabled",
+     [](CUDAAllocator& a) {
+       EXPECT(!a.isHistoryEnabled());
+       a.recordHistory(true, nullptr, 10, c10::CachingDeviceAllocator::RecordContext::NEVER, true, {});
+       const bool enabled = a.isHistoryEnabled();
+       a.recordHistory(false, nullptr, 1, c10::CachingDeviceAllocator::RecordContext::NEVER, false, {});
+       EXPECT(enabled && !a.isHistoryEnabled());
+     }},
     {"getContextForPointer", [](CUDAAllocator& a) { probe_context_for_pointer(a); }},
     {"recordHistory",
      [](CUDAAllocator& a) {
@@ -515,6 +572,10 @@ const std::map<std::string, std::function<void(CUDAAllocator&)>> probes = {
      [](CUDAAllocator& a) {
        if (c10::cuda::device_count() < 2) throw Wrong("needs two devices");
        a.enablePeerAccess(1, 0);
+       const c10::cuda::CUDAGuard guard(1);
+       const cudaError_t again = cudaDeviceEnablePeerAccess(0, 0);
+       (void)cudaGetLastError();
+       EXPECT(again == cudaErrorPeerAccessAlreadyEnabled);
      }},
     {"memcpyAsync",
      [](CUDAAllocator& a) {

@@ -120,10 +120,11 @@ MEMORY = {
     """,
     "memory_cached": """
         kept = block(300 * MiB)
-        assert memory.memory_cached() == memory.memory_reserved()
+        assert memory.memory_cached() == memory.memory_reserved() >= 300 * MiB
     """,
     "max_memory_cached": """
-        assert memory.max_memory_cached() == memory.max_memory_reserved()
+        block(300 * MiB)
+        assert memory.max_memory_cached() == memory.max_memory_reserved() >= 300 * MiB
     """,
     "memory_snapshot": """
         kept = block(3 * MiB)
@@ -235,6 +236,13 @@ MEMORY = {
     "_set_allocator_settings": """
         memory._set_allocator_settings("expandable_segments:True")
         memory._set_allocator_settings("expandable_segments:False")
+        try:
+            memory._set_allocator_settings("no_such_setting:1")
+        except (RuntimeError, ValueError):
+            refused = True
+        else:
+            refused = False
+        assert refused
     """,
     "_allocation_traceback": """
         memory._record_memory_history(stacks="python")
@@ -280,7 +288,11 @@ ACCELERATOR = {
         assert memory.mem_get_info()[0] >= free + 64 * MiB
     """,
     "empty_host_cache": """
+        pinned = torch.empty(MiB, dtype=torch.uint8, pin_memory=True)
+        del pinned
+        freed = memory.host_memory_stats()["num_host_free"]
         accelerator.empty_host_cache()
+        assert memory.host_memory_stats()["num_host_free"] > freed
     """,
     "get_memory_info": """
         assert accelerator.get_memory_info() == memory.mem_get_info()
@@ -354,6 +366,10 @@ OTHERS = {
             y = x * 2
         graph.replay()
         torch.cuda.synchronize()
+        seen, size = y.data_ptr(), y.nbytes
+        del y
+        others = [block(size) for _ in range(20)]  # the memory stays the graph's
+        assert seen not in [other.data_ptr() for other in others]
     """,
     "torch.cuda.make_graphed_callables": """
         double = torch.cuda.make_graphed_callables(torch.nn.Linear(8, 8).cuda(), (torch.ones(4, 8, device="cuda"),))
@@ -383,7 +399,8 @@ OTHERS = {
     """,
     "torch.UntypedStorage._share_cuda_": """
         handle = block(MiB).untyped_storage()._share_cuda_()
-        assert handle
+        assert len(handle[1]) > 0
+        assert handle[2] == MiB  # bytes of the storage
     """,
 }
 
