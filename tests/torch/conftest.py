@@ -1,4 +1,7 @@
-"""Runs short programs with real torch on a simulated GPU, each in a process of its own."""
+"""Runs short programs with real torch on a simulated GPU, each in a process of its own.
+
+Most of them are forked from a process that has imported torch (fork_server.py), which takes longer than what they do.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fork_server import ForkServer
 
-from poolalloc.sim import run_simulated
+from poolalloc.sim import run_simulated, sim_environment
 from poolalloc.sizes import parse_size
 
 TIMEOUT_SECONDS = 300.0
@@ -94,9 +98,20 @@ def clean_environment() -> dict[str, str]:
     return {**kept, "POOLALLOC_CONF": "segments:true"} if SEGMENTS else kept
 
 
+@pytest.fixture(scope="session")
+def fork_server(clean_environment: dict[str, str]) -> Iterator[ForkServer]:
+    """The process that the programs of this session are forked from."""
+    server = ForkServer(sim_environment(base=clean_environment))
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def on_sim(tmp_path: Path, clean_environment: dict[str, str]) -> Callable[..., Outcome]:
-    """on_sim(code) runs the program on a simulated GPU and expects it to end well (code=N: with exit code N)."""
+def on_sim(tmp_path: Path, clean_environment: dict[str, str], fork_server: ForkServer) -> Callable[..., Outcome]:
+    """on_sim(code) runs the program on a simulated GPU and expects it to end well (code=N: with exit code N).
+
+    With fresh=True, another command, or a variable that is none of poolalloc's, the program itself imports torch.
+    """
 
     def run(
         program: str,
@@ -112,22 +127,32 @@ def on_sim(tmp_path: Path, clean_environment: dict[str, str]) -> Callable[..., O
         environment: dict[str, str] | None = None,
         command: tuple[str, ...] = (sys.executable,),
         arguments: tuple[str, ...] = (),
+        fresh: bool = False,
     ) -> Outcome:
         script = tmp_path / "program.py"
         script.write_text(textwrap.dedent(program))
-        done = run_simulated(
-            [*command, str(script), *arguments],
-            gpu=gpu,
-            memory=parse_size(memory),
-            devices=devices,
-            lag=lag,
-            virtual_memory=virtual_memory,
-            vmm_fault=vmm_fault,
-            peers=peers,
-            timeout=TIMEOUT_SECONDS,
-            base={**clean_environment, **(environment or {})},
-        )
-        outcome = Outcome(done.returncode, done.stdout or "", done.stderr or "", done.report or {})
+        base = {**clean_environment, **(environment or {})}
+        device = {
+            "gpu": gpu,
+            "memory": parse_size(memory),
+            "devices": devices,
+            "lag": lag,
+            "virtual_memory": virtual_memory,
+            "vmm_fault": vmm_fault,
+            "peers": peers,
+        }
+        outside = [name for name in environment or {} if not name.startswith("POOLALLOC_")]
+        if fresh or outside or command != (sys.executable,):
+            done = run_simulated(
+                [*command, str(script), *arguments], **device, timeout=TIMEOUT_SECONDS, base=base
+            )
+            outcome = Outcome(done.returncode, done.stdout or "", done.stderr or "", done.report or {})
+        else:
+            report = tmp_path / "report.json"
+            report.unlink(missing_ok=True)
+            settings = sim_environment(**device, report=report, base=base)
+            ended = fork_server.run(script, arguments, settings, TIMEOUT_SECONDS)
+            outcome = Outcome(*ended, json.loads(report.read_text()) if report.exists() else {})
         assert code is None or outcome.code == code, f"exit code {outcome.code}\n{outcome.out}\n{outcome.err}"
         return outcome
 
