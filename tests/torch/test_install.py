@@ -93,7 +93,8 @@ assert isinstance(error, poolalloc.AlreadyInitializedError)
 text = str(error)
 assert f"{__file__}, line 13, in build" in text and "line to move" in text and "poolalloc run" in text, text
 assert not poolalloc.is_installed()
-"""
+""",
+        fresh=True,  # the order of the imports
     )
 
 
