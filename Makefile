@@ -2,6 +2,7 @@
 # make figures the tables and pictures of the manual, from a fresh run of the demo and the recorded results
 # make test    build, then every test
 # make bench   every workload under every allocator
+# make check-long   the random tests and the stress tests for much longer
 # make lint    formatting, rules, types, include arrows
 # make gpu-check   what only a real GPU can tell: tests, driver calls, speed; OUT=... for the results, GPU_CHECK="--only tests"
 # make test-segments   the tests with torch once more, with memory in whole segments
@@ -9,6 +10,7 @@
 # make soak    100 million operations of the allocator on a modelled device; OPERATIONS=... for another number
 #
 # TORCH=2.11.0   another torch (CUDA build); each version has its own virtual environment
+# FLAVOURS="plain asan tsan"   which builds of the C++ tests `make test-native` runs
 # PYTHON=...     the Python that makes the environment
 # PY=...         use this Python and what it has instead of an environment; nothing is downloaded
 
@@ -23,17 +25,25 @@ endif
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 STAMPS := build/stamps
 CPP := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
+FLAVOURS ?= plain asan tsan
+PART := tools/part.sh
 
 ifdef PY
 BUILT := $(STAMPS)/built-$(subst /,_,$(PY))
+CMAKE_BUILD := build/cmake-given
 DEV :=
 else
 PY := $(VENV)/bin/python
 BUILT := $(STAMPS)/built-$(VENV)
+CMAKE_BUILD := build/cmake-$(VENV)
 DEV := $(STAMPS)/dev-$(VENV)
 endif
+# Who tests wants every warning to be an error, and the C++ tests use what was built for Python. CMake remembers it.
+ifneq ($(filter test% check% lint build,$(MAKECMDGOALS)),)
+CMAKE_ARGS := -DPOOLALLOC_WERROR=ON
+endif
 
-.PHONY: help build demo figures test test-python test-native test-torch test-segments check-long bench lint gpu-check soak clean
+.PHONY: help environment build demo figures test test-python test-native check-long test-torch test-segments bench lint gpu-check soak clean
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
 
@@ -56,18 +66,24 @@ $(STAMPS)/dev-$(VENV): $(STAMPS)/venv-$(VENV)
 $(STAMPS)/built-$(VENV): $(STAMPS)/venv-$(VENV) $(SOURCES)
 	@tools/preflight.sh $(PY)
 	@echo "== building poolalloc: some three minutes on two cores"
-	@PATH="$(abspath $(VENV))/bin:$$PATH" POOLALLOC_BUILD_DIR=build/cmake-$(VENV) tools/show_build.sh build/build.log \
-	  $(PY) -m pip install --verbose --no-build-isolation --no-deps -e .
+	@PATH="$(abspath $(VENV))/bin:$$PATH" POOLALLOC_BUILD_DIR=$(CMAKE_BUILD) POOLALLOC_CMAKE_ARGS="$(CMAKE_ARGS)" \
+	  tools/show_build.sh build/build.log $(PY) -m pip install --verbose --no-build-isolation --no-deps -e .
 	@touch $@
 
 # A given Python: it must have the build tools; poolalloc is installed into it.
 $(STAMPS)/built-$(subst /,_,$(PY)): $(SOURCES)
 	@mkdir -p $(STAMPS)
-	@POOLALLOC_BUILD_DIR=build/cmake-given tools/show_build.sh build/build.log \
+	@POOLALLOC_BUILD_DIR=$(CMAKE_BUILD) POOLALLOC_CMAKE_ARGS="$(CMAKE_ARGS)" tools/show_build.sh build/build.log \
 	  $(PY) -m pip install --verbose --no-build-isolation --no-deps -e .
 	@touch $@
 
 build: $(BUILT)
+
+ifeq ($(PY),$(VENV)/bin/python)
+environment: $(STAMPS)/venv-$(VENV) $(DEV)
+else
+environment:
+endif
 
 # --- what people run ---------------------------------------------------------------------------------------------
 demo: $(BUILT)
@@ -90,8 +106,9 @@ bench: $(BUILT)
 test: test-native test-python
 
 test-python: $(BUILT) $(DEV)
-	$(PY) -m pytest -n 2 tests
-	POOLALLOC_TEST_SEGMENTS=1 $(PY) -m pytest -n 2 tests/core/test_engine_rules.py tests/core/test_memory_ladder.py \
+	$(PART) "Python tests without torch" $(PY) -m pytest -n 2 --durations 20 --ignore tests/torch --ignore tests/sim --ignore tests/bench tests
+	$(PART) "Python tests with torch" $(PY) -m pytest -n 2 --durations 20 tests/torch tests/sim tests/bench
+	POOLALLOC_TEST_SEGMENTS=1 $(PART) "memory in whole segments" $(PY) -m pytest -n 2 tests/core/test_engine_rules.py tests/core/test_memory_ladder.py \
 	  tests/core/test_statistics.py tests/core/test_captures.py tests/core/test_trim.py tests/core/test_oom_callbacks.py \
 	  tests/core/test_exact_bins.py
 
@@ -102,13 +119,13 @@ test-torch: $(BUILT) $(DEV)
 test-segments: $(BUILT) $(DEV)
 	POOLALLOC_TEST_SEGMENTS=1 $(PY) -m pytest -n 2 tests/torch
 
+test-native: $(BUILT) $(DEV)
+	PATH="$(abspath $(VENV))/bin:$$PATH" tools/native_tests.sh $(PY) $(CMAKE_BUILD) $(FLAVOURS)
+
 # Many random programs instead of the same few.
 check-long: export POOLALLOC_LONG_TESTS := 1
-check-long: $(BUILT) $(DEV)
+check-long: test-native $(BUILT) $(DEV)
 	$(PY) -m pytest -n 2 --timeout 3600 tests/core tests/trace tests/plan tests/sim
-
-test-native: $(BUILT) $(DEV)
-	PATH="$(abspath $(VENV))/bin:$$PATH" tools/native_tests.sh
 
 OPERATIONS ?= 100000000
 soak: $(BUILT)

@@ -45,7 +45,7 @@ find_path(POOLALLOC_CUDA_INCLUDE cuda_runtime_api.h
           PATHS /usr/local/cuda/include $ENV{CUDA_HOME}/include $ENV{CUDA_PATH}/include /usr/local/cuda-13.0/include
           NO_DEFAULT_PATH)
 if(POOLALLOC_TESTS AND POOLALLOC_CUDA_INCLUDE)
-  add_library(simgpu_abi_check OBJECT "${simgpu_dir}/abi_check.cpp")
+  add_library(simgpu_abi_check OBJECT EXCLUDE_FROM_ALL "${simgpu_dir}/abi_check.cpp")
   target_include_directories(simgpu_abi_check PRIVATE csrc)
   target_include_directories(simgpu_abi_check SYSTEM PRIVATE "${POOLALLOC_CUDA_INCLUDE}")
 endif()
@@ -53,7 +53,7 @@ endif()
 # --- threads at once, for the sanitizers: with events that lag and without -----------------------------------------------
 if(POOLALLOC_TESTS)
   enable_testing()
-  add_executable(native_simgpu_threads "${CMAKE_CURRENT_SOURCE_DIR}/tests/native/simgpu_threads.cpp")
+  add_executable(native_simgpu_threads EXCLUDE_FROM_ALL "${CMAKE_CURRENT_SOURCE_DIR}/tests/native/simgpu_threads.cpp")
   target_include_directories(native_simgpu_threads PRIVATE csrc)
   target_link_libraries(native_simgpu_threads PRIVATE simgpu Threads::Threads)
   foreach(lag 0 20)

@@ -1,12 +1,12 @@
 // Rings of pages against sets of pages.
 #include "core/alias_rings.h"
 
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <random>
 #include <set>
 #include <vector>
-
-#include "check.h"
 
 using namespace poolalloc;
 
@@ -30,15 +30,15 @@ void check_page(const AliasRings& rings, const std::set<PageIndex>& ring, PageIn
   CHECK(rings.alone(page) == (ring.size() == 1));
   std::set<PageIndex> others;
   rings.visit_others(page, [&](PageIndex other) { CHECK(others.insert(other).second); });
-  CHECK(others.insert(page).second && others == ring);
+  CHECK((others.insert(page).second && others == ring));
   for (PageIndex first = 0; first <= page; ++first) {
     const bool repeats = ring.lower_bound(first) != at;
     CHECK(rings.repeats(page, first) == repeats);
-    CHECK(!repeats || rings.next(page) == *std::prev(at));
+    CHECK((!repeats || rings.next(page) == *std::prev(at)));
   }
 }
 
-TEST(random_rings_are_what_sets_are) {
+TEST_CASE("random rings are what sets are") {
   std::mt19937 random(3);
   for (int run = 0; run < 20; ++run) {
     AliasRings rings(kPages);
@@ -63,7 +63,7 @@ TEST(random_rings_are_what_sets_are) {
   }
 }
 
-TEST(a_range_repeats_if_one_of_its_pages_does) {
+TEST_CASE("a range repeats if one of its pages does") {
   AliasRings rings(kPages);
   for (PageIndex page = 0; page < kPages; ++page) rings.start(page);
   rings.leave(30);
@@ -73,7 +73,7 @@ TEST(a_range_repeats_if_one_of_its_pages_does) {
       CHECK(rings.any_repeats(first, last) == (first <= 7 && 30 <= last));
 }
 
-TEST(the_rings_of_a_range_are_visited_page_by_page) {
+TEST_CASE("the rings of a range are visited page by page") {
   AliasRings rings(kPages);
   for (PageIndex page = 10; page < 14; ++page) rings.start(page);
   rings.join(20, 11);
@@ -83,7 +83,7 @@ TEST(the_rings_of_a_range_are_visited_page_by_page) {
   rings.visit_rings(
       10, 13, [&](PageIndex page, bool is_alone) { (is_alone ? alone : shared).push_back(page); },
       [&](PageIndex other) { others.push_back(other); });
-  CHECK((alone == std::vector<PageIndex>{10, 12}) && (shared == std::vector<PageIndex>{11, 13}));
+  CHECK(((alone == std::vector<PageIndex>{10, 12}) && (shared == std::vector<PageIndex>{11, 13})));
   CHECK((others == std::vector<PageIndex>{5, 20, 21}));
 }
 

@@ -22,7 +22,7 @@ struct Placing : Range {
   Arena::Block* place(Bytes bytes) {
     Arena::Block* block = nullptr;
     CHECK(arena.allocate(bytes, &block) == Status::ok);
-    CHECK(block->live() && block->requested == bytes && block->size == round_up(bytes, kGranularity));
+    CHECK((block->live() && block->requested == bytes && block->size == round_up(bytes, kGranularity)));
     return block;
   }
   void check() const {
@@ -45,7 +45,7 @@ struct Placing : Range {
   Arena arena;
 };
 
-TEST(blocks_tile_the_range_and_neighbouring_holes_merge) {
+TEST_CASE("blocks tile the range and neighbouring holes merge") {
   Placing heap;
   Arena::Block* blocks[5];
   for (Arena::Block*& block : blocks) block = heap.place(100 * kKiB);
@@ -58,14 +58,14 @@ TEST(blocks_tile_the_range_and_neighbouring_holes_merge) {
   CHECK((heap.holes() == std::map<Bytes, Bytes>{{kFirst * kPage + 100 * kKiB, 300 * kKiB}}));
   heap.check();
   heap.arena.free(blocks[4]);  // the topmost: everything above the first block is fresh again
-  CHECK(heap.holes().empty() && heap.arena.top() == kFirst * kPage + 100 * kKiB);
+  CHECK((heap.holes().empty() && heap.arena.top() == kFirst * kPage + 100 * kKiB));
   heap.check();
   heap.arena.free(blocks[0]);
-  CHECK(heap.arena.first_block() == nullptr && heap.arena.live_blocks() == 0);
+  CHECK((heap.arena.first_block() == nullptr && heap.arena.live_blocks() == 0));
   heap.check();
 }
 
-TEST(of_places_that_cost_nothing_the_lowest_is_taken) {
+TEST_CASE("of places that cost nothing the lowest is taken") {
   Placing heap;
   std::vector<Arena::Block*> freed;
   const Bytes sizes[] = {96, 24, 64, 40, 32, 128};
@@ -88,7 +88,7 @@ TEST(of_places_that_cost_nothing_the_lowest_is_taken) {
   heap.check();
 }
 
-TEST(a_ready_place_is_always_taken_before_the_driver_is_asked) {
+TEST_CASE("a ready place is always taken before the driver is asked") {
   Placing heap;
   Arena::Block* low = heap.place(6 * kPage);
   heap.place(kPage);
@@ -103,7 +103,7 @@ TEST(a_ready_place_is_always_taken_before_the_driver_is_asked) {
   heap.check();
 }
 
-TEST(blocks_that_grow_one_by_one_lie_in_one_row) {
+TEST_CASE("blocks that grow one by one lie in one row") {
   Placing heap(128);
   constexpr Bytes kStep = 64 * kKiB;
   std::vector<Arena::Block*> caches;
@@ -125,7 +125,7 @@ TEST(blocks_that_grow_one_by_one_lie_in_one_row) {
   heap.check();
 }
 
-TEST(fresh_addresses_are_taken_when_they_make_fewer_pages_resident) {
+TEST_CASE("fresh addresses are taken when they make fewer pages resident") {
   Placing heap;
   Arena::Block* pad = heap.place(kPage / 2);
   Arena::Block* hole = heap.place(kPage);  // straddles two pages
@@ -137,11 +137,11 @@ TEST(fresh_addresses_are_taken_when_they_make_fewer_pages_resident) {
   const Bytes resident = heap.resident();
   CHECK(resident == 2 * kPage);
   const Arena::Block* again = heap.place(kPage);  // both halves lie in resident pages
-  CHECK(heap.resident() == resident && again->offset < top->offset);
+  CHECK((heap.resident() == resident && again->offset < top->offset));
   heap.check();
 }
 
-TEST(a_repeating_pattern_settles_into_no_driver_calls) {
+TEST_CASE("a repeating pattern settles into no driver calls") {
   Placing heap;
   std::vector<Arena::Block*> blocks;
   const auto round = [&] {
@@ -157,11 +157,11 @@ TEST(a_repeating_pattern_settles_into_no_driver_calls) {
   const Bytes metadata = heap.arena.metadata_bytes(), highest = heap.arena.highest();
   for (int i = 0; i < 100; ++i) round();
   CHECK(mapping_calls(heap.driver) == calls);
-  CHECK(heap.arena.metadata_bytes() == metadata && heap.arena.highest() == highest);
+  CHECK((heap.arena.metadata_bytes() == metadata && heap.arena.highest() == highest));
   heap.check();
 }
 
-TEST(what_is_held_follows_the_pages_under_live_blocks_not_the_holes) {
+TEST_CASE("what is held follows the pages under live blocks not the holes") {
   Placing heap(24);
   // A stretch that grows by one page each round while a pin keeps every old one from merging: 16 live pages at most.
   std::vector<Arena::Block*> pins;
@@ -175,7 +175,7 @@ TEST(what_is_held_follows_the_pages_under_live_blocks_not_the_holes) {
 }
 
 // Frames of pages above the top may be live elsewhere by then: those addresses are passed over, as memory is not short.
-TEST(blocked_pages_above_the_top_do_not_stop_a_placement) {
+TEST_CASE("blocked pages above the top do not stop a placement") {
   Placing heap;
   Arena::Block* low = heap.place(10 * kPage);
   heap.place(kPage);
@@ -190,7 +190,7 @@ TEST(blocked_pages_above_the_top_do_not_stop_a_placement) {
   heap.check();
 }
 
-TEST(no_size_is_too_large_to_be_refused) {
+TEST_CASE("no size is too large to be refused") {
   Placing heap;
   heap.place(kPage);
   Arena::Block* hole = heap.place(kPage);
@@ -204,12 +204,12 @@ TEST(no_size_is_too_large_to_be_refused) {
   for (Bytes bytes : sizes) {
     Arena::Block* block = nullptr;
     CHECK(heap.arena.allocate(bytes, &block) != Status::ok);
-    CHECK(heap.arena.top() == top && heap.holes().size() == 1);
+    CHECK((heap.arena.top() == top && heap.holes().size() == 1));
   }
   heap.check();
 }
 
-TEST(addresses_that_run_out_are_told_from_memory_that_does) {
+TEST_CASE("addresses that run out are told from memory that does") {
   Placing full(kPages);
   CHECK(full.place((kPages - kFirst) * kPage) != nullptr);
   Arena::Block* block = nullptr;
@@ -217,11 +217,11 @@ TEST(addresses_that_run_out_are_told_from_memory_that_does) {
   full.check();
   Placing small(8);
   CHECK(small.arena.allocate(9 * kPage, &block) == Status::out_of_memory);
-  CHECK(small.arena.top() == kFirst * kPage && small.arena.first_block() == nullptr);
+  CHECK((small.arena.top() == kFirst * kPage && small.arena.first_block() == nullptr));
   small.check();
 }
 
-TEST(a_refused_placement_leaves_the_arena_as_it_was) {
+TEST_CASE("a refused placement leaves the arena as it was") {
   Placing heap;
   Arena::Block* hole = heap.place(3 * kPage + 512);
   heap.place(512);
@@ -231,26 +231,26 @@ TEST(a_refused_placement_leaves_the_arena_as_it_was) {
     const Bytes top = heap.arena.top(), highest = heap.arena.highest();
     heap.model.fail(call, 1, Status::failed);
     Arena::Block* block = nullptr;
-    CHECK(heap.arena.allocate(20 * kPage, &block) == Status::failed && block == nullptr);
+    CHECK((heap.arena.allocate(20 * kPage, &block) == Status::failed && block == nullptr));
     heap.residency.return_left_behind();
-    CHECK(heap.holes() == holes && heap.arena.top() == top && heap.arena.highest() == highest);
+    CHECK((heap.holes() == holes && heap.arena.top() == top && heap.arena.highest() == highest));
     heap.check();
   }
   heap.place(20 * kPage);
   heap.check();
 }
 
-TEST(an_address_finds_its_block) {
+TEST_CASE("an address finds its block") {
   Placing heap;
   Arena::Block* first = heap.place(700);
   Arena::Block* large = heap.place(5 * kPage);
   Arena::Block* last = heap.place(512);
-  CHECK(heap.arena.at(first->offset) == first && heap.arena.at(large->offset) == large);
-  CHECK(heap.arena.at(first->offset + 512) == nullptr && heap.arena.at(last->end()) == nullptr);
+  CHECK((heap.arena.at(first->offset) == first && heap.arena.at(large->offset) == large));
+  CHECK((heap.arena.at(first->offset + 512) == nullptr && heap.arena.at(last->end()) == nullptr));
   CHECK(heap.arena.containing(first->offset + 1023) == first);
-  CHECK(heap.arena.containing(large->offset) == large && heap.arena.containing(large->end() - 1) == large);
-  CHECK(heap.arena.containing(last->offset) == last && heap.arena.containing(last->end()) == nullptr);
-  CHECK(heap.arena.containing(kFirst * kPage - 1) == nullptr && heap.arena.containing(0) == nullptr);
+  CHECK((heap.arena.containing(large->offset) == large && heap.arena.containing(large->end() - 1) == large));
+  CHECK((heap.arena.containing(last->offset) == last && heap.arena.containing(last->end()) == nullptr));
+  CHECK((heap.arena.containing(kFirst * kPage - 1) == nullptr && heap.arena.containing(0) == nullptr));
   const Bytes inside = large->offset + 2 * kPage;
   heap.arena.free(large);
   CHECK(heap.arena.containing(inside) == nullptr);
@@ -258,7 +258,7 @@ TEST(an_address_finds_its_block) {
 
 // Random use against a list of intervals. Whatever the placement rule: a place never makes the heap hold more pages
 // than fresh addresses would.
-TEST(random_use_agrees_with_a_list_of_intervals) {
+TEST_CASE("random use agrees with a list of intervals") {
   std::mt19937 random(3);
   for (int run = 0; run < 30; ++run) {
     Placing heap(96, 1 + run % 12);
@@ -278,15 +278,15 @@ TEST(random_use_agrees_with_a_list_of_intervals) {
         const Status status = heap.arena.allocate(bytes, &block);
         if (status != Status::ok) {
           CHECK(status != Status::failed);
-          CHECK(!fresh.possible || resident / kPage + fresh.resident > 96);
-          CHECK(heap.holes() == holes && heap.resident() == resident);
+          CHECK((!fresh.possible || resident / kPage + fresh.resident > 96));
+          CHECK((heap.holes() == holes && heap.resident() == resident));
         } else {
           const Bytes fresh_bytes = fresh.resident * kPage;
-          CHECK(!fresh.possible || heap.held() - held <= (fresh_bytes > idle ? fresh_bytes - idle : 0));
-          CHECK(block->size == size && block->offset % kGranularity == 0);
+          CHECK((!fresh.possible || heap.held() - held <= (fresh_bytes > idle ? fresh_bytes - idle : 0)));
+          CHECK((block->size == size && block->offset % kGranularity == 0));
           const auto after = live.upper_bound(block->offset);
-          CHECK(after == live.end() || block->end() <= after->first);
-          CHECK(after == live.begin() || std::prev(after)->second->end() <= block->offset);
+          CHECK((after == live.end() || block->end() <= after->first));
+          CHECK((after == live.begin() || std::prev(after)->second->end() <= block->offset));
           live[block->offset] = block;
         }
       } else {
@@ -302,7 +302,7 @@ TEST(random_use_agrees_with_a_list_of_intervals) {
       heap.arena.free(live.begin()->second);
       live.erase(live.begin());
     }
-    CHECK(heap.arena.top() == kFirst * kPage && heap.resident() == 0);
+    CHECK((heap.arena.top() == kFirst * kPage && heap.resident() == 0));
     heap.check();
   }
 }

@@ -1,12 +1,12 @@
 // BiasedLock: mutual exclusion while ownership comes, is taken away and goes from thread to thread.
 #include "core/biased_lock.h"
 
+#include <doctest/doctest.h>
+
 #include <atomic>
 #include <random>
 #include <thread>
 #include <vector>
-
-#include "check.h"
 
 using namespace poolalloc;
 
@@ -29,15 +29,15 @@ struct Guarded {
 
 }  // namespace
 
-TEST(one_thread_takes_it_any_number_of_times) {
+TEST_CASE("one thread takes it any number of times") {
   Guarded guarded;
   constexpr std::uint64_t kTurns = 10 * BiasedLock::kFirstNeeded;
   for (std::uint64_t i = 0; i < kTurns; ++i) guarded.turn();
-  CHECK(guarded.first == kTurns && guarded.second == kTurns && guarded.torn == 0);
+  CHECK((guarded.first == kTurns && guarded.second == kTurns && guarded.torn == 0));
 }
 
 // More threads than may ever be owners, each in runs long enough to become one.
-TEST(threads_exclude_each_other_whoever_owns_it) {
+TEST_CASE("threads exclude each other whoever owns it") {
   constexpr int kThreads = 6, kRuns = 60;
   Guarded guarded;
   std::atomic<std::uint64_t> expected{0};
@@ -54,12 +54,12 @@ TEST(threads_exclude_each_other_whoever_owns_it) {
     });
   for (std::thread& thread : threads) thread.join();
   CHECK(guarded.torn == 0);
-  CHECK(guarded.first == expected && guarded.second == expected);
+  CHECK((guarded.first == expected && guarded.second == expected));
 }
 
 // Many locks, each with its first owner inside again and again when the other one comes: the one moment at which both
 // could think that they are alone.
-TEST(who_comes_while_the_owner_is_inside_waits) {
+TEST_CASE("who comes while the owner is inside waits") {
   constexpr std::uint64_t kLocks = 200;
   std::vector<Guarded> locks(kLocks);
   std::atomic<std::uint64_t> owned{0}, done{0};
@@ -78,14 +78,14 @@ TEST(who_comes_while_the_owner_is_inside_waits) {
   }
   owner.join();
   for (std::uint64_t i = 0; i < kLocks; ++i)
-    CHECK(locks[i].torn == 0 && locks[i].first == turns[i] + 1 && locks[i].second == turns[i] + 1);
+    CHECK((locks[i].torn == 0 && locks[i].first == turns[i] + 1 && locks[i].second == turns[i] + 1));
 }
 
-TEST(a_thread_that_comes_after_a_dead_owner_may_use_it) {
+TEST_CASE("a thread that comes after a dead owner may use it") {
   Guarded guarded;
   for (int i = 0; i < 20; ++i)
     std::thread([&guarded] {
       for (std::uint32_t turn = 0; turn < 3 * BiasedLock::kFirstNeeded; ++turn) guarded.turn();
     }).join();
-  CHECK(guarded.torn == 0 && guarded.first == 20 * 3 * BiasedLock::kFirstNeeded);
+  CHECK((guarded.torn == 0 && guarded.first == 20 * 3 * BiasedLock::kFirstNeeded));
 }

@@ -44,7 +44,7 @@ void compare(const BlockStats& stats, const Expected& expected) {
   CHECK(same(stats.held, expected.held));
 }
 
-TEST(blocks_are_counted_by_size) {
+TEST_CASE("blocks are counted by size") {
   ModelDriver model(device_of(512, 3));
   CountingDriver driver(model);
   AddressTable addresses;
@@ -82,7 +82,7 @@ TEST(blocks_are_counted_by_size) {
       collect_finished();
       if (status != Status::ok) continue;
       const auto found = heap.block(address);
-      CHECK(found && found->address == address && found->requested == bytes && found->rounded >= bytes);
+      CHECK((found && found->address == address && found->requested == bytes && found->rounded >= bytes));
       const Kept block{bytes, found->rounded, random() % 6 == 0};
       all.add(block), kind(block).add(block);
       if (block.recorded) CHECK(heap.record_stream(address, {0, 2}));
@@ -116,9 +116,9 @@ TEST(blocks_are_counted_by_size) {
     compare(stats.large, kinds[1]);
     const std::int64_t unused = stats.resident.current - stats.live.current - stats.pending.current;
     unused_peak = std::max(unused_peak, unused);
-    CHECK(stats.all.unused.current == unused && stats.all.unused.peak >= unused_peak);
+    CHECK((stats.all.unused.current == unused && stats.all.unused.peak >= unused_peak));
     CHECK(stats.small.unused.current + stats.large.unused.current == unused);
-    CHECK(stats.small.unused.current >= 0 && stats.large.unused.current >= 0);
+    CHECK((stats.small.unused.current >= 0 && stats.large.unused.current >= 0));
     for (const BlockStats* one : {&stats.all, &stats.small, &stats.large}) {
       CHECK(one->unused.total >= static_cast<Bytes>(one->unused.current));
       CHECK(one->reserved.peak >= one->reserved.current);
@@ -133,17 +133,17 @@ TEST(blocks_are_counted_by_size) {
       for (const BlockInfo& block : blocks) {
         const auto& list = block.pending ? pending : live;
         const auto entry = list.find(block.address);
-        CHECK(entry != list.end() && entry->second.rounded == block.rounded);
-        CHECK(entry->second.requested == block.requested && block.stream == 1 && block.device == 0);
+        CHECK((entry != list.end() && entry->second.rounded == block.rounded));
+        CHECK((entry->second.requested == block.requested && block.stream == 1 && block.device == 0));
       }
     }
   }
-  CHECK(all.blocks.peak > 0 && kinds[0].held.peak > kinds[0].live.peak && kinds[1].blocks.total > 100);
+  CHECK((all.blocks.peak > 0 && kinds[0].held.peak > kinds[0].live.peak && kinds[1].blocks.total > 100));
   heap.retire();
   shared.supply.destroy_spare();
 }
 
-TEST(gaps_are_slabs_with_room_and_holes) {
+TEST_CASE("gaps are slabs with room and holes") {
   ModelDriver model(device_of(64));
   CountingDriver driver(model);
   AddressTable addresses;
@@ -165,7 +165,7 @@ TEST(gaps_are_slabs_with_room_and_holes) {
   take(3 << 20);
   CHECK(heap.stats().large.gaps == 0);
   CHECK(heap.free(low));
-  CHECK(heap.stats().large.gaps == 1 && heap.stats().all.gaps == 2);
+  CHECK((heap.stats().large.gaps == 1 && heap.stats().all.gaps == 2));
   CHECK(heap.free(one));
   CHECK(heap.stats().small.gaps == 1);
   heap.validate();
@@ -174,7 +174,7 @@ TEST(gaps_are_slabs_with_room_and_holes) {
 }
 
 // A service makes a graph, drops it and makes the next, for months.
-TEST(heaps_that_are_gone_add_to_totals_and_not_to_peaks) {
+TEST_CASE("heaps that are gone add to totals and not to peaks") {
   ModelDriver model(device_of(256));
   Allocator allocator(model, Options{});
   const Address kept = allocator.allocate(3 << 20, 0, 0);
@@ -190,16 +190,16 @@ TEST(heaps_that_are_gone_add_to_totals_and_not_to_peaks) {
   for (std::uint64_t round = 1; round <= 50; ++round) use_pool(round, round == 7 ? 9 << 20 : 4 << 20);
   const auto check_peaks = [&](std::int64_t pool_mib) {
     const DeviceStats stats = allocator.stats(0);
-    CHECK(stats.all.blocks.current == 1 && stats.small.blocks.peak == 4 && stats.large.blocks.peak == 2);
-    CHECK(stats.all.blocks.peak == 6 && stats.all.held_blocks.peak == 6);
+    CHECK((stats.all.blocks.current == 1 && stats.small.blocks.peak == 4 && stats.large.blocks.peak == 2));
+    CHECK((stats.all.blocks.peak == 6 && stats.all.held_blocks.peak == 6));
     CHECK(stats.large.live.peak == (3 << 20) + (pool_mib << 20));
     CHECK(stats.small.reserved.peak == static_cast<std::int64_t>(kPage));
     CHECK(stats.all.unused.peak < 4 * static_cast<std::int64_t>(kPage));
   };
   check_peaks(9);
-  CHECK(allocator.stats(0).all.blocks.total == 251 && allocator.stats(0).frees == 250);
+  CHECK((allocator.stats(0).all.blocks.total == 251 && allocator.stats(0).frees == 250));
   allocator.reset_peak_stats(0);
-  CHECK(allocator.stats(0).all.blocks.peak == 1 && allocator.stats(0).small.live.peak == 0);
+  CHECK((allocator.stats(0).all.blocks.peak == 1 && allocator.stats(0).small.live.peak == 0));
   use_pool(1000, 4 << 20);
   check_peaks(4);
   allocator.free(kept);

@@ -1,31 +1,32 @@
 // The gate: who may ask and wait while graphs are being captured.
+#include <doctest/doctest.h>
+
 #include "core/capture.h"
 
 #include <thread>
 
-#include "check.h"
 #include "driver/model_driver.h"
 
 using namespace poolalloc;
 
 namespace {
 
-TEST(a_thread_that_captures_does_not_ask_and_others_do) {
+TEST_CASE("a thread that captures does not ask and others do") {
   ModelDriver model;
   CaptureGate gate(model);
   gate.begin(0);
-  CHECK(gate.captures() && !gate.may_ask() && !gate.no_capture());
-  std::thread([&] { CHECK(gate.may_ask() && !gate.no_capture()); }).join();
+  CHECK((gate.captures() && !gate.may_ask() && !gate.no_capture()));
+  std::thread([&] { CHECK((gate.may_ask() && !gate.no_capture())); }).join();
   gate.begin(0);
   gate.end(0);
-  CHECK(gate.captures() && !gate.may_ask());
+  CHECK((gate.captures() && !gate.may_ask()));
   std::thread([&] { gate.end(0); }).join();  // a capture may end on another thread
-  CHECK(!gate.captures() && gate.may_ask() && gate.no_capture());
+  CHECK((!gate.captures() && gate.may_ask() && gate.no_capture()));
   gate.end(0);  // and nothing happens where none was announced
   CHECK(!gate.captures());
 }
 
-TEST(no_capture_begins_while_somebody_relies_on_that) {
+TEST_CASE("no capture begins while somebody relies on that") {
   ModelDriver model;
   CaptureGate gate(model);
   for (int i = 0; i < 500; ++i) {
@@ -47,7 +48,7 @@ TEST(no_capture_begins_while_somebody_relies_on_that) {
   }
 }
 
-TEST(who_waits_for_a_device_asks_its_streams_and_no_other) {
+TEST_CASE("who waits for a device asks its streams and no other") {
   ModelOptions options;
   options.devices = 2;
   ModelDriver model(options);
@@ -55,12 +56,12 @@ TEST(who_waits_for_a_device_asks_its_streams_and_no_other) {
   gate.know({0, 5});
   gate.know({1, 5});
   model.begin_capture(1, 5);  // nobody announces it
-  CHECK(gate.no_capture() && gate.no_capture(0) && !gate.no_capture(1));
+  CHECK((gate.no_capture() && gate.no_capture(0) && !gate.no_capture(1)));
   gate.forget({1, 5});
   CHECK(gate.no_capture(1));
 }
 
-TEST(no_event_is_recorded_into_a_capture) {
+TEST_CASE("no event is recorded into a capture") {
   ModelDriver model;
   CaptureGate gate(model);
   EventHandle event = 0;

@@ -71,7 +71,7 @@ std::vector<Address> sorted(std::vector<Address> list) {
 
 }  // namespace
 
-TEST(blocks_are_back_at_their_addresses_and_later_ones_are_gone) {
+TEST_CASE("blocks are back at their addresses and later ones are gone") {
   PoolRig rig;
   Address small = 0, large = 0, huge = 0, later = 0;
   rig.record([&] {
@@ -102,7 +102,7 @@ TEST(blocks_are_back_at_their_addresses_and_later_ones_are_gone) {
 }
 
 // A graph's replay writes through the addresses it was recorded with: every frame must be where it was.
-TEST(whatever_was_recorded_in_between_the_frames_are_the_same) {
+TEST_CASE("whatever was recorded in between the frames are the same") {
   for (unsigned seed = 0; seed < 40; ++seed) {
     PoolRig rig(2048);
     std::mt19937 random(seed);
@@ -149,7 +149,7 @@ TEST(whatever_was_recorded_in_between_the_frames_are_the_same) {
   }
 }
 
-TEST(statistics_count_what_came_back) {
+TEST_CASE("statistics count what came back") {
   PoolRig rig;
   Address block = 0;
   rig.record([&] { block = rig.take(5 * kMiB); });
@@ -159,12 +159,12 @@ TEST(statistics_count_what_came_back) {
   CHECK(rig.allocator.stats(0).live.current == 0);
   rig.allocator.restore(checkpoint);
   const DeviceStats now = rig.allocator.stats(0);
-  CHECK(now.live.current == then.live.current && now.requested.current == then.requested.current);
-  CHECK(now.reserved.current == then.reserved.current && now.live_blocks == 1);
+  CHECK((now.live.current == then.live.current && now.requested.current == then.requested.current));
+  CHECK((now.reserved.current == then.reserved.current && now.live_blocks == 1));
   CHECK(now.all.blocks.total == 2);
 }
 
-TEST(blocks_that_wait_for_a_stream_are_waited_for) {
+TEST_CASE("blocks that wait for a stream are waited for") {
   PoolRig rig(256, 50);
   Address block = 0;
   rig.record([&] {
@@ -182,7 +182,7 @@ TEST(blocks_that_wait_for_a_stream_are_waited_for) {
     rig.allocator.record_stream(block, {0, kOther});
     rig.allocator.free(block);
     rig.allocator.begin_capture(0);
-    CHECK_THROWS(rig.allocator.checkpoint(0, kPool), UsageError);  // a thread that captures does not wait
+    CHECK_THROWS_AS(rig.allocator.checkpoint(0, kPool), UsageError);  // a thread that captures does not wait
     rig.allocator.end_capture(0);
   });
   rig.allocator.restore(checkpoint);
@@ -190,24 +190,24 @@ TEST(blocks_that_wait_for_a_stream_are_waited_for) {
   CHECK(rig.live().size() == 1);
 }
 
-TEST(a_stream_that_came_later_is_empty_again) {
+TEST_CASE("a stream that came later is empty again") {
   PoolRig rig;
   rig.record([&] { rig.take(kMiB); });
   const PoolCheckpoint checkpoint = rig.allocator.checkpoint(0, kPool);
   Address later = 0;
   rig.record([&] { later = rig.take(2 * kMiB, kOther); });
   CHECK(rig.allocator.restore(checkpoint).freed.size() == 2);
-  CHECK(rig.live().size() == 1 && !rig.allocator.block(later).has_value());
+  CHECK((rig.live().size() == 1 && !rig.allocator.block(later).has_value()));
 }
 
-TEST(only_a_pool_in_use_has_a_checkpoint) {
+TEST_CASE("only a pool in use has a checkpoint") {
   PoolRig rig;
-  CHECK_THROWS(rig.allocator.checkpoint(0, PoolId{5, 5}), UsageError);
+  CHECK_THROWS_AS(rig.allocator.checkpoint(0, PoolId{5, 5}), UsageError);
   Address block = 0;
   rig.record([&] { block = rig.take(kMiB); });
   const PoolCheckpoint checkpoint = rig.allocator.checkpoint(0, kPool);
   rig.allocator.release_pool(0, kPool);
-  CHECK_THROWS(rig.allocator.checkpoint(0, kPool), UsageError);
-  CHECK_THROWS(rig.allocator.restore(checkpoint), UsageError);
+  CHECK_THROWS_AS(rig.allocator.checkpoint(0, kPool), UsageError);
+  CHECK_THROWS_AS(rig.allocator.restore(checkpoint), UsageError);
   CHECK(rig.allocator.block(block).has_value());
 }

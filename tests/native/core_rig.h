@@ -2,10 +2,11 @@
 // addresses.
 #pragma once
 
+#include <doctest/doctest.h>
+
 #include <string_view>
 #include <utility>
 
-#include "check.h"
 #include "core/errors.h"
 #include "core/page_supply.h"
 #include "core/residency.h"

@@ -1,6 +1,8 @@
 // The declarations of driver/cuda_api.h are those of NVIDIA's header. Without the header there is nothing to compare.
-#include "check.h"
+#include <doctest/doctest.h>
+
 #include "driver/cuda_api.h"
+#include "skip.h"
 
 #if __has_include(<cuda.h>)
 #include <cuda.h>
@@ -64,7 +66,7 @@ static_assert(offsetof(cuda::AllocationProperties, gpu_direct_rdma_capable) ==
 static_assert(sizeof(cuda::AccessDescription) == sizeof(CUmemAccessDesc));
 static_assert(offsetof(cuda::AccessDescription, flags) == offsetof(CUmemAccessDesc, flags));
 
-TEST(the_declarations_are_those_of_the_header) {
+TEST_CASE("the declarations are those of the header") {
   // A structure filled by one declaration reads the same by the other.
   cuda::AllocationProperties ours;
   ours.location.id = 3;
@@ -74,11 +76,11 @@ TEST(the_declarations_are_those_of_the_header) {
   std::memcpy(&theirs, &ours, sizeof ours);
   CHECK(theirs.type == CU_MEM_ALLOCATION_TYPE_PINNED);
   CHECK(theirs.requestedHandleTypes == 0);
-  CHECK(theirs.location.type == CU_MEM_LOCATION_TYPE_DEVICE && theirs.location.id == 3);
-  CHECK(theirs.allocFlags.gpuDirectRDMACapable == 1 && theirs.allocFlags.usage == 0);
+  CHECK((theirs.location.type == CU_MEM_LOCATION_TYPE_DEVICE && theirs.location.id == 3));
+  CHECK((theirs.allocFlags.gpuDirectRDMACapable == 1 && theirs.allocFlags.usage == 0));
 }
 
 }  // namespace
 #else
-TEST(the_declarations_are_those_of_the_header) { SKIP("there is no cuda.h on this machine"); }
+TEST_CASE("the declarations are those of the header") { SKIP("there is no cuda.h on this machine"); }
 #endif

@@ -1,16 +1,17 @@
 // The switch of the history: what was switched on last stays on.
+#include <doctest/doctest.h>
+
 #include "bridge/decision.h"
 
 #include <atomic>
 #include <thread>
 
-#include "check.h"
 
 using poolalloc::bridge::Decision;
 
 namespace {
 
-TEST(who_looked_earlier_does_not_act_later) {
+TEST_CASE("who looked earlier does not act later") {
   Decision decision;
   std::atomic<bool> wanted{false}, on{true}, looked{false}, second_done{false};
   std::thread first([&] {

@@ -1,4 +1,6 @@
 // CudaDriver against whatever libcuda.so.1 the machine shows: a real one, the simulated one, or none.
+#include <doctest/doctest.h>
+
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -8,10 +10,10 @@
 #include <thread>
 #include <vector>
 
-#include "check.h"
 #include "core/capture.h"
 #include "driver/cuda_api.h"
 #include "driver/cuda_driver.h"
+#include "skip.h"
 
 using namespace poolalloc;
 
@@ -23,50 +25,50 @@ bool has(const std::string& text, const char* word) { return text.find(word) != 
 
 bool without_device() { return !CudaDriver::available(); }
 
-TEST(without_a_driver_every_call_says_so) {
+TEST_CASE("without a driver every call says so") {
   if (!without_device()) SKIP("there is a driver with a device");
   std::string why;
-  CHECK(!CudaDriver::available(&why) && has(why, "CUDA driver") && !has(why, "\n"));
+  CHECK((!CudaDriver::available(&why) && has(why, "CUDA driver") && !has(why, "\n")));
   CudaDriver driver;
-  CHECK(driver.device_count() == 0 && driver.last_error() == why);
+  CHECK((driver.device_count() == 0 && driver.last_error() == why));
   DeviceInfo info;
   PhysicalHandle handle = 0;
   CHECK(driver.device_info(0, &info) == Status::failed);
   CHECK(driver.create(0, 2 * kMiB, &handle) == Status::failed);
-  CHECK(has(driver.last_error(), "cuMemCreate") && has(driver.last_error(), why.c_str()));
+  CHECK((has(driver.last_error(), "cuMemCreate") && has(driver.last_error(), why.c_str())));
 }
 
-TEST(a_device_describes_itself) {
+TEST_CASE("a device describes itself") {
   if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   CHECK(driver.device_count() > 0);
   DeviceInfo info;
   CHECK(driver.device_info(0, &info) == Status::ok);
-  CHECK(!info.name.empty() && info.total_bytes > 0 && info.granularity > 0);
+  CHECK((!info.name.empty() && info.total_bytes > 0 && info.granularity > 0));
   Bytes free_bytes = 0;
   Bytes total = 0;
   CHECK(driver.memory_info(0, &free_bytes, &total) == Status::ok);
-  CHECK(free_bytes > 0 && free_bytes <= total && total <= info.total_bytes);
+  CHECK((free_bytes > 0 && free_bytes <= total && total <= info.total_bytes));
   CHECK(driver.device_info(driver.device_count(), &info) == Status::failed);
   CHECK(has(driver.last_error(), "no device"));
   CHECK(driver.device_info(-1, &info) == Status::failed);
 }
 
-TEST(what_a_device_says_of_itself_opens_no_context) {
+TEST_CASE("what a device says of itself opens no context") {
   if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   const bool before = driver.in_use(0);  // by another test
   DeviceInfo info;
   const DeviceIndex last = driver.device_count() - 1;
-  CHECK(driver.device_info(last, &info) == Status::ok && !driver.in_use(last));
+  CHECK((driver.device_info(last, &info) == Status::ok && !driver.in_use(last)));
   Bytes free_bytes = 0;
   Bytes total = 0;
-  CHECK(driver.memory_info(last, &free_bytes, &total) == Status::ok && driver.in_use(last));
-  CHECK(last == 0 || driver.in_use(0) == before);
-  CHECK(!driver.in_use(-1) && !driver.in_use(last + 1));
+  CHECK((driver.memory_info(last, &free_bytes, &total) == Status::ok && driver.in_use(last)));
+  CHECK((last == 0 || driver.in_use(0) == before));
+  CHECK((!driver.in_use(-1) && !driver.in_use(last + 1)));
 }
 
-TEST(physical_memory_appears_at_two_addresses_and_is_freed_after_the_last) {
+TEST_CASE("physical memory appears at two addresses and is freed after the last") {
   if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   DeviceInfo info;
@@ -81,7 +83,7 @@ TEST(physical_memory_appears_at_two_addresses_and_is_freed_after_the_last) {
   PhysicalHandle one = 0;
   PhysicalHandle two = 0;
   CHECK(driver.memory_info(0, &before, &total) == Status::ok);
-  CHECK(driver.reserve(0, 16 * page, page, &base) == Status::ok && base % page == 0);
+  CHECK((driver.reserve(0, 16 * page, page, &base) == Status::ok && base % page == 0));
   CHECK(driver.create(0, page, &one) == Status::ok);
   CHECK(driver.create(0, 2 * page, &two) == Status::ok);
   CHECK(driver.map(0, base, page, one) == Status::ok);
@@ -95,15 +97,15 @@ TEST(physical_memory_appears_at_two_addresses_and_is_freed_after_the_last) {
   CHECK(driver.synchronize_device(NoCapture::unchecked(), 0) == Status::ok);
   CHECK(driver.copy_to_host(0, read.data(), base + 8 * page, read.size()) == Status::ok);
   CHECK(read == written);
-  CHECK(driver.destroy(0, one) == Status::ok && driver.destroy(0, two) == Status::ok);
-  CHECK(driver.memory_info(0, &during, &total) == Status::ok && during + 3 * page <= before);
+  CHECK((driver.destroy(0, one) == Status::ok && driver.destroy(0, two) == Status::ok));
+  CHECK((driver.memory_info(0, &during, &total) == Status::ok && during + 3 * page <= before));
   CHECK(driver.unmap(0, base, 3 * page) == Status::ok);
   CHECK(driver.unmap(0, base + 8 * page, page) == Status::ok);
-  CHECK(driver.memory_info(0, &after, &total) == Status::ok && after >= during + 3 * page);
+  CHECK((driver.memory_info(0, &after, &total) == Status::ok && after >= during + 3 * page));
   CHECK(driver.release(0, base, 16 * page) == Status::ok);
 }
 
-TEST(ranges_are_aligned_as_asked_and_go_back_whole) {
+TEST_CASE("ranges are aligned as asked and go back whole") {
   if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   DeviceInfo info;
@@ -114,20 +116,20 @@ TEST(ranges_are_aligned_as_asked_and_go_back_whole) {
   Address ranges[3] = {};
   Address between = 0;
   for (Address& range : ranges) {
-    CHECK(driver.reserve(0, 16 * page, kFar, &range) == Status::ok && range % kFar == 0);
+    CHECK((driver.reserve(0, 16 * page, kFar, &range) == Status::ok && range % kFar == 0));
     CHECK(driver.reserve(0, page, page, &between) == Status::ok);  // so that the next cannot lie well by chance
     PhysicalHandle handle = 0;
     CHECK(driver.create(0, page, &handle) == Status::ok);
     CHECK(driver.map(0, range + 15 * page, page, handle) == Status::ok);
     CHECK(driver.allow_access(0, range + 15 * page, page) == Status::ok);
-    CHECK(driver.unmap(0, range + 15 * page, page) == Status::ok && driver.destroy(0, handle) == Status::ok);
+    CHECK((driver.unmap(0, range + 15 * page, page) == Status::ok && driver.destroy(0, handle) == Status::ok));
     CHECK(driver.release(0, between, page) == Status::ok);
   }
-  CHECK(ranges[0] != ranges[1] && ranges[1] != ranges[2] && ranges[0] != ranges[2]);
+  CHECK((ranges[0] != ranges[1] && ranges[1] != ranges[2] && ranges[0] != ranges[2]));
   for (const Address range : ranges) CHECK(driver.release(0, range, 16 * page) == Status::ok);
 }
 
-TEST(a_refusal_names_the_call_its_arguments_and_the_code) {
+TEST_CASE("a refusal names the call its arguments and the code") {
   if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   DeviceInfo info;
@@ -135,54 +137,54 @@ TEST(a_refusal_names_the_call_its_arguments_and_the_code) {
   PhysicalHandle handle = 42;
   const Bytes too_much = round_up(info.total_bytes, info.granularity) + 16 * info.granularity;
   if (info.virtual_memory) {
-    CHECK(driver.create(0, too_much, &handle) == Status::out_of_memory && handle == 42);
-    CHECK(has(driver.last_error(), "cuMemCreate(") && has(driver.last_error(), std::to_string(too_much).c_str()));
+    CHECK((driver.create(0, too_much, &handle) == Status::out_of_memory && handle == 42));
+    CHECK((has(driver.last_error(), "cuMemCreate(") && has(driver.last_error(), std::to_string(too_much).c_str())));
     CHECK(has(driver.last_error(), "CUDA_ERROR_OUT_OF_MEMORY (2)"));
     CHECK(driver.unmap(0, info.granularity, info.granularity) == Status::failed);
-    CHECK(has(driver.last_error(), "cuMemUnmap(") && has(driver.last_error(), "CUDA_ERROR_"));
+    CHECK((has(driver.last_error(), "cuMemUnmap(") && has(driver.last_error(), "CUDA_ERROR_")));
   }
   Address segment = 42;
-  CHECK(driver.allocate_segment(0, too_much, &segment) == Status::out_of_memory && segment == 42);
+  CHECK((driver.allocate_segment(0, too_much, &segment) == Status::out_of_memory && segment == 42));
   CHECK(has(driver.last_error(), "cuMemAlloc("));
 }
 
-TEST(segments_are_allocated_and_freed) {
+TEST_CASE("segments are allocated and freed") {
   if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   Address segment = 0;
-  CHECK(driver.allocate_segment(0, 20 * kMiB, &segment) == Status::ok && segment != 0);
+  CHECK((driver.allocate_segment(0, 20 * kMiB, &segment) == Status::ok && segment != 0));
   CHECK(driver.free_segment(0, segment) == Status::ok);
 }
 
-TEST(events_complete_and_order_streams) {
+TEST_CASE("events complete and order streams") {
   if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   EventHandle event = 0;
-  CHECK(driver.create_event(0, &event) == Status::ok && event != 0);
+  CHECK((driver.create_event(0, &event) == Status::ok && event != 0));
   CHECK(driver.query_event(MayAsk::unchecked(), 0, event) == Status::ok);  // never recorded
   CHECK(driver.record_event(0, event, 0) == Status::ok);
   CHECK(driver.stream_wait_event(0, 0, event) == Status::ok);
   CHECK(driver.synchronize_event(MayAsk::unchecked(), 0, event) == Status::ok);
   CHECK(driver.query_event(MayAsk::unchecked(), 0, event) == Status::ok);
   bool capturing = true;
-  CHECK(driver.stream_capturing(0, 0, &capturing) == Status::ok && !capturing);
+  CHECK((driver.stream_capturing(0, 0, &capturing) == Status::ok && !capturing));
   CHECK(driver.destroy_event(0, event) == Status::ok);
 }
 
-TEST(a_thread_keeps_the_context_it_had) {
+TEST_CASE("a thread keeps the context it had") {
   if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   std::thread([&] {
     cuda::Context current = nullptr;
-    CHECK(cuda::api().CtxGetCurrent(&current) == cuda::kSuccess && current == nullptr);
+    CHECK((cuda::api().CtxGetCurrent(&current) == cuda::kSuccess && current == nullptr));
     Address segment = 0;
     CHECK(driver.allocate_segment(0, 2 * kMiB, &segment) == Status::ok);
-    CHECK(cuda::api().CtxGetCurrent(&current) == cuda::kSuccess && current == nullptr);
+    CHECK((cuda::api().CtxGetCurrent(&current) == cuda::kSuccess && current == nullptr));
     CHECK(driver.free_segment(0, segment) == Status::ok);
   }).join();
 }
 
-TEST(devices_have_memory_of_their_own) {
+TEST_CASE("devices have memory of their own") {
   if (CudaDriver driver; driver.device_count() < 2) SKIP("there are not two devices");
   CudaDriver driver;
   Bytes before = 0;
@@ -191,7 +193,7 @@ TEST(devices_have_memory_of_their_own) {
   Address segment = 0;
   CHECK(driver.memory_info(0, &before, &total) == Status::ok);
   CHECK(driver.allocate_segment(1, 64 * kMiB, &segment) == Status::ok);
-  CHECK(driver.memory_info(0, &after, &total) == Status::ok && after == before);
+  CHECK((driver.memory_info(0, &after, &total) == Status::ok && after == before));
   CHECK(driver.free_segment(1, segment) == Status::ok);
 }
 
@@ -204,7 +206,7 @@ Function driver_function(const char* name) {
   return reinterpret_cast<Function>(function);
 }
 
-TEST(a_capture_is_seen_and_survives_what_the_allocator_does) {
+TEST_CASE("a capture is seen and survives what the allocator does") {
   if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   EventHandle before = 0;
@@ -226,7 +228,7 @@ TEST(a_capture_is_seen_and_survives_what_the_allocator_does) {
 
   const auto id = reinterpret_cast<StreamId>(stream);
   bool capturing = false;
-  CHECK(driver.stream_capturing(0, id, &capturing) == Status::ok && capturing);
+  CHECK((driver.stream_capturing(0, id, &capturing) == Status::ok && capturing));
   Address segment = 0;
   EventHandle inside = 0;
   CHECK(driver.allocate_segment(0, 2 * kMiB, &segment) == Status::ok);
@@ -241,12 +243,12 @@ TEST(a_capture_is_seen_and_survives_what_the_allocator_does) {
 
   CHECK(driver_function<int (*)(cuda::Stream, void**)>("cuStreamEndCapture")(stream, &graph) == cuda::kSuccess);
   CHECK(graph != nullptr);
-  CHECK(driver.stream_capturing(0, id, &capturing) == Status::ok && !capturing);
+  CHECK((driver.stream_capturing(0, id, &capturing) == Status::ok && !capturing));
   DeviceIndex whose = 7;
-  CHECK(driver.stream_device(id, &whose) == Status::ok && whose == 0);
-  CHECK(driver.stream_device(0, &whose) == Status::ok && whose == 0);
+  CHECK((driver.stream_device(id, &whose) == Status::ok && whose == 0));
+  CHECK((driver.stream_device(0, &whose) == Status::ok && whose == 0));
   CHECK(driver.free_segment(0, segment) == Status::ok);
-  CHECK(driver.destroy_event(0, before) == Status::ok && driver.destroy_event(0, inside) == Status::ok);
+  CHECK((driver.destroy_event(0, before) == Status::ok && driver.destroy_event(0, inside) == Status::ok));
   CHECK(driver_function<int (*)(cuda::Stream)>("cuStreamDestroy_v2")(stream) == cuda::kSuccess);
   CHECK(cuda::api().CtxPopCurrent(&context) == cuda::kSuccess);
   CHECK(cuda::api().DevicePrimaryCtxRelease(device) == cuda::kSuccess);
@@ -267,13 +269,13 @@ struct Late {
   }
 } late;  // made before the driver is loaded, so it goes after it
 
-TEST(a_driver_that_has_shut_down_refuses) {
+TEST_CASE("a driver that has shut down refuses") {
   if (without_device()) SKIP("there is no driver with a device");
   late.driver = new CudaDriver;
   CHECK(late.driver->create_event(0, &late.event) == Status::ok);
 }
 
-TEST(threads_open_a_device_together) {
+TEST_CASE("threads open a device together") {
   if (without_device()) SKIP("there is no driver with a device");
   CudaDriver driver;
   std::vector<std::thread> threads;

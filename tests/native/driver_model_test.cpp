@@ -1,9 +1,10 @@
 // The modelled device: exact accounts, the rules of the contract, time, captures, injected failures, threads.
+#include <doctest/doctest.h>
+
 #include <atomic>
 #include <string>
 #include <thread>
 
-#include "check.h"
 #include "core/capture.h"
 #include "core/errors.h"
 #include "driver/counting_driver.h"
@@ -33,7 +34,7 @@ Bytes free_bytes(ModelDriver& driver, DeviceIndex device = 0) {
 Address reserve(Driver& driver, Bytes bytes, Bytes alignment = kPage, DeviceIndex device = 0) {
   Address address = 0;
   CHECK(driver.reserve(device, bytes, alignment, &address) == Status::ok);
-  CHECK(address != 0 && address % alignment == 0 && address + bytes <= Address{1} << 47);
+  CHECK((address != 0 && address % alignment == 0 && address + bytes <= Address{1} << 47));
   return address;
 }
 
@@ -58,7 +59,7 @@ EventHandle event(Driver& driver) {
     CHECK((driver).last_error().find(word) != std::string::npos); \
   } while (false)
 
-TEST(memory_is_held_until_destroyed_and_unmapped_everywhere) {
+TEST_CASE("memory is held until destroyed and unmapped everywhere") {
   ModelDriver driver(small());
   Address a = reserve(driver, 8 * kPage);
   PhysicalHandle handle = create(driver, 2 * kPage);
@@ -77,7 +78,7 @@ TEST(memory_is_held_until_destroyed_and_unmapped_everywhere) {
   CHECK(free_bytes(driver, 1) == 16 * kPage);
 }
 
-TEST(over_capacity_is_out_of_memory_and_changes_nothing) {
+TEST_CASE("over capacity is out of memory and changes nothing") {
   ModelDriver driver(small());
   PhysicalHandle handle = create(driver, 15 * kPage);
   PhysicalHandle other = 0;
@@ -95,7 +96,7 @@ TEST(over_capacity_is_out_of_memory_and_changes_nothing) {
   CHECK(driver.violations() == 0);
 }
 
-TEST(broken_rules_of_memory_are_refused_and_counted) {
+TEST_CASE("broken rules of memory are refused and counted") {
   ModelDriver driver(small());
   Address a = reserve(driver, 4 * kPage);
   PhysicalHandle handle = create(driver, 2 * kPage);
@@ -125,7 +126,7 @@ TEST(broken_rules_of_memory_are_refused_and_counted) {
   CHECK(free_bytes(driver) == 16 * kPage);
 }
 
-TEST(a_destroyed_handle_is_never_valid_again_though_its_place_is_reused) {
+TEST_CASE("a destroyed handle is never valid again though its place is reused") {
   ModelDriver driver(small());
   PhysicalHandle first = create(driver, kPage);
   CHECK(driver.destroy(0, first) == Status::ok);
@@ -135,7 +136,7 @@ TEST(a_destroyed_handle_is_never_valid_again_though_its_place_is_reused) {
   CHECK(driver.destroy(0, second) == Status::ok);
 }
 
-TEST(memory_is_reached_only_where_access_was_allowed) {
+TEST_CASE("memory is reached only where access was allowed") {
   ModelDriver driver(small());
   Address a = reserve(driver, 4 * kPage);
   PhysicalHandle one = create(driver, kPage);
@@ -148,8 +149,8 @@ TEST(memory_is_reached_only_where_access_was_allowed) {
   CHECK(!driver.physical(0, a, &handle, &offset));
   CHECK_MISUSE(driver, driver.copy_to_host(0, &byte, a, 1), "nothing accessible");
   CHECK(driver.allow_access(0, a, 3 * kPage) == Status::ok);
-  CHECK(driver.physical(0, a + 2 * kPage + 512, &handle, &offset) && handle == two && offset == kPage + 512);
-  CHECK(driver.copy_to_host(0, &byte, a + 3 * kPage - 1, 1) == Status::ok && byte == 0);
+  CHECK((driver.physical(0, a + 2 * kPage + 512, &handle, &offset) && handle == two && offset == kPage + 512));
+  CHECK((driver.copy_to_host(0, &byte, a + 3 * kPage - 1, 1) == Status::ok && byte == 0));
   CHECK_MISUSE(driver, driver.copy_from_host(0, a + 3 * kPage - 1, &byte, 2), "nothing accessible");
   CHECK(driver.unmap(0, a, 3 * kPage) == Status::ok);
   CHECK(!driver.physical(0, a, &handle, &offset));
@@ -157,21 +158,21 @@ TEST(memory_is_reached_only_where_access_was_allowed) {
   CHECK(!driver.physical(0, a, &handle, &offset));  // access does not survive a new mapping
 }
 
-TEST(reserved_ranges_never_overlap_and_are_reused) {
+TEST_CASE("reserved ranges never overlap and are reused") {
   ModelDriver driver(small());
   Address a = reserve(driver, 3 * kPage);
   Address b = reserve(driver, 5 * kPage, Bytes{1} << 30);
   Address c = reserve(driver, 2 * kPage, kPage, 1);
-  CHECK(a + 3 * kPage <= b || b + 5 * kPage <= a);
-  CHECK(c + 2 * kPage <= a || a + 3 * kPage <= c);
-  CHECK(c + 2 * kPage <= b || b + 5 * kPage <= c);
+  CHECK((a + 3 * kPage <= b || b + 5 * kPage <= a));
+  CHECK((c + 2 * kPage <= a || a + 3 * kPage <= c));
+  CHECK((c + 2 * kPage <= b || b + 5 * kPage <= c));
   CHECK(driver.release(0, a, 3 * kPage) == Status::ok);
   CHECK(reserve(driver, 3 * kPage) == a);
   Address none = 0;
   CHECK(driver.reserve(0, Bytes{1} << 47, kPage, &none) == Status::out_of_memory);
 }
 
-TEST(without_virtual_memory_only_segments_work) {
+TEST_CASE("without virtual memory only segments work") {
   ModelOptions options = small();
   options.virtual_memory = false;
   ModelDriver driver(options);
@@ -181,12 +182,12 @@ TEST(without_virtual_memory_only_segments_work) {
   CHECK(driver.create(0, kPage, &handle) == Status::not_supported);
   CHECK(driver.allocate_segment(0, kPage, &address) == Status::ok);
   DeviceInfo info;
-  CHECK(driver.device_info(0, &info) == Status::ok && !info.virtual_memory);
+  CHECK((driver.device_info(0, &info) == Status::ok && !info.virtual_memory));
   CHECK(driver.free_segment(0, address) == Status::ok);
   CHECK_MISUSE(driver, driver.free_segment(0, address), "not the start");
 }
 
-TEST(a_lagging_event_completes_when_time_has_passed_and_in_order) {
+TEST_CASE("a lagging event completes when time has passed and in order") {
   ModelOptions options = small();
   options.event_lag = 10;
   ModelDriver driver(options);
@@ -205,7 +206,7 @@ TEST(a_lagging_event_completes_when_time_has_passed_and_in_order) {
   CHECK(driver.query_event(MayAsk::unchecked(), 0, second) == Status::ok);
 }
 
-TEST(a_wait_orders_one_stream_behind_another) {
+TEST_CASE("a wait orders one stream behind another") {
   ModelOptions options = small();
   options.event_lag = 5;
   ModelDriver driver(options);
@@ -226,7 +227,18 @@ TEST(a_wait_orders_one_stream_behind_another) {
   CHECK(driver.query_event(MayAsk::unchecked(), 0, slow) == Status::ok);
 }
 
-TEST(broken_rules_of_events_and_captures_are_refused) {
+TEST_CASE("waiting for a device waits for work that has no event") {
+  ModelOptions options = small();
+  options.event_lag = 5;
+  ModelDriver driver(options);
+  CHECK(driver.synchronize_device(NoCapture::unchecked(), 0) == Status::ok);
+  CHECK(driver.now(0) == 5);
+  driver.set_stream_lag(0, 1, 100);
+  CHECK(driver.synchronize_device(NoCapture::unchecked(), 0) == Status::ok);
+  CHECK(driver.now(0) == 105);
+}
+
+TEST_CASE("broken rules of events and captures are refused") {
   ModelDriver driver(small());
   Address a = reserve(driver, kPage);
   CHECK(driver.map(0, a, kPage, create(driver, kPage)) == Status::ok);
@@ -234,11 +246,11 @@ TEST(broken_rules_of_events_and_captures_are_refused) {
   EventHandle inside = event(driver);
   CHECK(driver.record_event(0, outside, 3) == Status::ok);
   bool capturing = true;
-  CHECK(driver.stream_capturing(0, 3, &capturing) == Status::ok && !capturing);
+  CHECK((driver.stream_capturing(0, 3, &capturing) == Status::ok && !capturing));
   driver.begin_capture(0, 3);
-  CHECK_THROWS(driver.begin_capture(0, 3), UsageError);
-  CHECK(driver.stream_capturing(0, 3, &capturing) == Status::ok && capturing);
-  CHECK(driver.stream_capturing(0, 4, &capturing) == Status::ok && !capturing);
+  CHECK_THROWS_AS(driver.begin_capture(0, 3), UsageError);
+  CHECK((driver.stream_capturing(0, 3, &capturing) == Status::ok && capturing));
+  CHECK((driver.stream_capturing(0, 4, &capturing) == Status::ok && !capturing));
   CHECK(driver.query_event(MayAsk::unchecked(), 0, outside) == Status::ok);  // its work is none of the capture's
   CHECK(driver.synchronize_event(MayAsk::unchecked(), 0, outside) == Status::ok);
   CHECK_MISUSE(driver, driver.synchronize_device(NoCapture::unchecked(), 0), "during a capture");
@@ -246,12 +258,12 @@ TEST(broken_rules_of_events_and_captures_are_refused) {
   CHECK_MISUSE(driver, driver.stream_wait_event(0, 3, outside), "same capture");
   CHECK(driver.record_event(0, inside, 3) == Status::ok);
   CHECK(driver.stream_wait_event(0, 4, inside) == Status::ok);  // draws stream 4 into the capture
-  CHECK(driver.stream_capturing(0, 4, &capturing) == Status::ok && capturing);
+  CHECK((driver.stream_capturing(0, 4, &capturing) == Status::ok && capturing));
   CHECK_MISUSE(driver, driver.query_event(MayAsk::unchecked(), 0, inside), "belongs to a capture");
   CHECK_MISUSE(driver, driver.synchronize_event(MayAsk::unchecked(), 0, inside), "belongs to a capture");
   CHECK(driver.query_event(MayAsk::unchecked(), 1, outside) == Status::failed);
   driver.end_capture(0, 3);
-  CHECK(driver.stream_capturing(0, 4, &capturing) == Status::ok && !capturing);
+  CHECK((driver.stream_capturing(0, 4, &capturing) == Status::ok && !capturing));
   CHECK(driver.query_event(MayAsk::unchecked(), 0, outside) == Status::ok);
   CHECK_MISUSE(driver, driver.query_event(MayAsk::unchecked(), 0, inside), "belongs to a capture");
   CHECK_MISUSE(driver, driver.stream_wait_event(0, 4, inside), "same capture");
@@ -260,10 +272,10 @@ TEST(broken_rules_of_events_and_captures_are_refused) {
   CHECK(driver.destroy_event(0, inside) == Status::ok);
   CHECK_MISUSE(driver, driver.destroy_event(0, inside), "not a live event");
   CHECK_MISUSE(driver, driver.record_event(0, inside, 3), "not a live event");
-  CHECK_THROWS(driver.end_capture(0, 3), UsageError);
+  CHECK_THROWS_AS(driver.end_capture(0, 3), UsageError);
 }
 
-TEST(the_nth_call_of_a_kind_fails_and_changes_nothing) {
+TEST_CASE("the nth call of a kind fails and changes nothing") {
   ModelDriver driver(small());
   PhysicalHandle handle = 0;
   driver.fail(DriverCall::create, 2, Status::out_of_memory);
@@ -271,7 +283,7 @@ TEST(the_nth_call_of_a_kind_fails_and_changes_nothing) {
   driver.fail(DriverCall::destroy, 1, Status::failed);
   CHECK(driver.create(0, kPage, &handle) == Status::ok);
   PhysicalHandle untouched = 42;
-  CHECK(driver.create(0, kPage, &untouched) == Status::out_of_memory && untouched == 42);
+  CHECK((driver.create(0, kPage, &untouched) == Status::out_of_memory && untouched == 42));
   CHECK(driver.create(0, kPage, &untouched) == Status::failed);
   CHECK(driver.used_bytes(0) == kPage);
   CHECK(driver.create(0, kPage, &handle) == Status::ok);
@@ -281,20 +293,20 @@ TEST(the_nth_call_of_a_kind_fails_and_changes_nothing) {
   CHECK(driver.violations() == 0);
 }
 
-TEST(impossible_devices_are_refused) {
+TEST_CASE("impossible devices are refused") {
   ModelOptions options;
   options.devices = 0;
-  CHECK_THROWS(ModelDriver{options}, UsageError);
+  CHECK_THROWS_AS(ModelDriver{options}, UsageError);
   options = {};
   options.granularity = 3000;
-  CHECK_THROWS(ModelDriver{options}, UsageError);
+  CHECK_THROWS_AS(ModelDriver{options}, UsageError);
   ModelDriver driver;
-  CHECK_THROWS(driver.used_bytes(1), UsageError);
+  CHECK_THROWS_AS(driver.used_bytes(1), UsageError);
   DeviceInfo info;
-  CHECK(driver.device_info(-1, &info) == Status::failed && !driver.last_error().empty());
+  CHECK((driver.device_info(-1, &info) == Status::failed && !driver.last_error().empty()));
 }
 
-TEST(a_stream_that_belongs_to_a_device_is_none_of_another) {
+TEST_CASE("a stream that belongs to a device is none of another") {
   ModelOptions options;
   options.devices = 2;
   ModelDriver driver(options);
@@ -302,17 +314,17 @@ TEST(a_stream_that_belongs_to_a_device_is_none_of_another) {
   CHECK(driver.create_event(0, &here) == Status::ok);
   DeviceIndex device = 7;
   CHECK(driver.record_event(0, here, 5) == Status::ok);
-  CHECK(driver.stream_device(5, &device) == Status::not_supported && device == 7);  // nobody has said so yet
+  CHECK((driver.stream_device(5, &device) == Status::not_supported && device == 7));  // nobody has said so yet
   driver.add_stream(1, 5);
-  CHECK(driver.stream_device(5, &device) == Status::ok && device == 1);
+  CHECK((driver.stream_device(5, &device) == Status::ok && device == 1));
   CHECK_MISUSE(driver, driver.record_event(0, here, 5), "is one of device 1");
   CHECK_MISUSE(driver, driver.stream_wait_event(0, 5, here), "is one of device 1");
   EventHandle there = 0;
-  CHECK(driver.create_event(1, &there) == Status::ok && driver.record_event(1, there, 5) == Status::ok);
+  CHECK((driver.create_event(1, &there) == Status::ok && driver.record_event(1, there, 5) == Status::ok));
   CHECK(driver.record_event(0, here, 6) == Status::ok);
 }
 
-TEST(calls_are_counted_by_kind_failures_included) {
+TEST_CASE("calls are counted by kind failures included") {
   ModelDriver model(small());
   CountingDriver driver(model);
   CHECK(driver.calls().empty());
@@ -327,7 +339,7 @@ TEST(calls_are_counted_by_kind_failures_included) {
 }
 
 // Forty handles under one call cost forty times one: the work is counted by handles, whatever the number of calls.
-TEST(work_is_counted_by_handles_and_their_pages) {
+TEST_CASE("work is counted by handles and their pages") {
   ModelDriver model(small());
   CountingDriver driver(model);
   CHECK(driver.work().empty());
@@ -347,7 +359,7 @@ TEST(work_is_counted_by_handles_and_their_pages) {
   CHECK(driver.unmap(0, base + 62 * kPage, 6 * kPage) == Status::failed);
   CHECK(driver.map(0, base + 67 * kPage, 5 * kPage, five) == Status::ok);
   CHECK(driver.unmap(0, base + 67 * kPage, 5 * kPage) == Status::ok);
-  CHECK(driver.destroy(0, five) == Status::ok && driver.destroy(0, five) == Status::failed);
+  CHECK((driver.destroy(0, five) == Status::ok && driver.destroy(0, five) == Status::failed));
   expected["unmap"] = 3;
   expected["unmap_pages"] = 11;
   expected["map"] = 4;
@@ -357,7 +369,7 @@ TEST(work_is_counted_by_handles_and_their_pages) {
   CHECK(driver.work() == expected);
 }
 
-TEST(the_work_of_segments_and_of_peers_is_counted) {
+TEST_CASE("the work of segments and of peers is counted") {
   ModelDriver model(small());
   CountingDriver driver(model);
   Address segment = 0;
@@ -373,10 +385,10 @@ TEST(the_work_of_segments_and_of_peers_is_counted) {
   const Address base = reserve(driver, 4 * kPage);
   CHECK(driver.map(0, base, 2 * kPage, create(driver, 2 * kPage)) == Status::ok);
   CHECK(driver.allow_access(0, base, 2 * kPage) == Status::ok);
-  CHECK(driver.work()["allow_access"] == 2 && driver.work()["allow_access_pages"] == 4);  // one call, two devices
+  CHECK((driver.work()["allow_access"] == 2 && driver.work()["allow_access_pages"] == 4));  // one call, two devices
 }
 
-TEST(many_threads_keep_the_accounts_exact) {
+TEST_CASE("many threads keep the accounts exact") {
   ModelOptions options;
   options.memory_bytes = Bytes{1} << 40;
   ModelDriver model(options);

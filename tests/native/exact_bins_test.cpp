@@ -41,21 +41,21 @@ struct Keeping : Range {
   ExactBins bins;
 };
 
-TEST(a_size_is_found_and_no_other) {
+TEST_CASE("a size is found and no other") {
   std::vector<ExactBin> configured;
   for (std::size_t i = 0; i < ExactBin::kMostBins; ++i) configured.push_back({(i + 1) * kMiB * 7 / 3, 0, 2});
   const Keeping heap(configured);
   for (const ExactBin& each : configured) {
     const Bytes size = round_up(each.size, kGranularity);
     const ExactBins::Bin* bin = heap.bins.find(size);
-    CHECK(bin != nullptr && bin->size == size && bin->keep == 2);
-    CHECK(heap.bins.find(size + kGranularity) == nullptr && heap.bins.find(size - kGranularity) == nullptr);
+    CHECK((bin != nullptr && bin->size == size && bin->keep == 2));
+    CHECK((heap.bins.find(size + kGranularity) == nullptr && heap.bins.find(size - kGranularity) == nullptr));
   }
   heap.check();
 }
 
 // What is kept, by size, in the order in which it came; and in which order of all.
-TEST(random_use_agrees_with_lists) {
+TEST_CASE("random use agrees with lists") {
   const std::vector<ExactBin> configured = {{kMiB, 0, 5}, {2 * kMiB + 512, 2, 4}, {5 * kMiB, 3, 3}};
   Keeping heap(configured);
   std::map<Bytes, std::deque<std::pair<std::uint64_t, Arena::Block*>>> kept;
@@ -92,7 +92,7 @@ TEST(random_use_agrees_with_lists) {
         mine.push_back(heap.place(size));
       } else {
         Arena::Block* block = heap.bins.take(bin, size - 1);
-        CHECK(block == kept[size].back().second && block->in_use() && block->requested == size - 1);
+        CHECK((block == kept[size].back().second && block->in_use() && block->requested == size - 1));
         kept[size].pop_back();
         mine.push_back(block);
       }
@@ -105,7 +105,7 @@ TEST(random_use_agrees_with_lists) {
       CHECK(heap.bins.has_room(bin) == room);
       if (room) {
         heap.bins.keep(bin, block);
-        CHECK(block->kept() && !block->in_use() && heap.arena.containing(block->offset) == nullptr);
+        CHECK((block->kept() && !block->in_use() && heap.arena.containing(block->offset) == nullptr));
         kept[size].emplace_back(++number, block);
       } else {
         heap.arena.free(block);
@@ -124,15 +124,15 @@ TEST(random_use_agrees_with_lists) {
       blocks += own.size();
       surplus += own.size() - std::min(own.size(), static_cast<std::size_t>(limits(each).preallocate));
     }
-    CHECK(heap.bins.bytes() == bytes && heap.bins.blocks() == blocks && heap.bins.surplus() == surplus);
-    CHECK(heap.bins.released() == released && heap.bins.last_number() == number);
+    CHECK((heap.bins.bytes() == bytes && heap.bins.blocks() == blocks && heap.bins.surplus() == surplus));
+    CHECK((heap.bins.released() == released && heap.bins.last_number() == number));
     if (i % 100 == 0) heap.check();
   }
   heap.bins.release(~Bytes{0}, ExactBins::Which::all);
   for (auto& [size, blocks] : live)
     for (Arena::Block* block : blocks) heap.arena.free(block);
   heap.check();
-  CHECK(heap.resident() == 0 && heap.arena.holes() == 0);
+  CHECK((heap.resident() == 0 && heap.arena.holes() == 0));
 }
 
 // --- under stress ---------------------------------------------------------------------------------------------------
@@ -149,18 +149,18 @@ void check_counts(const DeviceStats& stats) {
 #define X(name) served += stats.after_##name;
   POOLALLOC_RUNGS(X)
 #undef X
-  CHECK(stats.retries == served && stats.kept_hits > 0 && stats.kept_misses > 0 && stats.kept_released > 0);
+  CHECK((stats.retries == served && stats.kept_hits > 0 && stats.kept_misses > 0 && stats.kept_released > 0));
 }
 
-TEST(what_is_kept_disturbs_no_work_and_has_no_second_owner) {
+TEST_CASE("what is kept disturbs no work and has no second owner") {
   for (const std::int64_t preallocate : {0, 2}) {
     Program program(96, Lie::none, true, with_bins(preallocate));
     stress::run(program, 500, [](Actor& actor) {
-      for (int i = 0; i < 6000; ++i) actor.step();
+      for (int i = 0; i < stress::steps(6000); ++i) actor.step();
     });
     const DeviceStats stats = program.allocator.stats(0);
     check_counts(stats);
-    CHECK(program.out_of_memory > 0 && (preallocate == 0 || stats.after_releasing > 0));
+    CHECK((program.out_of_memory > 0 && (preallocate == 0 || stats.after_releasing > 0)));
     program.finish();
     CHECK(program.allocator.stats(0).kept.current == 0);
   }
@@ -168,7 +168,7 @@ TEST(what_is_kept_disturbs_no_work_and_has_no_second_owner) {
 
 void live_with_graphs(Program& program, unsigned seed) {
   stress::run(program, seed, [](Actor& actor) {
-    for (int i = 0; i < 3000; ++i) {
+    for (int i = 0; i < stress::steps(3000); ++i) {
       if (i % 100 == 0) actor.capture();
       if (i % 10 == 5) actor.launch();
       if (i % 100 == 50 && actor.graphs.size() > 3) actor.destroy_graph();
@@ -180,17 +180,17 @@ void live_with_graphs(Program& program, unsigned seed) {
   CHECK(program.allocator.stats(0).kept.current == 0);
 }
 
-TEST(graphs_and_what_is_kept_leave_each_other_alone) {
+TEST_CASE("graphs and what is kept leave each other alone") {
   Program program(160, Lie::none, true, with_bins(1));
   live_with_graphs(program, 600);
 }
 
-TEST(it_is_as_sound_in_segments) {
+TEST_CASE("it is as sound in segments") {
   Program program(160, Lie::none, false, with_bins(1));
   live_with_graphs(program, 700);
 }
 
-TEST(a_background_thread_takes_it_among_the_others) {
+TEST_CASE("a background thread takes it among the others") {
   Options options = with_bins(1);
   options.trim_high = 8 * kPageBytes;
   options.trim_low = 2 * kPageBytes;
@@ -200,13 +200,13 @@ TEST(a_background_thread_takes_it_among_the_others) {
 }
 
 // As many blocks as fit are kept somewhere, mostly on another stream: nobody may run out for it.
-TEST(what_fits_never_runs_out_for_what_is_kept) {
+TEST_CASE("what fits never runs out for what is kept") {
   constexpr Bytes kEach = 44;
   Options options = growing("tight");
   for (Bytes pages = 1; pages <= 12; ++pages) options.exact_bins.push_back({pages * kPageBytes, 2, 8});
   Program program(stress::kThreads * kEach, Lie::none, true, options);
   stress::run(program, 200, [](Actor& actor) { stress::live_within(actor, kEach, 2500); });
-  CHECK(program.out_of_memory == 0 && program.allocator.stats(0).kept_hits > 0);
+  CHECK((program.out_of_memory == 0 && program.allocator.stats(0).kept_hits > 0));
   program.finish();
 }
 

@@ -47,9 +47,9 @@ void refuse_each_call(bool virtual_memory) {
   CHECK(nth > 100);
 }
 
-TEST(any_call_may_be_refused_once) { refuse_each_call(true); }
+TEST_CASE("any call may be refused once") { refuse_each_call(true); }
 
-TEST(any_call_may_be_refused_once_where_memory_comes_in_segments) { refuse_each_call(false); }
+TEST_CASE("any call may be refused once where memory comes in segments") { refuse_each_call(false); }
 
 // The device is lost in the middle of the program, which goes on for a while, and is not told that memory is short
 // (Program::allocate). False if the program makes fewer calls.
@@ -75,7 +75,7 @@ bool survives_loss_at(std::uint64_t nth, bool virtual_memory) {
   return program.faulty.lost();
 }
 
-TEST(a_lost_device_is_not_one_that_is_full) {
+TEST_CASE("a lost device is not one that is full") {
   for (const bool virtual_memory : {true, false})
     for (std::uint64_t nth = 1; survives_loss_at(nth, virtual_memory);) nth += 17;
 }

@@ -49,7 +49,7 @@ struct HeapRig {
   // An event behind what is enqueued on a stream now.
   EventHandle mark(StreamId stream) {
     EventHandle event = 0;
-    CHECK(model.create_event(0, &event) == Status::ok && model.record_event(0, event, stream) == Status::ok);
+    CHECK((model.create_event(0, &event) == Status::ok && model.record_event(0, event, stream) == Status::ok));
     return event;
   }
   bool done(EventHandle event) { return model.query_event(MayAsk::unchecked(), 0, event) == Status::ok; }
@@ -78,7 +78,7 @@ struct HeapRig {
 
 const Bytes kSizes[] = {100, 256 << 10, 300 << 10, 5 * kPage};  // two from slabs, two from the arena
 
-TEST(a_block_freed_on_its_own_stream_is_reused_at_once) {
+TEST_CASE("a block freed on its own stream is reused at once") {
   HeapRig rig(64, 1000);
   for (Bytes bytes : kSizes) {
     const Address address = rig.take(bytes);
@@ -89,7 +89,7 @@ TEST(a_block_freed_on_its_own_stream_is_reused_at_once) {
   CHECK(rig.driver.calls(DriverCall::synchronize_event) == 0);
 }
 
-TEST(only_starts_of_live_blocks_are_freed_or_recorded) {
+TEST_CASE("only starts of live blocks are freed or recorded") {
   HeapRig rig;
   for (Bytes bytes : kSizes) {
     const Address address = rig.take(bytes);
@@ -106,18 +106,18 @@ TEST(only_starts_of_live_blocks_are_freed_or_recorded) {
   }
 }
 
-TEST(a_block_used_elsewhere_is_pending_until_every_such_stream_is_done) {
+TEST_CASE("a block used elsewhere is pending until every such stream is done") {
   for (Bytes bytes : kSizes) {
     HeapRig rig(64, 10);
     rig.model.set_stream_lag(0, kThird, 30);
     const Address address = rig.take(bytes);
-    CHECK(rig.heap.record_stream(address, {0, kOther}) && rig.heap.record_stream(address, {0, kThird}));
+    CHECK((rig.heap.record_stream(address, {0, kOther}) && rig.heap.record_stream(address, {0, kThird})));
     CHECK(rig.heap.record_stream(address, {0, kOther}));
     CHECK(rig.heap.free(address));
-    CHECK(!rig.heap.free(address) &&
-          !rig.heap.record_stream(address, {0, kOther}));  // a second free, though it is pending
+    CHECK((!rig.heap.free(address) &&
+          !rig.heap.record_stream(address, {0, kOther})));  // a second free, though it is pending
     const HeapStats pending = rig.heap.stats();
-    CHECK(pending.requested.current == 0 && pending.live.current == 0);
+    CHECK((pending.requested.current == 0 && pending.live.current == 0));
     CHECK(pending.pending.current == static_cast<std::int64_t>(rig.heap.block(address)->rounded));
     for (std::uint64_t now : {0, 10, 19}) {
       rig.model.advance(now == 0 ? 0 : now == 10 ? 10 : 19);
@@ -127,14 +127,14 @@ TEST(a_block_used_elsewhere_is_pending_until_every_such_stream_is_done) {
     }
     rig.model.advance(1);
     CHECK(rig.heap.poll_pending() == 1);
-    CHECK(rig.heap.stats().pending.current == 0 && rig.heap.stats().pending_completed == 1);
+    CHECK((rig.heap.stats().pending.current == 0 && rig.heap.stats().pending_completed == 1));
     CHECK(!rig.heap.block(address));
     CHECK(rig.hands_out(address, bytes));
     rig.check();
   }
 }
 
-TEST(a_use_by_the_own_stream_delays_nothing) {
+TEST_CASE("a use by the own stream delays nothing") {
   HeapRig rig(64, 1000);
   const Address address = rig.take(kMiB);
   CHECK(rig.heap.record_stream(address, {0, kOwn}));
@@ -142,7 +142,7 @@ TEST(a_use_by_the_own_stream_delays_nothing) {
   CHECK(rig.take(kMiB) == address);
 }
 
-TEST(an_address_with_uses_recorded_starts_afresh_when_handed_out_again) {
+TEST_CASE("an address with uses recorded starts afresh when handed out again") {
   HeapRig rig(64, 10);
   const Address address = rig.take(kMiB);
   CHECK(rig.heap.record_stream(address, {0, kOther}));
@@ -155,7 +155,7 @@ TEST(an_address_with_uses_recorded_starts_afresh_when_handed_out_again) {
   rig.check();
 }
 
-TEST(completed_pending_frees_are_used_before_the_heap_grows) {
+TEST_CASE("completed pending frees are used before the heap grows") {
   HeapRig rig(64, 10);
   const Address address = rig.take(8 * kPage);
   CHECK(rig.heap.record_stream(address, {0, kOther}));
@@ -167,19 +167,19 @@ TEST(completed_pending_frees_are_used_before_the_heap_grows) {
   rig.check();
 }
 
-TEST(waiting_finishes_what_is_pending) {
+TEST_CASE("waiting finishes what is pending") {
   HeapRig rig(64, 10);
   for (int i = 0; i < 3; ++i) {
     const Address address = rig.take(kMiB);
     CHECK(rig.heap.record_stream(address, {0, kOther + static_cast<StreamId>(i)}));
     CHECK(rig.heap.free(address));
   }
-  CHECK(rig.heap.wait_pending() == 3 && rig.heap.wait_pending() == 0);
-  CHECK(rig.heap.stats().pending.current == 0 && rig.heap.live_blocks() == 0);
+  CHECK((rig.heap.wait_pending() == 3 && rig.heap.wait_pending() == 0));
+  CHECK((rig.heap.stats().pending.current == 0 && rig.heap.live_blocks() == 0));
   rig.check();
 }
 
-TEST(events_are_reused) {
+TEST_CASE("events are reused") {
   HeapRig rig(64, 1);
   for (int i = 0; i < 50; ++i) {
     const Address address = rig.take(kMiB);
@@ -188,11 +188,11 @@ TEST(events_are_reused) {
     rig.model.advance(1);
     rig.heap.poll_pending();
   }
-  CHECK(rig.driver.calls(DriverCall::create_event) <= 3 && rig.driver.calls(DriverCall::record_event) >= 50);
+  CHECK((rig.driver.calls(DriverCall::create_event) <= 3 && rig.driver.calls(DriverCall::record_event) >= 50));
 }
 
 // Whatever the driver refuses, a block is never handed out before the work that uses it is done.
-TEST(a_refused_event_call_never_lets_a_block_go_early) {
+TEST_CASE("a refused event call never lets a block go early") {
   for (DriverCall call :
        {DriverCall::create_event, DriverCall::record_event, DriverCall::query_event, DriverCall::synchronize_event}) {
     for (Status status : {Status::failed, Status::out_of_memory}) {
@@ -207,7 +207,7 @@ TEST(a_refused_event_call_never_lets_a_block_go_early) {
           rig.heap.wait_pending();
         else
           rig.heap.poll_pending();
-        CHECK(rig.done(work) || rig.heap.stats().pending.current != 0);
+        CHECK((rig.done(work) || rig.heap.stats().pending.current != 0));
         rig.check();
         for (int i = 0; i < 3; ++i) {  // and in the end it comes back
           rig.model.advance(10);
@@ -221,20 +221,20 @@ TEST(a_refused_event_call_never_lets_a_block_go_early) {
   }
 }
 
-TEST(frames_leave_when_the_work_before_has_completed) {
+TEST_CASE("frames leave when the work before has completed") {
   HeapRig rig(64, 10);
   const Address address = rig.take(8 * kPage);
   CHECK(rig.heap.free(address));
   const EventHandle work = rig.mark(kOwn);
   CHECK(rig.heap.reclaim_waiting(3) == 3 * kPage);
   CHECK(rig.done(work));
-  CHECK(rig.shared.supply.spare_bytes() == 3 * kPage && rig.heap.stats().idle.current == 5 * std::int64_t{kPage});
+  CHECK((rig.shared.supply.spare_bytes() == 3 * kPage && rig.heap.stats().idle.current == 5 * std::int64_t{kPage}));
   rig.check();
-  CHECK(rig.heap.reclaim_waiting(~0u) == 5 * kPage && rig.heap.reclaim_waiting(~0u) == 0 && !rig.heap.mapped());
+  CHECK((rig.heap.reclaim_waiting(~0u) == 5 * kPage && rig.heap.reclaim_waiting(~0u) == 0 && !rig.heap.mapped()));
   rig.check();
 }
 
-TEST(a_refused_call_never_lets_a_frame_leave_early_or_get_lost) {
+TEST_CASE("a refused call never lets a frame leave early or get lost") {
   for (DriverCall call : {DriverCall::create_event, DriverCall::record_event, DriverCall::synchronize_event,
                           DriverCall::unmap, DriverCall::destroy}) {
     HeapRig rig(64, 10);
@@ -244,7 +244,7 @@ TEST(a_refused_call_never_lets_a_frame_leave_early_or_get_lost) {
     const EventHandle work = rig.mark(kOwn);
     rig.model.fail(call, 1, Status::failed);
     rig.heap.reclaim_waiting(~0u);
-    CHECK(rig.done(work) || rig.under(address) == handle);
+    CHECK((rig.done(work) || rig.under(address) == handle));
     rig.shared.supply.destroy_spare();
     rig.heap.validate();
     CHECK(rig.model.violations() == 0);
@@ -260,7 +260,7 @@ TEST(a_refused_call_never_lets_a_frame_leave_early_or_get_lost) {
 }
 
 // What a capture forbids is a violation of the model, which check() and the rig's end look for.
-TEST(during_a_capture_nothing_is_unmapped_and_its_thread_asks_for_nothing) {
+TEST_CASE("during a capture nothing is unmapped and its thread asks for nothing") {
   HeapRig rig(16, 10);
   const Address used = rig.take(kMiB);
   const Address idle = rig.take(4 * kPage);
@@ -269,7 +269,7 @@ TEST(during_a_capture_nothing_is_unmapped_and_its_thread_asks_for_nothing) {
   rig.gate.begin(0);
   rig.model.begin_capture(0, kOwn);
   CHECK(rig.heap.free(used));
-  CHECK(rig.heap.poll_pending() == 0 && rig.heap.wait_pending() == 0 && rig.heap.reclaim_waiting(~0u) == 0);
+  CHECK((rig.heap.poll_pending() == 0 && rig.heap.wait_pending() == 0 && rig.heap.reclaim_waiting(~0u) == 0));
   rig.model.advance(100);
   const Address again = rig.take(4 * kPage);
   Address none = 0;
@@ -284,7 +284,7 @@ TEST(during_a_capture_nothing_is_unmapped_and_its_thread_asks_for_nothing) {
   rig.check();
 }
 
-TEST(a_placement_refused_during_a_capture_unmaps_nothing) {
+TEST_CASE("a placement refused during a capture unmaps nothing") {
   for (DriverCall call : {DriverCall::create, DriverCall::map, DriverCall::allow_access}) {
     for (std::uint64_t nth : {1, 3}) {
       HeapRig rig(16);
@@ -294,7 +294,7 @@ TEST(a_placement_refused_during_a_capture_unmaps_nothing) {
       if (call != DriverCall::allow_access || nth == 1) rig.model.fail(call, nth, Status::failed);
       Address none = 0;
       const Status status = rig.heap.allocate(6 * kPage, &none);
-      CHECK(status == Status::failed || (call == DriverCall::allow_access && nth == 3));
+      CHECK((status == Status::failed || (call == DriverCall::allow_access && nth == 3)));
       CHECK(rig.model.violations() == 0);
       rig.take(4 * kPage);
       rig.check();
@@ -305,7 +305,7 @@ TEST(a_placement_refused_during_a_capture_unmaps_nothing) {
   }
 }
 
-TEST(a_full_device_is_out_of_memory_and_leaves_nothing_changed) {
+TEST_CASE("a full device is out of memory and leaves nothing changed") {
   HeapRig rig(16);
   const Address address = rig.take(10 * kPage);
   const HeapStats before = rig.heap.stats();
@@ -314,9 +314,9 @@ TEST(a_full_device_is_out_of_memory_and_leaves_nothing_changed) {
   for (Bytes bytes : {7 * kPage, 17 * kPage, 1000 * kPage, Bytes{1} << 45, ~Bytes{0}})
     CHECK(rig.heap.allocate(bytes, &none) != Status::ok);
   const HeapStats after = rig.heap.stats();
-  CHECK(after.live.current == before.live.current && after.live.peak == before.live.peak);
-  CHECK(after.resident.peak == before.resident.peak && after.reserved.current == before.reserved.current);
-  CHECK(after.allocations == before.allocations && after.mappings == before.mappings);
+  CHECK((after.live.current == before.live.current && after.live.peak == before.live.peak));
+  CHECK((after.resident.peak == before.resident.peak && after.reserved.current == before.reserved.current));
+  CHECK((after.allocations == before.allocations && after.mappings == before.mappings));
   CHECK(rig.model.used_bytes(0) == used);  // no page was made for a block that does not fit
   rig.check();
   rig.take(6 * kPage);
@@ -324,7 +324,7 @@ TEST(a_full_device_is_out_of_memory_and_leaves_nothing_changed) {
   rig.check();
 }
 
-TEST(totals_of_the_device_follow_within_the_published_step) {
+TEST_CASE("totals of the device follow within the published step") {
   HeapRig rig;
   rig.shared.several_heaps = true;
   rig.heap.publish_from_now();
@@ -333,7 +333,7 @@ TEST(totals_of_the_device_follow_within_the_published_step) {
     rig.take(bytes);
     requested += bytes;
     const std::int64_t lag = static_cast<std::int64_t>(requested) - rig.shared.requested.current.load();
-    CHECK(lag >= 0 && lag < Heap::kPublishBytes);
+    CHECK((lag >= 0 && lag < Heap::kPublishBytes));
   }
   rig.heap.publish();
   CHECK(rig.shared.requested.current.load() == static_cast<std::int64_t>(requested));
@@ -341,23 +341,23 @@ TEST(totals_of_the_device_follow_within_the_published_step) {
   CHECK(rig.shared.resident.current.load() == rig.heap.stats().resident.current);
 }
 
-TEST(an_address_inside_a_block_finds_it) {
+TEST_CASE("an address inside a block finds it") {
   HeapRig rig;
   for (Bytes bytes : kSizes) {
     const Address address = rig.take(bytes);
     for (Address inside : {address, address + 1, address + bytes - 1}) {
       const auto found = rig.heap.block(inside);
-      CHECK(found && found->address == address && found->rounded >= bytes);
+      CHECK((found && found->address == address && found->rounded >= bytes));
     }
     const Bytes rounded = rig.heap.block(address)->rounded;
     CHECK(rig.heap.free(address));
-    CHECK(!rig.heap.block(address) && !rig.heap.block(address + rounded - 1));
+    CHECK((!rig.heap.block(address) && !rig.heap.block(address + rounded - 1)));
   }
 }
 
 // --- a free that is put off ----------------------------------------------------------------------------------------
 
-TEST(a_block_asked_for_again_at_once_comes_back_as_it_was) {
+TEST_CASE("a block asked for again at once comes back as it was") {
   for (Bytes bytes : kSizes) {
     HeapRig rig;
     const Address below = rig.take(bytes), address = rig.take(bytes), above = rig.take(bytes);
@@ -376,7 +376,7 @@ TEST(a_block_asked_for_again_at_once_comes_back_as_it_was) {
   }
 }
 
-TEST(whoever_looks_finds_the_last_free_finished) {
+TEST_CASE("whoever looks finds the last free finished") {
   for (Bytes bytes : kSizes) {
     HeapRig rig;
     const Address address = rig.take(bytes);
@@ -385,18 +385,18 @@ TEST(whoever_looks_finds_the_last_free_finished) {
       return true;
     };
     const auto again = [&] { CHECK(rig.take(bytes) == address); };
-    CHECK(freed() && rig.heap.stats().resident.current == 0 && rig.heap.stats().live.current == 0);
+    CHECK((freed() && rig.heap.stats().resident.current == 0 && rig.heap.stats().live.current == 0));
     again();
-    CHECK(freed() && !rig.heap.free(address) && !rig.heap.record_stream(address, {0, kOther}));
+    CHECK((freed() && !rig.heap.free(address) && !rig.heap.record_stream(address, {0, kOther})));
     again();
-    CHECK(freed() && !rig.heap.block(address) && rig.heap.layout().blocks.empty());
+    CHECK((freed() && !rig.heap.block(address) && rig.heap.layout().blocks.empty()));
     again();
-    CHECK(freed() && rig.heap.reclaim_waiting(~0u) == round_up(bytes, kPage));
+    CHECK((freed() && rig.heap.reclaim_waiting(~0u) == round_up(bytes, kPage)));
     rig.check();
   }
 }
 
-TEST(a_block_of_another_size_may_lie_where_one_was_freed_last) {
+TEST_CASE("a block of another size may lie where one was freed last") {
   HeapRig rig;
   const Address address = rig.take(4 * kPage);
   rig.take(kPage);
@@ -408,7 +408,7 @@ TEST(a_block_of_another_size_may_lie_where_one_was_freed_last) {
 
 // The same program twice: one that looks at the figures all the time, so that no free stays put off, and one that does
 // not. Small blocks also come to lie in the same places.
-TEST(peaks_are_as_if_no_free_was_put_off) {
+TEST_CASE("peaks are as if no free was put off") {
   HeapRig looked, not_looked;
   std::vector<std::pair<Address, Address>> live;
   std::mt19937_64 random(7);
@@ -420,7 +420,7 @@ TEST(peaks_are_as_if_no_free_was_put_off) {
       CHECK(live.back().first - looked.heap.base() == live.back().second - not_looked.heap.base());
     } else {
       const std::size_t place = random() % live.size();
-      CHECK(looked.heap.free(live[place].first) && not_looked.heap.free(live[place].second));
+      CHECK((looked.heap.free(live[place].first) && not_looked.heap.free(live[place].second)));
       live[place] = live.back();
       live.pop_back();
     }
@@ -428,15 +428,15 @@ TEST(peaks_are_as_if_no_free_was_put_off) {
   }
   const HeapStats a = looked.heap.stats(), b = not_looked.heap.stats();
   for (const auto counter : {&HeapStats::requested, &HeapStats::live, &HeapStats::resident, &HeapStats::reserved}) {
-    CHECK((a.*counter).current == (b.*counter).current && (a.*counter).peak == (b.*counter).peak);
+    CHECK(((a.*counter).current == (b.*counter).current && (a.*counter).peak == (b.*counter).peak));
   }
   for (const auto part : {&HeapStats::all, &HeapStats::small})
-    CHECK((a.*part).unused.current == (b.*part).unused.current && (a.*part).unused.peak == (b.*part).unused.peak &&
-          (a.*part).reserved.peak == (b.*part).reserved.peak);
+    CHECK(((a.*part).unused.current == (b.*part).unused.current && (a.*part).unused.peak == (b.*part).unused.peak &&
+          (a.*part).reserved.peak == (b.*part).reserved.peak));
 }
 
 // Of many heaps in one process, late ones have few addresses for slabs.
-TEST(small_blocks_go_to_the_arena_where_slabs_have_no_addresses_left) {
+TEST_CASE("small blocks go to the arena where slabs have no addresses left") {
   HeapRig rig;
   const Address base = rig.reserve(64 * kPage);
   {
@@ -444,13 +444,13 @@ TEST(small_blocks_go_to_the_arena_where_slabs_have_no_addresses_left) {
     std::vector<Address> blocks(90);
     for (Address& block : blocks) CHECK(heap.allocate(100 << 10, &block) == Status::ok);
     const HeapStats stats = heap.stats();
-    CHECK(stats.arena_rounded != 0 && stats.all.blocks.current == 90);
-    CHECK(stats.large.blocks.current != 0 && static_cast<Bytes>(stats.large.held.current) == stats.arena_rounded);
+    CHECK((stats.arena_rounded != 0 && stats.all.blocks.current == 90));
+    CHECK((stats.large.blocks.current != 0 && static_cast<Bytes>(stats.large.held.current) == stats.arena_rounded));
     heap.validate();
     CHECK(rig.model.used_bytes(0) <= 6 * kPage);
     CHECK(heap.block(blocks.back() + 5)->requested == 100 << 10);
-    for (const Address block : blocks) CHECK(heap.free(block) && !heap.free(block));
-    CHECK(heap.stats().requested.current == 0 && heap.stats().resident.current == 0);
+    for (const Address block : blocks) CHECK((heap.free(block) && !heap.free(block)));
+    CHECK((heap.stats().requested.current == 0 && heap.stats().resident.current == 0));
     heap.validate();
     heap.retire();
   }

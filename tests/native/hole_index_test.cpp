@@ -1,11 +1,11 @@
 // Holes by size and address against a sorted set.
 #include "core/hole_index.h"
 
+#include <doctest/doctest.h>
+
 #include <random>
 #include <set>
 #include <vector>
-
-#include "check.h"
 
 using namespace poolalloc;
 
@@ -24,7 +24,7 @@ struct BySize {
 using Expected = std::set<Hole*, BySize>;
 
 void check_order(const HoleIndex<Hole>& index, const Expected& expected) {
-  CHECK(index.valid() && index.count() == expected.size());
+  CHECK((index.valid() && index.count() == expected.size()));
   Hole* hole = index.at_least(kGranularity);
   for (Hole* each : expected) {
     CHECK(hole == each);
@@ -57,12 +57,12 @@ void check_random_changes(std::uint64_t largest) {
   }
 }
 
-TEST(random_holes_of_few_sizes) { check_random_changes(3); }
-TEST(random_holes_of_all_sizes) { check_random_changes(33); }
+TEST_CASE("random holes of few sizes") { check_random_changes(3); }
+TEST_CASE("random holes of all sizes") { check_random_changes(33); }
 
-TEST(an_empty_index_has_no_hole) {
+TEST_CASE("an empty index has no hole") {
   HoleIndex<Hole> index;
-  CHECK(index.valid() && index.count() == 0 && index.at_least(kGranularity) == nullptr);
+  CHECK((index.valid() && index.count() == 0 && index.at_least(kGranularity) == nullptr));
 }
 
 }  // namespace

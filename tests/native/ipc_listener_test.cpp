@@ -1,14 +1,13 @@
 // Who may connect to a process that shares memory, how many at a time, and for how long they may say nothing.
 #include "plugin/ipc_listener.h"
 
+#include <doctest/doctest.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <utility>
 #include <vector>
-
-#include "check.h"
 
 using namespace poolalloc::ipc;
 using std::chrono::milliseconds;
@@ -24,7 +23,7 @@ struct Rig {
           sockaddr_un address;
           const socklen_t length = address_of(name, &address);
           const int made = ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0);
-          CHECK(bind(made, reinterpret_cast<sockaddr*>(&address), length) == 0 && listen(made, 64) == 0);
+          CHECK((bind(made, reinterpret_cast<sockaddr*>(&address), length) == 0 && listen(made, 64) == 0));
           return made;
         }()),
         listener(
@@ -71,27 +70,27 @@ struct Rig {
   Listener listener;
 };
 
-TEST(other_users_are_closed_at_once_and_not_answered) {
+TEST_CASE("other users are closed at once and not answered") {
   Rig rig({geteuid() + 1, 8, kLong});
   const int client = rig.connect();
   Rig::ask(client, 7);
   rig.listener.step();
-  CHECK(rig.asked.empty() && rig.listener.connections() == 0);
+  CHECK((rig.asked.empty() && rig.listener.connections() == 0));
   CHECK(Rig::heard(client) <= 0);
 }
 
-TEST(a_request_is_answered_while_others_are_silent) {
+TEST_CASE("a request is answered while others are silent") {
   Rig rig({geteuid(), 8, kLong});
   const int silent = rig.accepted();
   const int asking = rig.accepted();
   Rig::ask(asking, 3, 2);
   rig.listener.step();
   CHECK(rig.asked == std::vector<std::uint64_t>{3});
-  CHECK(Rig::heard(asking) == 1 && Rig::heard(silent) == -1);
+  CHECK((Rig::heard(asking) == 1 && Rig::heard(silent) == -1));
   CHECK(rig.listener.connections() == 2);
 }
 
-TEST(what_was_asked_before_the_connection_was_taken_is_answered_with_it) {
+TEST_CASE("what was asked before the connection was taken is answered with it") {
   Rig rig({geteuid(), 8, kLong});
   const int client = rig.connect();
   Rig::ask(client, 5);
@@ -99,7 +98,7 @@ TEST(what_was_asked_before_the_connection_was_taken_is_answered_with_it) {
   CHECK(Rig::heard(client) == 1);
 }
 
-TEST(one_too_many_closes_the_one_that_was_silent_for_longest) {
+TEST_CASE("one too many closes the one that was silent for longest") {
   Rig rig({geteuid(), 3, kLong});
   const int first = rig.accepted();
   const int second = rig.accepted();
@@ -109,10 +108,10 @@ TEST(one_too_many_closes_the_one_that_was_silent_for_longest) {
   CHECK(Rig::heard(first) == 1);
   const int fourth = rig.accepted();
   CHECK(rig.listener.connections() == 3);
-  CHECK(Rig::heard(second) == 0 && Rig::heard(first) == -1 && Rig::heard(third) == -1 && Rig::heard(fourth) == -1);
+  CHECK((Rig::heard(second) == 0 && Rig::heard(first) == -1 && Rig::heard(third) == -1 && Rig::heard(fourth) == -1));
 }
 
-TEST(a_flood_of_connections_stays_bounded_and_is_survived) {
+TEST_CASE("a flood of connections stays bounded and is survived") {
   Rig rig({geteuid(), 4, kLong});
   for (int i = 0; i < 200; ++i) rig.accepted();
   CHECK(rig.listener.connections() == 4);
@@ -122,26 +121,26 @@ TEST(a_flood_of_connections_stays_bounded_and_is_survived) {
   CHECK(Rig::heard(client) == 1);
 }
 
-TEST(who_says_nothing_for_long_is_closed) {
+TEST_CASE("who says nothing for long is closed") {
   Rig rig({geteuid(), 8, milliseconds(1)});
   const int client = rig.accepted();
   while (rig.listener.connections() != 0) rig.listener.step();  // returns when the time is over
   CHECK(Rig::heard(client) == 0);
 }
 
-TEST(a_packet_that_is_no_request_ends_the_connection) {
+TEST_CASE("a packet that is no request ends the connection") {
   Rig rig({geteuid(), 8, kLong});
   const std::vector<char> junk(sizeof(Request) + 1);
   for (const std::size_t bytes : {std::size_t{1}, sizeof(Request) - 1, sizeof(Request) + 1}) {
     const int client = rig.accepted();
     CHECK(send(client, junk.data(), bytes, MSG_NOSIGNAL) == static_cast<ssize_t>(bytes));
     rig.listener.step();
-    CHECK(rig.listener.connections() == 0 && rig.asked.empty());
+    CHECK((rig.listener.connections() == 0 && rig.asked.empty()));
     CHECK(Rig::heard(client) <= 0);
   }
 }
 
-TEST(descriptors_are_closed_when_they_were_sent) {
+TEST_CASE("descriptors are closed when they were sent") {
   Rig rig({geteuid(), 8, kLong});
   const int probe = dup(0);
   close(probe);

@@ -1,4 +1,5 @@
 // The allocator's own memory follows what it describes, whatever was there before.
+#include <doctest/doctest.h>
 #include <malloc.h>
 #include <sys/mman.h>
 
@@ -10,7 +11,6 @@
 #include <string>
 #include <vector>
 
-#include "check.h"
 #include "core/allocator.h"
 #include "core/lazy_array.h"
 #include "core/record_pool.h"
@@ -29,22 +29,22 @@ std::size_t host_pages(const void* start, std::size_t bytes) {
   return count;
 }
 
-TEST(a_lazy_array_gives_back_whole_pages_and_is_zero_there) {
+TEST_CASE("a lazy array gives back whole pages and is zero there") {
   LazyArray<std::uint64_t> numbers(1 << 20);
   const std::size_t bytes = std::size_t{8} << 20;
   for (std::size_t i = 0; i < 1 << 20; ++i) numbers[i] = i + 1;
   const std::size_t all = host_pages(numbers.data(), bytes);
   numbers.discard(1000, 500'000);
   const std::size_t left = host_pages(numbers.data(), bytes);
-  CHECK(left < all * 6 / 10 && left > all / 2);
-  CHECK(numbers[999] == 1000 && numbers[500'000] == 500'001 && numbers[250'000] == 0);
+  CHECK((left < all * 6 / 10 && left > all / 2));
+  CHECK((numbers[999] == 1000 && numbers[500'000] == 500'001 && numbers[250'000] == 0));
   for (std::size_t i = 1000; i < 500'000; ++i)
-    CHECK(numbers[i] == 0 || numbers[i] == i + 1);  // in pages shared with others
+    CHECK((numbers[i] == 0 || numbers[i] == i + 1));  // in pages shared with others
   numbers.discard(7, 9);
-  CHECK(numbers[7] == 8 && numbers[8] == 9);
+  CHECK((numbers[7] == 8 && numbers[8] == 9));
 }
 
-TEST(records_go_back_by_chunks_without_one_in_use) {
+TEST_CASE("records go back by chunks without one in use") {
   struct Record {
     Record* next = nullptr;
     std::uint64_t value = 0;
@@ -75,7 +75,7 @@ TEST(records_go_back_by_chunks_without_one_in_use) {
 }
 
 // Blocks come and go, each at addresses that nothing has used before.
-TEST(tables_of_addresses_that_nothing_uses_any_more_go_back) {
+TEST_CASE("tables of addresses that nothing uses any more go back") {
   constexpr PageIndex kPages = 400'000;
   Range pages(64, 4096, kPages);
   CHECK(pages.residency.acquire(5, 6) == Status::ok);  // stays
@@ -94,11 +94,11 @@ TEST(tables_of_addresses_that_nothing_uses_any_more_go_back) {
     least = std::min(least, pages.residency.metadata_bytes());
   }
   // What 1,024 pages touch between two looks: a part of the tables each, at most.
-  CHECK(most < 350 * (Bytes{12} << 10) && most < kPages * 23 / 2);
+  CHECK((most < 350 * (Bytes{12} << 10) && most < kPages * 23 / 2));
   CHECK(pages.residency.acquire(kPages - 9, kPages - 8) == Status::ok);
   pages.residency.shed_tables();
   CHECK(pages.residency.metadata_bytes() <= least + (Bytes{24} << 10));
-  CHECK(pages.residency.blocks(5) == 1 && pages.residency.blocks(kPages - 9) == 1);
+  CHECK((pages.residency.blocks(5) == 1 && pages.residency.blocks(kPages - 9) == 1));
   CHECK(pages.residency.untouched() == kPages - 7);
   pages.residency.release(kPages - 9, kPages - 8);
   pages.residency.release(5, 6);
@@ -106,7 +106,7 @@ TEST(tables_of_addresses_that_nothing_uses_any_more_go_back) {
 }
 
 // A slot of a page may be taken although the page has no memory: holes begin there.
-TEST(tables_with_a_taken_slot_stay) {
+TEST_CASE("tables with a taken slot stay") {
   Range pages(64, 512, 100'000);
   int owner = 0;
   CHECK(pages.residency.acquire(70'000, 70'000) == Status::ok);
@@ -117,10 +117,10 @@ TEST(tables_with_a_taken_slot_stay) {
   pages.residency.detach_idle(~0u, &leaving);
   leave(pages.residency, leaving);
   pages.residency.shed_tables();
-  CHECK(pages.residency.owner<int>(70'001) == &owner && pages.residency.owner<int>(71'000) == &owner);
+  CHECK((pages.residency.owner<int>(70'001) == &owner && pages.residency.owner<int>(71'000) == &owner));
 }
 
-TEST(with_the_last_block_goes_what_was_needed_for_it) {
+TEST_CASE("with the last block goes what was needed for it") {
   ModelOptions device;
   device.memory_bytes = Bytes{16} << 30;
   ModelDriver model(device);
@@ -137,9 +137,9 @@ TEST(with_the_last_block_goes_what_was_needed_for_it) {
       blocks.push_back(allocator.allocate(bytes, 0, 0));
     }
     const DeviceStats full = allocator.stats(0);
-    CHECK(full.metadata_bytes > 10 * before &&
-          full.metadata_bytes <=
-              before + 64 * full.live_blocks + static_cast<std::uint64_t>(full.reserved.current) / 1000);
+    CHECK((full.metadata_bytes > 10 * before &&
+           full.metadata_bytes <=
+               before + 64 * full.live_blocks + static_cast<std::uint64_t>(full.reserved.current) / 1000));
     std::shuffle(blocks.begin(), blocks.end(), random);
     for (const Address block : blocks) allocator.free(block);
     allocator.empty_cache();
@@ -154,7 +154,7 @@ std::size_t bytes_in_use() {
   return info.uordblks + info.hblkhd;
 }
 
-TEST(a_recording_that_has_ended_leaves_next_to_nothing) {
+TEST_CASE("a recording that has ended leaves next to nothing") {
   ModelDriver model(device_of(64));
   Allocator allocator(model, Options{});
   const auto record = [&] {
@@ -169,7 +169,7 @@ TEST(a_recording_that_has_ended_leaves_next_to_nothing) {
   CHECK(bytes_in_use() < before + kRecordings * 4096);
 }
 
-TEST(a_recordings_thread_takes_no_signals) {
+TEST_CASE("a recordings thread takes no signals") {
   const auto tasks = [] {
     std::set<std::string> all;
     for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) all.insert(entry.path());

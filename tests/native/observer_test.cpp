@@ -1,11 +1,12 @@
 // What the engine tells an observer, and the layout it shows, against its own figures and the model's memory: at every
 // moment the pages told of are the pages shown, and add up to what is reserved; every block lies on them.
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <map>
 #include <random>
 #include <set>
 
-#include "check.h"
 #include "core/allocator.h"
 #include "driver/model_driver.h"
 #include "growing.h"
@@ -24,7 +25,7 @@ class Ledger final : public Observer {
   void pages_left(const HeapId& heap, Address address, Bytes bytes) override {
     for (Address page = address; page < address + bytes; page += kPageBytes) {
       const auto found = pages.find(page);
-      CHECK(found != pages.end() && found->second == heap.stream);
+      CHECK((found != pages.end() && found->second == heap.stream));
       pages.erase(found);
     }
   }
@@ -33,7 +34,7 @@ class Ledger final : public Observer {
     spare = now;
   }
   void free_completed(const BlockInfo& block) override {
-    CHECK(block.pending && block.requested != 0 && block.requested <= block.rounded);
+    CHECK((block.pending && block.requested != 0 && block.requested <= block.rounded));
     completed.push_back(block.address);
   }
 
@@ -65,7 +66,7 @@ struct Device {
     for (const HeapLayout& heap : layout.heaps) {
       Address end = 0;
       for (const PageRun& run : heap.pages) {
-        CHECK(run.bytes != 0 && run.address >= end);
+        CHECK((run.bytes != 0 && run.address >= end));
         end = run.address + run.bytes;
         bytes += run.bytes;
         if (run.idle) idle += run.bytes;
@@ -74,9 +75,9 @@ struct Device {
           PhysicalHandle frame = 0;
           Bytes offset = 0;
           const bool accessible = model.physical(0, page, &frame, &offset);
-          CHECK(accessible || run.idle);  // a page on its way out may be mapped and no more
+          CHECK((accessible || run.idle));  // a page on its way out may be mapped and no more
           if (!accessible) continue;
-          if (offset == 0) CHECK(frames.insert(frame).second && "a physical page is shown once");
+          if (offset == 0) CHECK_MESSAGE(frames.insert(frame).second, "a physical page is shown once");
         }
       }
       Address last = 0;
@@ -87,13 +88,13 @@ struct Device {
         if (!block.pending) requested += block.requested;
         for (Address page = block.address / kPageBytes * kPageBytes; page < last; page += kPageBytes) {
           const auto under = shown.find(page);
-          CHECK(under != shown.end() && !under->second && "a block lies on pages that are not idle");
+          CHECK_MESSAGE((under != shown.end() && !under->second), "a block lies on pages that are not idle");
         }
       }
     }
-    CHECK(bytes == static_cast<Bytes>(stats.reserved.current) && bytes == model.used_bytes(0));
+    CHECK((bytes == static_cast<Bytes>(stats.reserved.current) && bytes == model.used_bytes(0)));
     CHECK(idle == static_cast<Bytes>(stats.idle.current));
-    CHECK(live == static_cast<Bytes>(stats.live.current) && requested == static_cast<Bytes>(stats.requested.current));
+    CHECK((live == static_cast<Bytes>(stats.live.current) && requested == static_cast<Bytes>(stats.requested.current)));
     CHECK(pending == static_cast<Bytes>(stats.pending.current));
     return shown;
   }
@@ -109,7 +110,7 @@ struct Device {
   Allocator allocator;
 };
 
-TEST(a_page_counts_where_it_was_used_last) {
+TEST_CASE("a page counts where it was used last") {
   Device device(64);
   device.observe();
   const Address wall = device.allocator.allocate(3 * kPageBytes, 0, 0);
@@ -120,33 +121,33 @@ TEST(a_page_counts_where_it_was_used_last) {
   CHECK(device.ledger.pages.count(first) == 1);
   // It fits into no hole, and its pages are taken from the hole.
   const Address larger = device.allocator.allocate(6 * kPageBytes, 0, 0);
-  CHECK(larger != first && device.ledger.pages.count(larger) == 1 && device.ledger.pages.count(first) == 0);
+  CHECK((larger != first && device.ledger.pages.count(larger) == 1 && device.ledger.pages.count(first) == 0));
   CHECK(device.ledger.pages.size() == 10);
   device.check_told();
   device.allocator.free(larger);
-  CHECK(device.ledger.pages.count(larger) == 1 && "idle pages stay where they are");
+  CHECK_MESSAGE(device.ledger.pages.count(larger) == 1, "idle pages stay where they are");
   device.allocator.free(wall);
   device.allocator.free(guard);
   device.check_told();
   CHECK(device.allocator.empty_cache() == 10 * kPageBytes);
-  CHECK(device.ledger.pages.empty() && device.ledger.spare == 0);
+  CHECK((device.ledger.pages.empty() && device.ledger.spare == 0));
 }
 
-TEST(a_free_that_waited_is_told_once_it_is_over) {
+TEST_CASE("a free that waited is told once it is over") {
   Device device(64, 5);
   device.observe();
   const Address block = device.allocator.allocate(kPageBytes, 0, 0);
   CHECK(!device.allocator.block(block)->used_elsewhere);
   device.allocator.record_stream(block, {0, 16});
-  CHECK(device.allocator.block(block)->used_elsewhere && !device.allocator.block(block)->pending);
+  CHECK((device.allocator.block(block)->used_elsewhere && !device.allocator.block(block)->pending));
   device.allocator.free(block);
-  CHECK(device.ledger.completed.empty() && device.allocator.block(block)->pending);
+  CHECK((device.ledger.completed.empty() && device.allocator.block(block)->pending));
   device.model.advance(10);
   device.allocator.empty_cache();
   CHECK(device.ledger.completed == std::vector<Address>{block});
 }
 
-TEST(nobody_is_told_after_the_observer_left) {
+TEST_CASE("nobody is told after the observer left") {
   Device device(64);
   device.observe();
   device.allocator.allocate(kPageBytes, 0, 0);
@@ -157,7 +158,7 @@ TEST(nobody_is_told_after_the_observer_left) {
   CHECK(device.check_layout().size() == 2);
 }
 
-TEST(pages_told_of_are_pages_shown_whatever_happens) {
+TEST_CASE("pages told of are pages shown whatever happens") {
   for (unsigned seed = 0; seed < 10; ++seed) {
     std::mt19937 random(seed);
     const auto below = [&](unsigned end) { return static_cast<unsigned>(random() % end); };

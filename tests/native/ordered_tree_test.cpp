@@ -1,13 +1,13 @@
 // The intrusive tree against std::set, and its depth.
 #include "core/ordered_tree.h"
 
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <random>
 #include <set>
 #include <vector>
-
-#include "check.h"
 
 using namespace poolalloc;
 
@@ -35,11 +35,11 @@ std::vector<Node> nodes(std::size_t count, std::uint32_t priority_mask = ~0u) {
 
 void check_contents(const Tree& tree, const std::set<std::uint64_t>& expected) {
   std::uint64_t count = 0;
-  CHECK(tree.valid(&count) && count == expected.size());
+  CHECK((tree.valid(&count) && count == expected.size()));
   CHECK(tree.empty() == expected.empty());
   const Node* node = tree.first();
   for (std::uint64_t key : expected) {
-    CHECK(node != nullptr && node->key == key);
+    CHECK((node != nullptr && node->key == key));
     node = tree.after(*node);
   }
   CHECK(node == nullptr);
@@ -62,28 +62,28 @@ void check_random_changes(std::uint32_t priority_mask) {
     const auto least = expected.lower_bound(wanted);
     const Node* found = tree.first_that([&](const Node& other) { return other.key >= wanted; });
     CHECK((found == nullptr) == (least == expected.end()));
-    CHECK(found == nullptr || found->key == *least);
+    CHECK((found == nullptr || found->key == *least));
     if (step % 50 == 0) check_contents(tree, expected);
   }
   check_contents(tree, expected);
 }
 
-TEST(random_insertions_and_removals_leave_what_a_set_has) { check_random_changes(~0u); }
+TEST_CASE("random insertions and removals leave what a set has") { check_random_changes(~0u); }
 
-TEST(equal_priorities_cost_balance_only) {
+TEST_CASE("equal priorities cost balance only") {
   check_random_changes(0x3);
   check_random_changes(0);
 }
 
-TEST(an_empty_tree_finds_nothing) {
+TEST_CASE("an empty tree finds nothing") {
   Tree tree;
-  CHECK(tree.empty() && tree.first() == nullptr);
+  CHECK((tree.empty() && tree.first() == nullptr));
   CHECK(tree.first_that([](const Node&) { return true; }) == nullptr);
   std::uint64_t count = 0;
-  CHECK(tree.valid(&count) && count == 0);
+  CHECK((tree.valid(&count) && count == 0));
 }
 
-TEST(valid_sees_a_broken_order_and_a_broken_heap) {
+TEST_CASE("valid sees a broken order and a broken heap") {
   std::vector<Node> all = nodes(50);
   Tree tree;
   for (Node& node : all) tree.insert(&node);
@@ -98,12 +98,12 @@ TEST(valid_sees_a_broken_order_and_a_broken_heap) {
     if (node.left == nullptr && node.right == nullptr) leaf = &node;
     if (node.priority > root->priority) root = &node;
   }
-  CHECK(leaf != nullptr && leaf != root);
+  CHECK((leaf != nullptr && leaf != root));
   leaf->priority = root->priority + 1;
   CHECK(!tree.valid(&count));
 }
 
-TEST(keys_in_order_make_no_deep_tree) {
+TEST_CASE("keys in order make no deep tree") {
   constexpr std::size_t kCount = 100'000;
   std::vector<Node> all = nodes(kCount);
   Tree tree;

@@ -1,8 +1,9 @@
 // PageChecker's rules one by one, by hand and without an allocator: each broken once, and kept once by what makes the
 // same use safe.
+#include <doctest/doctest.h>
+
 #include "page_checker.h"
 
-#include "check.h"
 #include "driver/model_driver.h"
 
 using namespace poolalloc;
@@ -44,7 +45,7 @@ struct Rig {
   void record(StreamId stream) { CHECK(checker.record_event(0, event, stream) == Status::ok); }
   // Only this rule is broken, or none.
   void check_broken(Rule rule) const {
-    CHECK(checker.findings().size() == 1 && checker.findings()[0].rule == rule && checker.found(rule) > 0);
+    CHECK((checker.findings().size() == 1 && checker.findings()[0].rule == rule && checker.found(rule) > 0));
   }
   void check_sound() const { CHECK(checker.findings().empty()); }
 
@@ -55,7 +56,7 @@ struct Rig {
   EventHandle event = 0;
 };
 
-TEST(two_blocks_share_a_page_only_at_different_offsets) {
+TEST_CASE("two blocks share a page only at different offsets") {
   Rig rig;
   rig.map(0, rig.handles[0]);
   rig.map(1, rig.handles[0]);  // an alias
@@ -67,7 +68,7 @@ TEST(two_blocks_share_a_page_only_at_different_offsets) {
   rig.check_broken(Rule::one_owner);
 }
 
-TEST(a_block_that_was_freed_has_no_memory_any_more) {
+TEST_CASE("a block that was freed has no memory any more") {
   Rig rig;
   rig.map(0, rig.handles[0]);
   rig.map(1, rig.handles[0]);
@@ -76,7 +77,7 @@ TEST(a_block_that_was_freed_has_no_memory_any_more) {
   rig.check_sound();
 }
 
-TEST(a_live_block_is_mapped_with_access_all_the_time) {
+TEST_CASE("a live block is mapped with access all the time") {
   {
     Rig rig;
     rig.map(0, rig.handles[0]);
@@ -108,7 +109,7 @@ TEST(a_live_block_is_mapped_with_access_all_the_time) {
   }
 }
 
-TEST(a_page_goes_to_another_stream_behind_an_event_that_was_seen_completed) {
+TEST_CASE("a page goes to another stream behind an event that was seen completed") {
   Rig rig;
   rig.map(0, rig.handles[0]);
   rig.use_and_free(0);
@@ -127,7 +128,7 @@ TEST(a_page_goes_to_another_stream_behind_an_event_that_was_seen_completed) {
   rig.check_sound();
 }
 
-TEST(a_stream_of_another_device_is_another_stream) {
+TEST_CASE("a stream of another device is another stream") {
   for (const DeviceIndex asked : {0, 1}) {
     Rig rig;
     rig.map(0, rig.handles[0]);
@@ -146,7 +147,7 @@ TEST(a_stream_of_another_device_is_another_stream) {
   }
 }
 
-TEST(an_event_says_nothing_of_later_work) {
+TEST_CASE("an event says nothing of later work") {
   Rig rig;
   rig.map(0, rig.handles[0]);
   rig.record(kFirst);
@@ -156,7 +157,7 @@ TEST(an_event_says_nothing_of_later_work) {
   rig.check_broken(Rule::stream_order);
 }
 
-TEST(an_event_that_was_asked_too_early_says_nothing) {
+TEST_CASE("an event that was asked too early says nothing") {
   Rig rig;
   rig.map(0, rig.handles[0]);
   rig.use_and_free(0);
@@ -166,7 +167,7 @@ TEST(an_event_that_was_asked_too_early_says_nothing) {
   rig.check_broken(Rule::stream_order);
 }
 
-TEST(a_wait_on_the_device_orders_streams_and_is_passed_on) {
+TEST_CASE("a wait on the device orders streams and is passed on") {
   Rig rig;
   rig.map(0, rig.handles[0]);
   rig.use_and_free(0);
@@ -181,7 +182,7 @@ TEST(a_wait_on_the_device_orders_streams_and_is_passed_on) {
   CHECK(rig.checker.found(Rule::running_work) == 1);
 }
 
-TEST(a_synchronized_device_has_finished_everything) {
+TEST_CASE("a synchronized device has finished everything") {
   Rig rig;
   rig.map(0, rig.handles[0]);
   rig.use_and_free(0);
@@ -190,7 +191,7 @@ TEST(a_synchronized_device_has_finished_everything) {
   rig.check_sound();
 }
 
-TEST(what_another_stream_used_is_not_reused_at_home_before_its_event) {
+TEST_CASE("what another stream used is not reused at home before its event") {
   Rig rig;
   rig.map(0, rig.handles[0]);
   const PageChecker::Block name = rig.block(0, kFirst, 0, 1024);
@@ -202,7 +203,7 @@ TEST(what_another_stream_used_is_not_reused_at_home_before_its_event) {
   rig.check_broken(Rule::stream_order);
 }
 
-TEST(nothing_is_unmapped_or_destroyed_under_work) {
+TEST_CASE("nothing is unmapped or destroyed under work") {
   {
     Rig rig;
     rig.map(0, rig.handles[0]);
@@ -246,14 +247,14 @@ PageChecker::Graph capture(Rig& rig, PoolId pool) {
   return graph;
 }
 
-TEST(memory_of_a_graph_stays_in_its_pool_and_in_place_until_the_graph_is_destroyed) {
+TEST_CASE("memory of a graph stays in its pool and in place until the graph is destroyed") {
   const PoolId pool{1, 0}, other{2, 0};
   {
     Rig rig;
     const PageChecker::Graph graph = capture(rig, pool);
     rig.checker.replayed(graph, kSecond);
     rig.block(0, kFirst, 0, 512, pool);  // another capture of the pool may use it, once the launch on kSecond is over
-    CHECK(rig.checker.found(Rule::graph) == 0 && rig.checker.found(Rule::stream_order) == 1);
+    CHECK((rig.checker.found(Rule::graph) == 0 && rig.checker.found(Rule::stream_order) == 1));
   }
   {
     Rig rig;
@@ -290,7 +291,7 @@ TEST(memory_of_a_graph_stays_in_its_pool_and_in_place_until_the_graph_is_destroy
   }
 }
 
-TEST(what_is_known_to_be_over_is_forgotten) {
+TEST_CASE("what is known to be over is forgotten") {
   Rig rig;
   rig.map(0, rig.handles[0]);
   for (int round = 0; round < 100; ++round) {
@@ -302,7 +303,7 @@ TEST(what_is_known_to_be_over_is_forgotten) {
     CHECK(rig.checker.synchronize_event(MayAsk::unchecked(), 0, rig.event) == Status::ok);
   }
   rig.check_sound();
-  CHECK(rig.checker.blocks() == 0 && rig.checker.uses() <= 4);
+  CHECK((rig.checker.blocks() == 0 && rig.checker.uses() <= 4));
 }
 
 }  // namespace

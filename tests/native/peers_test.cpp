@@ -14,7 +14,7 @@ ModelOptions three_devices() {
   return options;
 }
 
-TEST(access_is_for_the_peers_of_a_device_and_not_for_theirs) {
+TEST_CASE("access is for the peers of a device and not for theirs") {
   ModelDriver model(three_devices());
   Allocator allocator(model, Options{});
   Address before[3], after[3];
@@ -30,7 +30,7 @@ TEST(access_is_for_the_peers_of_a_device_and_not_for_theirs) {
   CHECK(model.violations() == 0);
 }
 
-TEST(all_peers_get_access_in_one_call) {
+TEST_CASE("all peers get access in one call") {
   ModelDriver model(three_devices());
   Allocator allocator(model, Options{});
   allocator.allow_peer(0, 1);
@@ -40,12 +40,12 @@ TEST(all_peers_get_access_in_one_call) {
   CHECK(allocator.stats(0).driver_calls["allow_access"] == 1);
 }
 
-TEST(a_peer_that_was_refused_is_not_asked_for_again) {
+TEST_CASE("a peer that was refused is not asked for again") {
   ModelDriver model(three_devices());
   Allocator allocator(model, Options{});
   allocator.allocate(4 * kPage, 0, 0);
   model.fail(DriverCall::allow_access, 1, Status::failed);
-  CHECK_THROWS(allocator.allow_peer(0, 1), DriverError);
+  CHECK_THROWS_AS(allocator.allow_peer(0, 1), DriverError);
   CHECK(model.peers(0, allocator.allocate(4 * kPage, 0, 0)) == 0);
 }
 

@@ -40,7 +40,7 @@ Bytes ask(PlanCursor& cursor, Bytes size) {
   return found;
 }
 
-TEST(a_cursor_follows_the_beginning_and_then_the_cycle_again_and_again) {
+TEST_CASE("a cursor follows the beginning and then the cycle again and again") {
   const StreamPlan plan = plan_of({7, 9}, {1, 2, 3});
   PlanCursor cursor(plan);
   std::size_t expected = 0;
@@ -52,14 +52,14 @@ TEST(a_cursor_follows_the_beginning_and_then_the_cycle_again_and_again) {
   CHECK(cursor.resynchronized() == 0);
 }
 
-TEST(a_request_that_fails_is_asked_for_again) {
+TEST_CASE("a request that fails is asked for again") {
   const StreamPlan plan = plan_of({}, {1, 2, 3});
   PlanCursor cursor(plan);
   for (int i = 0; i < 5; ++i) CHECK(cursor.next(1 * kMiB) == 0);
-  CHECK(ask(cursor, 1) == 0 && ask(cursor, 2) == 1 * kMiB);
+  CHECK((ask(cursor, 1) == 0 && ask(cursor, 2) == 1 * kMiB));
 }
 
-TEST(requests_left_out_or_too_many_do_not_lose_a_program_that_was_followed) {
+TEST_CASE("requests left out or too many do not lose a program that was followed") {
   const StreamPlan plan = plan_of({}, numbers(1, 100));
   PlanCursor cursor(plan);
   const auto follow = [&](std::size_t from, std::size_t to) {
@@ -67,37 +67,37 @@ TEST(requests_left_out_or_too_many_do_not_lose_a_program_that_was_followed) {
   };
   for (int round = 0; round < 3; ++round) follow(0, 100);
   follow(0, 10);
-  CHECK(ask(cursor, 500) == kNowhere && !cursor.steady());
+  CHECK((ask(cursor, 500) == kNowhere && !cursor.steady()));
   follow(10, 50);
   follow(53, 100);  // three left out
   follow(0, 52);
   CHECK(!cursor.steady());
   follow(52, 53);  // a whole cycle since
-  CHECK(cursor.steady() && cursor.resynchronized() == 0);
+  CHECK((cursor.steady() && cursor.resynchronized() == 0));
 }
 
-TEST(a_program_that_returns_after_something_else_is_followed_again) {
+TEST_CASE("a program that returns after something else is followed again") {
   const StreamPlan plan = plan_of({}, numbers(1, 100));
   PlanCursor cursor(plan);
   for (int round = 0; round < 2; ++round)
     for (const Bytes size : numbers(1, 100)) ask(cursor, size);
-  for (int i = 0; i < 200; ++i) CHECK(ask(cursor, 500) == kNowhere || i == 0);
+  for (int i = 0; i < 200; ++i) CHECK((ask(cursor, 500) == kNowhere || i == 0));
   int served = 0;
   for (const Bytes size : numbers(1, 100)) served += ask(cursor, size) != kNowhere;
-  CHECK(served == 100 - 16 && cursor.resynchronized() == 1);
+  CHECK((served == 100 - 16 && cursor.resynchronized() == 1));
 }
 
 // It has to show a whole cycle first.
-TEST(a_plan_that_never_fitted_is_watched_before_it_is_followed) {
+TEST_CASE("a plan that never fitted is watched before it is followed") {
   const StreamPlan plan = plan_of(numbers(300, 20), numbers(1, 100));
   PlanCursor cursor(plan);
   // Two doubts, then what tells the place, then a cycle.
   int asked = 0;
   while (ask(cursor, asked % 100 + 1) == kNowhere) ++asked;
-  CHECK(asked == 2 + 16 + 100 && cursor.resynchronized() == 1);
+  CHECK((asked == 2 + 16 + 100 && cursor.resynchronized() == 1));
 }
 
-TEST(a_place_with_a_double_is_not_taken_for_it) {
+TEST_CASE("a place with a double is not taken for it") {
   // Two layers that look alike: only what comes behind both of them tells where the program is.
   std::vector<Bytes> cycle;
   for (int layer = 0; layer < 2; ++layer)
@@ -129,7 +129,7 @@ struct BlocksRig : Range {
 
 constexpr PlannedBlocks::Bounds kAnyCost{~Bytes{0}, ~Bytes{0}};
 
-TEST(a_planned_place_is_free_only_if_nothing_lives_on_any_of_it) {
+TEST_CASE("a planned place is free only if nothing lives on any of it") {
   // By each pair of blocks on four pages, with edges at, before and behind those of pages.
   std::vector<PlannedRequest> all;
   const Bytes step = kPage / 4;
@@ -140,8 +140,8 @@ TEST(a_planned_place_is_free_only_if_nothing_lives_on_any_of_it) {
   for (const PlannedRequest& one : all) {
     CHECK(rig.blocks.allocate(one.offset, one.size, one.size - 1, kAnyCost) == Status::ok);
     PlannedBlocks::Block* block = rig.blocks.at(rig.blocks.offset_of(one.offset));
-    CHECK(block != nullptr && block->size == one.size && block->requested == one.size - 1);
-    CHECK(rig.blocks.containing(block->end() - 1) == block && rig.blocks.containing(block->end()) == nullptr);
+    CHECK((block != nullptr && block->size == one.size && block->requested == one.size - 1));
+    CHECK((rig.blocks.containing(block->end() - 1) == block && rig.blocks.containing(block->end()) == nullptr));
     for (const PlannedRequest& other : all) {
       const bool apart = other.offset + other.size <= one.offset || one.offset + one.size <= other.offset;
       const Status status = rig.blocks.allocate(other.offset, other.size, 1, kAnyCost);
@@ -153,10 +153,10 @@ TEST(a_planned_place_is_free_only_if_nothing_lives_on_any_of_it) {
     CHECK(rig.blocks.at(rig.blocks.offset_of(one.offset)) == nullptr);
   }
   rig.check();
-  CHECK(rig.blocks.live_blocks() == 0 && rig.resident() == 0);
+  CHECK((rig.blocks.live_blocks() == 0 && rig.resident() == 0));
 }
 
-TEST(a_page_with_too_many_pieces_takes_no_more) {
+TEST_CASE("a page with too many pieces takes no more") {
   StreamPlan plan;
   for (Bytes i = 0; i < 64; ++i) plan.requests.push_back({kPage / 64, i * kPage / 64});
   plan.period = 64;
@@ -169,7 +169,7 @@ TEST(a_page_with_too_many_pieces_takes_no_more) {
   rig.check();
 }
 
-TEST(a_place_that_leaves_too_much_unused_is_refused) {
+TEST_CASE("a place that leaves too much unused is refused") {
   StreamPlan plan;
   for (Bytes i = 0; i < 8; ++i) plan.requests.push_back({kPage / 4, 2 * i * kPage});
   plan.requests.push_back({kPage / 4, kPage / 2});  // on the page of the first
@@ -181,9 +181,9 @@ TEST(a_place_that_leaves_too_much_unused_is_refused) {
     return rig.blocks.allocate(one.offset, one.size, one.size, {room, waste});
   };
   CHECK(place(0, 0, kPage / 2) == Status::failed);  // 3/4 of a page
-  CHECK(rig.blocks.waste() == 0 && rig.resident() == 0);
+  CHECK((rig.blocks.waste() == 0 && rig.resident() == 0));
   CHECK(place(0, 0, kPage) == Status::ok);
-  CHECK(place(1, 0, kPage) == Status::failed && place(1, kPage, 0) == Status::ok);
+  CHECK((place(1, 0, kPage) == Status::failed && place(1, kPage, 0) == Status::ok));
   CHECK(rig.blocks.waste() == kPage * 3 / 2);
   CHECK(place(8, 0, 0) == Status::ok);  // adds no page
   CHECK(rig.blocks.waste() == kPage * 5 / 4);
@@ -243,7 +243,7 @@ struct Steps {
   Allocator& allocator;
 };
 
-TEST(a_program_that_repeats_itself_is_served_from_its_plan_with_no_driver_call) {
+TEST_CASE("a program that repeats itself is served from its plan with no driver call") {
   PlannedRig rig(only(steps()));
   Steps program(rig.allocator);
   program.begin();
@@ -252,13 +252,13 @@ TEST(a_program_that_repeats_itself_is_served_from_its_plan_with_no_driver_call) 
   rig.check();
   const std::uint64_t calls = rig.calls();
   for (int i = 0; i < 10; ++i) program.step();
-  CHECK(rig.calls() == calls && rig.stats().plan_misses == 0 && rig.stats().plan_hits == 3 + 4 * 12);
+  CHECK((rig.calls() == calls && rig.stats().plan_misses == 0 && rig.stats().plan_hits == 3 + 4 * 12));
   CHECK(static_cast<Bytes>(rig.stats().reserved.peak) == steps().height);
   CHECK(rig.stats().live.peak == rig.stats().requested.peak);  // the small one of 200 KiB has no size class either
   rig.check();
 }
 
-TEST(a_planned_place_where_something_lives_is_not_given_out) {
+TEST_CASE("a planned place where something lives is not given out") {
   PlannedRig rig(only(steps()));
   Steps program(rig.allocator);
   program.begin();
@@ -270,11 +270,11 @@ TEST(a_planned_place_where_something_lives_is_not_given_out) {
   CHECK(rig.stats().plan_misses == 2);
   const std::uint64_t misses = rig.stats().plan_misses;
   const Address again = program.take(6 * kMiB);
-  CHECK(again != kept && rig.stats().plan_misses == misses + 1);
+  CHECK((again != kept && rig.stats().plan_misses == misses + 1));
   rig.check();
 }
 
-TEST(pending_frees_keep_their_places) {
+TEST_CASE("pending frees keep their places") {
   PlannedRig rig(only(steps()), 256, 10);
   Steps program(rig.allocator);
   program.begin();
@@ -291,13 +291,13 @@ TEST(pending_frees_keep_their_places) {
   rig.check();
 }
 
-TEST(idle_planned_pages_serve_others_and_leave_when_they_are_asked_for) {
+TEST_CASE("idle planned pages serve others and leave when they are asked for") {
   PlannedRig rig(only(steps()), 20);
   Steps program(rig.allocator);
   program.begin();
   program.step();
   const Address other = rig.allocator.allocate(20 * kMiB, 0, 16);  // of another stream: what the step left
-  CHECK(other != 0 && rig.stats().pages_stolen > 0);
+  CHECK((other != 0 && rig.stats().pages_stolen > 0));
   rig.check();
   rig.allocator.free(other);
   program.step();
@@ -308,7 +308,7 @@ TEST(idle_planned_pages_serve_others_and_leave_when_they_are_asked_for) {
   rig.check();
 }
 
-TEST(a_plan_is_not_used_where_it_cannot_be) {
+TEST_CASE("a plan is not used where it cannot be") {
   Options options;
   options.segments = true;
   PlannedRig rig(only(steps()), 256, 0, options);
@@ -325,7 +325,7 @@ TEST(a_plan_is_not_used_where_it_cannot_be) {
   small.check();
 }
 
-TEST(plans_that_make_no_sense_are_refused) {
+TEST_CASE("plans that make no sense are refused") {
   const auto refused = [](auto change) {
     StreamPlan plan = steps();
     change(plan);
@@ -351,7 +351,7 @@ TEST(plans_that_make_no_sense_are_refused) {
 }
 
 // Every thread follows the plan for a while, then does at random what programs do; all pages are watched.
-TEST(threads_that_follow_and_leave_their_plans_disturb_no_work) {
+TEST_CASE("threads that follow and leave their plans disturb no work") {
   std::mt19937 random(7);
   StreamPlan part;
   for (int i = 0; i < 24; ++i) part.requests.push_back({(1 + random() % 4096) * 512, (random() % 8192) * 512});
@@ -369,7 +369,7 @@ TEST(threads_that_follow_and_leave_their_plans_disturb_no_work) {
         actor.step();
     }
   });
-  CHECK(program.allocator.stats(0).plan_hits > 100 && program.allocator.stats(0).plan_misses > 100);
+  CHECK((program.allocator.stats(0).plan_hits > 100 && program.allocator.stats(0).plan_misses > 100));
   program.finish();
 }
 

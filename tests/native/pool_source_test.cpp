@@ -1,11 +1,12 @@
 // Pools that bring an allocator of their own, and pools whose blocks share nothing.
+#include <doctest/doctest.h>
+
 #include <chrono>
 #include <future>
 #include <map>
 #include <stdexcept>
 #include <vector>
 
-#include "check.h"
 #include "core/allocator.h"
 #include "driver/model_driver.h"
 
@@ -113,29 +114,29 @@ void meanwhile(const std::function<void()>& call) {
   done.get();
 }
 
-TEST(segments_come_from_the_pools_allocator_and_blocks_are_cut_from_them) {
+TEST_CASE("segments come from the pools allocator and blocks are cut from them") {
   Rig rig;
   const Address small = rig.inside(kMiB), other = rig.inside(kMiB), third = rig.inside(kMiB);
   CHECK((rig.source->asked == std::vector<Bytes>{2 * kMiB, 2 * kMiB}));
   const Address medium = rig.inside(3 * kMiB), beside = rig.inside(5 * kMiB);
-  CHECK(rig.source->asked.size() == 3 && rig.source->asked.back() == 20 * kMiB);
+  CHECK((rig.source->asked.size() == 3 && rig.source->asked.back() == 20 * kMiB));
   const Address large = rig.inside(33 * kMiB, 5);
-  CHECK(rig.source->asked.back() == 34 * kMiB && rig.source->streams.back() == 5);
+  CHECK((rig.source->asked.back() == 34 * kMiB && rig.source->streams.back() == 5));
   const std::pair<Address, Bytes> blocks[] = {{small, kMiB},      {other, kMiB},      {third, kMiB},
                                               {medium, 3 * kMiB}, {beside, 5 * kMiB}, {large, 33 * kMiB}};
   for (const auto& [address, bytes] : blocks) CHECK(rig.source->has(address, bytes));
   const Address outside = rig.allocator.allocate(8 * kMiB, 0, 0);
-  CHECK(!rig.source->has(outside, 1) && rig.source->asked.size() == 4);
-  CHECK(rig.reserved() == 58 * kMiB + 8 * kMiB && rig.model.used_bytes(0) == rig.reserved());
+  CHECK((!rig.source->has(outside, 1) && rig.source->asked.size() == 4));
+  CHECK((rig.reserved() == 58 * kMiB + 8 * kMiB && rig.model.used_bytes(0) == rig.reserved()));
   rig.sound();
   for (const auto& [address, bytes] : blocks) rig.allocator.free(address);
-  CHECK(rig.inside(33 * kMiB, 5) == large && rig.source->asked.size() == 4);  // cached
+  CHECK((rig.inside(33 * kMiB, 5) == large && rig.source->asked.size() == 4));  // cached
   rig.allocator.empty_cache();
   CHECK(rig.source->freed == 0);  // a pool in use keeps its memory
   rig.sound();
 }
 
-TEST(memory_goes_back_when_the_pool_ends_and_the_allocator_with_it) {
+TEST_CASE("memory goes back when the pool ends and the allocator with it") {
   Rig rig;
   bool gone = false;
   rig.source->gone = &gone;
@@ -144,43 +145,43 @@ TEST(memory_goes_back_when_the_pool_ends_and_the_allocator_with_it) {
   rig.source.reset();
   rig.allocator.free(large);
   rig.allocator.release_pool(0, kPool);
-  CHECK(source.freed == 1 && source.live.size() == 1);
+  CHECK((source.freed == 1 && source.live.size() == 1));
   rig.allocator.empty_cache();
-  CHECK(!gone && source.freed == 1);  // its last block is still held
+  CHECK((!gone && source.freed == 1));  // its last block is still held
   rig.allocator.free(kept);
-  CHECK(!gone && source.live.size() == 1);
+  CHECK((!gone && source.live.size() == 1));
   rig.allocator.empty_cache();
   CHECK(gone);
-  CHECK(rig.reserved() == 0 && rig.model.used_bytes(0) == 0);
+  CHECK((rig.reserved() == 0 && rig.model.used_bytes(0) == 0));
   rig.sound();
 }
 
-TEST(an_allocator_without_memory_is_out_of_memory_and_the_limit_counts) {
+TEST_CASE("an allocator without memory is out of memory and the limit counts") {
   Rig rig;
   rig.source->most = 10 * kMiB;
-  CHECK_THROWS(rig.inside(12 * kMiB), OutOfMemory);
+  CHECK_THROWS_AS(rig.inside(12 * kMiB), OutOfMemory);
   const Address block = rig.inside(4 * kMiB);  // where 20 MiB cannot be had, 4 will do
   CHECK((rig.source->asked == std::vector<Bytes>{4 * kMiB}));
   rig.source->most = ~Bytes{0};
   rig.allocator.set_memory_limit(64 * kMiB, 0);
-  CHECK_THROWS(rig.inside(62 * kMiB), OutOfMemory);
-  CHECK(rig.source->live.size() == 1 && rig.reserved() == 4 * kMiB);
+  CHECK_THROWS_AS(rig.inside(62 * kMiB), OutOfMemory);
+  CHECK((rig.source->live.size() == 1 && rig.reserved() == 4 * kMiB));
   rig.allocator.free(block);
   rig.sound();
 }
 
-TEST(what_the_allocator_throws_reaches_the_caller_and_nothing_is_lost) {
+TEST_CASE("what the allocator throws reaches the caller and nothing is lost") {
   Rig rig;
   rig.source->before_allocate = [] { throw std::runtime_error("no such fabric"); };
-  CHECK_THROWS(rig.inside(kMiB), std::runtime_error);
-  CHECK_THROWS(rig.inside(30 * kMiB), std::runtime_error);
+  CHECK_THROWS_AS(rig.inside(kMiB), std::runtime_error);
+  CHECK_THROWS_AS(rig.inside(30 * kMiB), std::runtime_error);
   CHECK(rig.reserved() == 0);
   rig.source->before_allocate = nullptr;
   rig.allocator.free(rig.inside(30 * kMiB));
   rig.sound();
 }
 
-TEST(the_allocator_is_called_under_no_lock) {
+TEST_CASE("the allocator is called under no lock") {
   Rig rig(64);
   const Address held = rig.inside(600), spare = rig.inside(24 * kMiB);
   const auto use_everything = [&] {
@@ -198,7 +199,7 @@ TEST(the_allocator_is_called_under_no_lock) {
   const Address more = rig.inside(8 * kMiB);
   CHECK(calls == 1);
   rig.source->most = 30 * kMiB;
-  CHECK_THROWS(rig.inside(60 * kMiB), OutOfMemory);  // up the ladder and back
+  CHECK_THROWS_AS(rig.inside(60 * kMiB), OutOfMemory);  // up the ladder and back
   CHECK(calls == 3);
   rig.allocator.free(spare);
   rig.allocator.free(more);
@@ -212,23 +213,23 @@ TEST(the_allocator_is_called_under_no_lock) {
   };
   calls = 0;
   rig.allocator.release_pool(0, kPool);
-  CHECK(calls == 2 && rig.source->freed == 2);  // all but what `held` lies in
+  CHECK((calls == 2 && rig.source->freed == 2));  // all but what `held` lies in
   rig.source->before_free = nullptr;
   rig.allocator.free(held);
   rig.sound();
 }
 
-TEST(an_address_that_no_device_has_is_an_error) {
+TEST_CASE("an address that no device has is an error") {
   Rig rig(64);
   rig.source->nowhere = Address{1} << 60;
-  CHECK_THROWS(rig.inside(600), DriverError);
-  CHECK(rig.source->live.empty() && rig.reserved() == 0);
+  CHECK_THROWS_AS(rig.inside(600), DriverError);
+  CHECK((rig.source->live.empty() && rig.reserved() == 0));
   rig.source->nowhere = 0;
   rig.allocator.free(rig.inside(600));
   rig.sound();
 }
 
-TEST(limits_give_its_memory_back_under_no_lock) {
+TEST_CASE("limits give its memory back under no lock") {
   Rig rig(64);
   rig.allocator.free(rig.inside(24 * kMiB));
   rig.source->refusals = 1;
@@ -240,23 +241,23 @@ TEST(limits_give_its_memory_back_under_no_lock) {
   rig.sound();
 }
 
-TEST(idle_memory_of_a_pool_that_lends_goes_back_before_others_run_out) {
+TEST_CASE("idle memory of a pool that lends goes back before others run out") {
   for (const bool lends : {true, false}) {
     Rig rig(64);
     rig.allocator.set_pool_use_on_oom(0, kPool, lends);
     rig.allocator.free(rig.inside(100 * kMiB));
     if (lends) {
       rig.allocator.free(rig.allocator.allocate(100 * kMiB, 0, 0));
-      CHECK(rig.source->freed == 1 && rig.allocator.stats(0).after_lending == 1);
+      CHECK((rig.source->freed == 1 && rig.allocator.stats(0).after_lending == 1));
     } else {
-      CHECK_THROWS(rig.allocator.allocate(100 * kMiB, 0, 0), OutOfMemory);
+      CHECK_THROWS_AS(rig.allocator.allocate(100 * kMiB, 0, 0), OutOfMemory);
       CHECK(rig.source->freed == 0);
     }
     rig.sound();
   }
 }
 
-TEST(allocations_may_start_anywhere) {
+TEST_CASE("allocations may start anywhere") {
   Rig rig(256, 4096);
   const Address small = rig.inside(300), medium = rig.inside(3 * kMiB), large = rig.inside(50 * kMiB);
   for (const auto& [address, bytes] : {std::pair{small, Bytes{300}}, {medium, 3 * kMiB}, {large, 50 * kMiB}})
@@ -264,7 +265,7 @@ TEST(allocations_may_start_anywhere) {
   rig.sound();
   for (const Address each : {small, medium, large}) rig.allocator.free(each);
   rig.allocator.release_pool(0, kPool);
-  CHECK(rig.source->live.empty() && rig.reserved() == 0 && rig.model.used_bytes(0) == 0);
+  CHECK((rig.source->live.empty() && rig.reserved() == 0 && rig.model.used_bytes(0) == 0));
   rig.sound();
 }
 
@@ -276,39 +277,39 @@ void check_undivided(Rig& rig) {
   for (const Bytes bytes : sizes) {
     const Address address = rig.inside(bytes);
     const auto info = rig.allocator.block(address);
-    CHECK(info && info->requested == bytes && info->rounded % kPageBytes == 0 && address % kPageBytes == 0);
-    for (const auto& [other, size] : blocks) CHECK(address + info->rounded <= other || other + size <= address);
+    CHECK((info && info->requested == bytes && info->rounded % kPageBytes == 0 && address % kPageBytes == 0));
+    for (const auto& [other, size] : blocks) CHECK((address + info->rounded <= other || other + size <= address));
     blocks.emplace_back(address, info->rounded);
   }
   rig.sound();
-  CHECK_THROWS(rig.allocator.set_pool_no_split(0, PoolId{0, 99}), UsageError);
+  CHECK_THROWS_AS(rig.allocator.set_pool_no_split(0, PoolId{0, 99}), UsageError);
   for (const auto& [address, size] : blocks) rig.allocator.free(address);
   rig.sound();
 }
 
-TEST(without_splitting_every_block_has_its_pages_to_itself) {
+TEST_CASE("without splitting every block has its pages to itself") {
   Rig rig(256, 0, false);
   check_undivided(rig);
   CHECK(rig.reserved() == (3 * 2 + 2 * 4 + 30) * kMiB);
 }
 
-TEST(without_splitting_every_block_has_its_segment_to_itself) {
+TEST_CASE("without splitting every block has its segment to itself") {
   Rig own;
   check_undivided(own);
   CHECK((own.source->asked == std::vector<Bytes>{2 * kMiB, 2 * kMiB, 2 * kMiB, 4 * kMiB, 4 * kMiB, 30 * kMiB}));
   const Address reused = own.inside(kMiB), larger = own.inside(20 * kMiB);
   CHECK(own.source->asked.size() == 6);
-  CHECK(own.source->live.count(reused) == 1 && own.source->live.count(larger) == 1);
+  CHECK((own.source->live.count(reused) == 1 && own.source->live.count(larger) == 1));
   CHECK(own.allocator.block(larger)->rounded == 30 * kMiB);  // the whole segment is the block's
   own.sound();
   Rig devices(256, 0, false, true);
   check_undivided(devices);
 }
 
-TEST(a_pool_that_has_split_its_memory_cannot_be_told_not_to) {
+TEST_CASE("a pool that has split its memory cannot be told not to") {
   Rig rig;
   rig.allocator.free(rig.inside(600));
-  CHECK_THROWS(rig.allocator.set_pool_no_split(0, kPool), UsageError);
+  CHECK_THROWS_AS(rig.allocator.set_pool_no_split(0, kPool), UsageError);
 }
 
 }  // namespace

@@ -44,25 +44,25 @@ struct Pages : Range {
 // has come: a clock of 32 bits comes round within days, and then what is in use would seem to have been idle for long.
 static_assert(Residency::Tick(1) << 48 != 0, "the clock outlives the process");
 
-TEST(a_page_stays_mapped_when_its_last_block_goes_and_costs_nothing_to_use_again) {
+TEST_CASE("a page stays mapped when its last block goes and costs nothing to use again") {
   Pages pages;
   CHECK(pages.acquire(3, 5) == Status::ok);
   CHECK(pages.acquire(5, 5) == Status::ok);
   CHECK(pages.resident() == 3 * kPage);
   const PhysicalHandle handle = pages.under(5);
   pages.release(3, 5);
-  CHECK(pages.resident() == kPage && pages.held() == 3 * kPage);
-  CHECK(pages.residency.ready(3) && !pages.residency.ready(5));
+  CHECK((pages.resident() == kPage && pages.held() == 3 * kPage));
+  CHECK((pages.residency.ready(3) && !pages.residency.ready(5)));
   pages.release(5, 5);
   pages.check();
   const std::uint64_t calls = mapping_calls(pages.driver);
-  CHECK(pages.residency.cost(3, 5).maps == 0 && pages.residency.cost(3, 5).resident == 3);
+  CHECK((pages.residency.cost(3, 5).maps == 0 && pages.residency.cost(3, 5).resident == 3));
   CHECK(pages.acquire(3, 5) == Status::ok);
-  CHECK(mapping_calls(pages.driver) == calls && pages.under(5) == handle);
+  CHECK((mapping_calls(pages.driver) == calls && pages.under(5) == handle));
   pages.check();
 }
 
-TEST(an_empty_page_takes_the_frame_that_has_been_idle_longest) {
+TEST_CASE("an empty page takes the frame that has been idle longest") {
   Pages pages;
   for (PageIndex page = 0; page < 3; ++page) CHECK(pages.acquire(page, page) == Status::ok);
   const PhysicalHandle oldest = pages.under(1);
@@ -70,39 +70,39 @@ TEST(an_empty_page_takes_the_frame_that_has_been_idle_longest) {
   pages.release(0, 0);
   pages.release(2, 2);
   CHECK(pages.acquire(10, 10) == Status::ok);
-  CHECK(pages.under(10) == oldest && pages.under(1) == oldest);  // mapped twice, created once
-  CHECK(pages.residency.aliased() == 1 && pages.residency.mappings() == 4);
+  CHECK((pages.under(10) == oldest && pages.under(1) == oldest));  // mapped twice, created once
+  CHECK((pages.residency.aliased() == 1 && pages.residency.mappings() == 4));
   CHECK(pages.model.used_bytes(0) == 3 * kPage);
   pages.check();
 }
 
-TEST(a_page_whose_frame_is_live_elsewhere_is_blocked_until_that_ends) {
+TEST_CASE("a page whose frame is live elsewhere is blocked until that ends") {
   Pages pages;
   CHECK(pages.acquire(0, 0) == Status::ok);
   pages.release(0, 0);
   CHECK(pages.acquire(9, 9) == Status::ok);
-  CHECK(pages.residency.blocked(0) && !pages.residency.ready(0));
-  CHECK(!pages.residency.cost(0, 0).possible && !pages.residency.cost(0, 3).possible);
+  CHECK((pages.residency.blocked(0) && !pages.residency.ready(0)));
+  CHECK((!pages.residency.cost(0, 0).possible && !pages.residency.cost(0, 3).possible));
   pages.check();
   pages.release(9, 9);
-  CHECK(pages.residency.ready(0) && pages.residency.ready(9));
+  CHECK((pages.residency.ready(0) && pages.residency.ready(9)));
   CHECK(pages.acquire(0, 0) == Status::ok);
   CHECK(pages.residency.blocked(9));
   pages.check();
 }
 
-TEST(two_pages_of_one_placement_never_share_a_frame) {
+TEST_CASE("two pages of one placement never share a frame") {
   Pages pages;
   CHECK(pages.acquire(0, 0) == Status::ok);
   pages.release(0, 0);
   CHECK(pages.acquire(5, 5) == Status::ok);  // aliases the frame of page 0
   pages.release(5, 5);
-  CHECK(pages.residency.ready(0) && pages.residency.ready(5));
-  CHECK(pages.residency.cost(0, 4).possible && pages.residency.cost(1, 5).possible);
+  CHECK((pages.residency.ready(0) && pages.residency.ready(5)));
+  CHECK((pages.residency.cost(0, 4).possible && pages.residency.cost(1, 5).possible));
   CHECK(!pages.residency.cost(0, 5).possible);
 }
 
-TEST(frames_ready_in_a_range_are_not_taken_for_its_empty_pages) {
+TEST_CASE("frames ready in a range are not taken for its empty pages") {
   Pages pages;
   CHECK(pages.acquire(4, 4) == Status::ok);
   const PhysicalHandle handle = pages.under(4);
@@ -115,7 +115,7 @@ TEST(frames_ready_in_a_range_are_not_taken_for_its_empty_pages) {
   pages.check();
 }
 
-TEST(access_is_granted_once_a_run_not_once_a_page) {
+TEST_CASE("access is granted once a run not once a page") {
   Pages pages;
   CHECK(pages.acquire(6, 6) == Status::ok);
   pages.release(6, 6);
@@ -125,7 +125,7 @@ TEST(access_is_granted_once_a_run_not_once_a_page) {
   pages.check();
 }
 
-TEST(a_frame_keeps_its_latest_aliases_and_loses_the_others_once_their_work_has_completed) {
+TEST_CASE("a frame keeps its latest aliases and loses the others once their work has completed") {
   Pages pages;
   const auto visit = [&](PageIndex page) {  // the only idle frame is mapped there
     CHECK(pages.acquire(page, page) == Status::ok);
@@ -134,7 +134,7 @@ TEST(a_frame_keeps_its_latest_aliases_and_loses_the_others_once_their_work_has_c
   };
   pages.residency.permit(PageTable::Source::any, true);
   for (PageIndex page = 0; page < 20; ++page) visit(page);
-  CHECK(pages.held() == kPage && pages.residency.mappings() == 20);  // work of all of them may be running
+  CHECK((pages.held() == kPage && pages.residency.mappings() == 20));  // work of all of them may be running
   CHECK(pages.driver.calls(DriverCall::unmap) == 0);
   pages.residency.set_completed(pages.residency.tick());
   for (PageIndex page = 20; page < 40; ++page) {
@@ -155,25 +155,25 @@ TEST(a_frame_keeps_its_latest_aliases_and_loses_the_others_once_their_work_has_c
   bounded.check();
 }
 
-TEST(two_ready_pages_of_one_frame_cost_a_mapping_once_its_work_has_completed) {
+TEST_CASE("two ready pages of one frame cost a mapping once its work has completed") {
   Pages pages;
   CHECK(pages.acquire(0, 0) == Status::ok);
   pages.release(0, 0);
   CHECK(pages.acquire(2, 2) == Status::ok);  // aliases the frame of page 0
   pages.release(2, 2);
-  CHECK(pages.acquire(1, 1) == Status::ok && pages.residency.cost(0, 2).possible == false);
+  CHECK((pages.acquire(1, 1) == Status::ok && pages.residency.cost(0, 2).possible == false));
   pages.release(1, 1);
   pages.residency.permit(PageTable::Source::any, true);
   pages.residency.set_completed(pages.residency.tick());
   const Residency::Cost cost = pages.residency.cost(0, 2);
-  CHECK(cost.possible && cost.maps == 2 && cost.resident == 3);
+  CHECK((cost.possible && cost.maps == 2 && cost.resident == 3));
   CHECK(pages.acquire(0, 2) == Status::ok);
-  CHECK(pages.under(0) != pages.under(1) && pages.under(1) != pages.under(2) && pages.under(0) != pages.under(2));
+  CHECK((pages.under(0) != pages.under(1) && pages.under(1) != pages.under(2) && pages.under(0) != pages.under(2)));
   CHECK(pages.held() == 3 * kPage);
   pages.check();
 }
 
-TEST(without_leave_to_grow_only_idle_frames_are_used) {
+TEST_CASE("without leave to grow only idle frames are used") {
   Pages pages;
   CHECK(pages.acquire(0, 1) == Status::ok);
   pages.release(0, 1);
@@ -186,7 +186,7 @@ TEST(without_leave_to_grow_only_idle_frames_are_used) {
 }
 
 // Every driver call of a placement that has ready, resident, aliased and new pages, failed in turn.
-TEST(a_failure_half_way_leaves_nothing_changed) {
+TEST_CASE("a failure half way leaves nothing changed") {
   for (DriverCall call : {DriverCall::create, DriverCall::map, DriverCall::allow_access}) {
     for (Status status : {Status::failed, Status::out_of_memory}) {
       int failures = 0;
@@ -214,11 +214,11 @@ TEST(a_failure_half_way_leaves_nothing_changed) {
         pages.residency.return_left_behind();
         pages.check();
         for (PageIndex page = 0; page < kPages; ++page) CHECK(under[page] == pages.under(page));
-        CHECK(pages.held() == held && pages.resident() == resident);
+        CHECK((pages.held() == held && pages.resident() == resident));
         CHECK(pages.residency.resident().peak == resident_peak);
-        CHECK(pages.residency.mappings() == mappings && pages.residency.aliased() == aliased);
+        CHECK((pages.residency.mappings() == mappings && pages.residency.aliased() == aliased));
         const Residency::Cost again = pages.residency.cost(10, 19);
-        CHECK(again.possible && again.resident == cost.resident && again.maps == cost.maps);
+        CHECK((again.possible && again.resident == cost.resident && again.maps == cost.maps));
         CHECK(pages.acquire(10, 19) == Status::ok);
         pages.check();
       }
@@ -227,18 +227,18 @@ TEST(a_failure_half_way_leaves_nothing_changed) {
   }
 }
 
-TEST(a_device_that_is_full_leaves_nothing_changed) {
+TEST_CASE("a device that is full leaves nothing changed") {
   Pages pages(8);
   CHECK(pages.acquire(0, 3) == Status::ok);
   const std::uint64_t mappings = pages.residency.mappings();
   CHECK(pages.acquire(10, 14) == Status::out_of_memory);
-  CHECK(pages.residency.mappings() == mappings && pages.held() == 4 * kPage);
+  CHECK((pages.residency.mappings() == mappings && pages.held() == 4 * kPage));
   pages.check();
   CHECK(pages.acquire(10, 13) == Status::ok);
   pages.check();
 }
 
-TEST(detached_frames_are_unusable_at_once_and_spare_when_returned) {
+TEST_CASE("detached frames are unusable at once and spare when returned") {
   Pages pages;
   CHECK(pages.acquire(0, 3) == Status::ok);
   pages.release(0, 2);
@@ -246,21 +246,21 @@ TEST(detached_frames_are_unusable_at_once_and_spare_when_returned) {
   pages.release(8, 8);
   Residency::Detached detached;
   pages.residency.detach_idle(2, &detached);
-  CHECK(pages.residency.idle_frames() == 1 && pages.held() == 4 * kPage);
+  CHECK((pages.residency.idle_frames() == 1 && pages.held() == 4 * kPage));
   for (const Residency::Leaving& leaving : detached) {
-    CHECK(pages.residency.blocked(leaving.page) && !pages.residency.ready(leaving.page));
+    CHECK((pages.residency.blocked(leaving.page) && !pages.residency.ready(leaving.page)));
     CHECK(pages.under(leaving.page) != 0);  // still mapped: work may be running there
   }
   pages.residency.validate(pages.blocks);
   CHECK(rig::leave(pages.residency, detached) == 2);
   for (const Residency::Leaving& leaving : detached)
-    CHECK(pages.under(leaving.page) == 0 && !pages.residency.blocked(leaving.page));
+    CHECK((pages.under(leaving.page) == 0 && !pages.residency.blocked(leaving.page)));
   CHECK(pages.supply.spare_bytes() == 2 * kPage);
   pages.check();
-  CHECK(pages.leave(~0u) == 1 && pages.held() == kPage);
+  CHECK((pages.leave(~0u) == 1 && pages.held() == kPage));
 }
 
-TEST(detaching_what_blocks_frees_addresses_and_no_memory) {
+TEST_CASE("detaching what blocks frees addresses and no memory") {
   Pages pages;
   CHECK(pages.acquire(0, 0) == Status::ok);
   pages.release(0, 0);
@@ -269,14 +269,14 @@ TEST(detaching_what_blocks_frees_addresses_and_no_memory) {
   const PhysicalHandle handle = pages.under(5);
   Residency::Detached detached;
   pages.residency.detach_blocked(&detached);
-  CHECK(detached.size() == 1 && detached[0].page == 0);
+  CHECK((detached.size() == 1 && detached[0].page == 0));
   CHECK(rig::leave(pages.residency, detached) == 0);
-  CHECK(!pages.residency.blocked(0) && pages.under(0) == 0 && pages.under(5) == handle);
-  CHECK(pages.held() == kPage && pages.residency.mappings() == 1);
+  CHECK((!pages.residency.blocked(0) && pages.under(0) == 0 && pages.under(5) == handle));
+  CHECK((pages.held() == kPage && pages.residency.mappings() == 1));
   pages.check();
 }
 
-TEST(what_the_driver_refuses_to_unmap_stays_held_and_leaves_later) {
+TEST_CASE("what the driver refuses to unmap stays held and leaves later") {
   for (std::uint64_t nth = 1; nth <= 4; ++nth) {
     Pages pages;
     CHECK(pages.acquire(0, 2) == Status::ok);
@@ -285,30 +285,30 @@ TEST(what_the_driver_refuses_to_unmap_stays_held_and_leaves_later) {
     pages.release(8, 8);
     pages.model.fail(DriverCall::unmap, nth, Status::failed);
     CHECK(pages.leave(~0u) == 2);
-    CHECK(pages.held() == kPage && pages.residency.mappings() == 1 && pages.residency.idle_frames() == 0);
+    CHECK((pages.held() == kPage && pages.residency.mappings() == 1 && pages.residency.idle_frames() == 0));
     pages.supply.destroy_spare();
     CHECK(pages.model.used_bytes(0) == kPage);
     pages.residency.validate(pages.blocks);
     pages.residency.return_left_behind();
-    CHECK(pages.held() == 0 && pages.residency.mappings() == 0 && pages.supply.spare_bytes() == kPage);
+    CHECK((pages.held() == 0 && pages.residency.mappings() == 0 && pages.supply.spare_bytes() == kPage));
     pages.check();
   }
 }
 
-TEST(what_was_postponed_leaves_with_the_next) {
+TEST_CASE("what was postponed leaves with the next") {
   Pages pages;
   CHECK(pages.acquire(0, 3) == Status::ok);
   pages.release(0, 3);
   Residency::Detached detached;
   pages.residency.detach_idle(2, &detached);
   pages.residency.postpone(detached);
-  CHECK(pages.residency.idle_frames() == 2 && pages.held() == 4 * kPage);
+  CHECK((pages.residency.idle_frames() == 2 && pages.held() == 4 * kPage));
   pages.residency.validate(pages.blocks);
-  CHECK(pages.leave(0) == 2 && pages.held() == 2 * kPage);
+  CHECK((pages.leave(0) == 2 && pages.held() == 2 * kPage));
   pages.check();
 }
 
-TEST(return_all_unmaps_everything_and_keeps_no_frame) {
+TEST_CASE("return all unmaps everything and keeps no frame") {
   Pages pages;
   CHECK(pages.acquire(0, 5) == Status::ok);
   pages.release(2, 5);
@@ -327,7 +327,7 @@ std::vector<PhysicalHandle> under_pages(const Pages& pages, PageIndex first, Pag
   return handles;
 }
 
-TEST(a_frame_on_loan_keeps_its_mappings_and_comes_back_without_the_driver) {
+TEST_CASE("a frame on loan keeps its mappings and comes back without the driver") {
   Pages pages;
   CHECK(pages.acquire(0, 3) == Status::ok);
   const std::vector<PhysicalHandle> frames = under_pages(pages, 0, 3);
@@ -335,37 +335,37 @@ TEST(a_frame_on_loan_keeps_its_mappings_and_comes_back_without_the_driver) {
   pages.residency.set_completed(pages.residency.tick());
   const std::uint64_t calls = mapping_calls(pages.driver);
   CHECK(pages.residency.lend(pages.residency.completed(), 3) == 3);
-  CHECK(pages.held() == kPage && pages.supply.spare_bytes() == 3 * kPage && pages.residency.mappings() == 4);
+  CHECK((pages.held() == kPage && pages.supply.spare_bytes() == 3 * kPage && pages.residency.mappings() == 4));
   CHECK(under_pages(pages, 0, 3) == frames);
   pages.check();
   pages.residency.permit(PageTable::Source::back, true);
   const PageTable::Cost cost = pages.residency.cost(0, 3);
-  CHECK(cost.possible && cost.maps == 0 && cost.back == 3 && cost.resident == 4);
-  CHECK(pages.acquire(0, 3) == Status::out_of_memory && pages.residency.wanted().size() == 3);
+  CHECK((cost.possible && cost.maps == 0 && cost.back == 3 && cost.resident == 4));
+  CHECK((pages.acquire(0, 3) == Status::out_of_memory && pages.residency.wanted().size() == 3));
   pages.residency.take_back(pages.residency.wanted());
-  CHECK(pages.acquire(0, 3) == Status::ok && under_pages(pages, 0, 3) == frames);
-  CHECK(mapping_calls(pages.driver) == calls && pages.supply.spare_bytes() == 0);
+  CHECK((pages.acquire(0, 3) == Status::ok && under_pages(pages, 0, 3) == frames));
+  CHECK((mapping_calls(pages.driver) == calls && pages.supply.spare_bytes() == 0));
   pages.check();
 }
 
-TEST(only_what_no_work_uses_any_more_goes_on_loan) {
+TEST_CASE("only what no work uses any more goes on loan") {
   Pages pages;
-  CHECK(pages.acquire(0, 0) == Status::ok && pages.acquire(1, 1) == Status::ok && pages.acquire(2, 2) == Status::ok);
+  CHECK((pages.acquire(0, 0) == Status::ok && pages.acquire(1, 1) == Status::ok && pages.acquire(2, 2) == Status::ok));
   const std::vector<PhysicalHandle> frames = under_pages(pages, 0, 2);
   pages.release(0, 0);
   pages.residency.set_completed(pages.residency.tick());
   pages.release(1, 1);
   bool running = false;
-  CHECK(pages.residency.lend_these({frames[1], frames[2]}, &running) == 0 && running);  // running, and live
-  CHECK(pages.residency.lend(pages.residency.completed(), 3) == 1 && pages.residency.away(frames[0]));
+  CHECK((pages.residency.lend_these({frames[1], frames[2]}, &running) == 0 && running));  // running, and live
+  CHECK((pages.residency.lend(pages.residency.completed(), 3) == 1 && pages.residency.away(frames[0])));
   pages.residency.set_completed(pages.residency.tick());
   running = false;
-  CHECK(pages.residency.lend_these(frames, &running) == 1 && !running);
-  CHECK(pages.residency.away(frames[1]) && !pages.residency.away(frames[2]));
+  CHECK((pages.residency.lend_these(frames, &running) == 1 && !running));
+  CHECK((pages.residency.away(frames[1]) && !pages.residency.away(frames[2])));
   pages.check();
 }
 
-TEST(a_frame_that_went_elsewhere_is_replaced_where_it_was_mapped) {
+TEST_CASE("a frame that went elsewhere is replaced where it was mapped") {
   Pages pages;
   CHECK(pages.acquire(0, 1) == Status::ok);
   const std::vector<PhysicalHandle> frames = under_pages(pages, 0, 1);
@@ -374,26 +374,26 @@ TEST(a_frame_that_went_elsewhere_is_replaced_where_it_was_mapped) {
   CHECK(pages.residency.lend(pages.residency.completed(), 2) == 2);
   CHECK(pages.supply.take_these({frames[0]}));  // by another heap
   pages.residency.take_back(frames);            // half of it is there
-  CHECK(pages.residency.ready(1) && pages.residency.blocked(0));
+  CHECK((pages.residency.ready(1) && pages.residency.blocked(0)));
   pages.residency.permit(PageTable::Source::any, true);
   CHECK(pages.residency.cost(0, 1).maps == 1);
-  CHECK(pages.acquire(0, 1) == Status::ok && pages.under(0) != frames[0] && pages.under(1) == frames[1]);
+  CHECK((pages.acquire(0, 1) == Status::ok && pages.under(0) != frames[0] && pages.under(1) == frames[1]));
   CHECK(!pages.residency.away(frames[0]));  // no mapping is left
   pages.supply.give({frames[0], 1});
   pages.check();
 }
 
-TEST(a_spare_frame_that_is_mapped_somewhere_else_comes_back_there_too) {
+TEST_CASE("a spare frame that is mapped somewhere else comes back there too") {
   Pages pages;
   CHECK(pages.acquire(0, 0) == Status::ok);
   pages.release(0, 0);
   pages.residency.set_completed(pages.residency.tick());
   CHECK(pages.residency.lend(pages.residency.completed(), 1) == 1);
-  CHECK(pages.acquire(9, 9) == Status::ok && pages.under(9) == pages.under(0));
-  CHECK(pages.residency.blocked(0) && pages.held() == kPage && pages.residency.mappings() == 2);
+  CHECK((pages.acquire(9, 9) == Status::ok && pages.under(9) == pages.under(0)));
+  CHECK((pages.residency.blocked(0) && pages.held() == kPage && pages.residency.mappings() == 2));
   pages.check();
   pages.release(9, 9);
-  CHECK(pages.residency.ready(0) && pages.residency.ready(9));
+  CHECK((pages.residency.ready(0) && pages.residency.ready(9)));
   pages.check();
 }
 
@@ -441,7 +441,7 @@ void use_at_random(std::string_view growth) {
         const Bytes leaving = pages.held() / kPage - pages.residency.idle_frames() - pages.resident() / kPage;
         const bool refused = status == Status::failed && pages.residency.cost(first, last).possible;  // to unmap
         const bool in_pieces = growth != "tight" && status == Status::out_of_memory;  // what is idle may not fit
-        CHECK(status == Status::ok || refused || in_pieces || live.size() + leaving + cost.resident > kDevice);
+        CHECK((status == Status::ok || refused || in_pieces || live.size() + leaving + cost.resident > kDevice));
         if (status == Status::ok) placed.push_back({first, last});
       } else if (what < 9 && !placed.empty()) {
         std::swap(placed[random() % placed.size()], placed.back());
@@ -476,8 +476,8 @@ void use_at_random(std::string_view growth) {
       for (PageIndex page = 0; page < kPages; ++page) {
         if (pages.blocks[page] == 0) continue;
         now[page] = pages.memory_under(page);
-        CHECK(now[page].first != 0 && distinct.insert(now[page]).second);
-        CHECK(!live.contains(page) || live[page] == now[page]);
+        CHECK((now[page].first != 0 && distinct.insert(now[page]).second));
+        CHECK((!live.contains(page) || live[page] == now[page]));
       }
       CHECK(pages.resident() == now.size() * kPage);
       live = std::move(now);
@@ -485,64 +485,64 @@ void use_at_random(std::string_view growth) {
   }
 }
 
-TEST(random_use_never_shares_or_moves_what_is_live) { use_at_random("tight"); }
-TEST(random_use_of_spans_never_shares_or_moves_what_is_live) { use_at_random("balanced"); }
+TEST_CASE("random use never shares or moves what is live") { use_at_random("tight"); }
+TEST_CASE("random use of spans never shares or moves what is live") { use_at_random("balanced"); }
 
 // --- spans -------------------------------------------------------------------------------------------------------
 
-TEST(a_run_of_pages_is_one_handle_and_one_mapping) {
+TEST_CASE("a run of pages is one handle and one mapping") {
   Pages pages(64, "balanced");
   CHECK(pages.acquire(0, 29) == Status::ok);
-  CHECK(pages.driver.calls(DriverCall::create) == 1 && pages.driver.calls(DriverCall::map) == 1);
+  CHECK((pages.driver.calls(DriverCall::create) == 1 && pages.driver.calls(DriverCall::map) == 1));
   CHECK(pages.memory_under(29) == std::pair(pages.under(0), Bytes{29}));
   pages.check();
 }
 
-TEST(growth_takes_a_little_more_than_is_needed_so_that_the_next_pages_are_ready) {
+TEST_CASE("growth takes a little more than is needed so that the next pages are ready") {
   Pages pages(64, "balanced");
-  CHECK(pages.acquire(0, 3) == Status::ok && pages.held() == 4 * kPage);  // the first: just what is needed
+  CHECK((pages.acquire(0, 3) == Status::ok && pages.held() == 4 * kPage));  // the first: just what is needed
   CHECK(pages.acquire(4, 4) == Status::ok);
-  CHECK(pages.held() > 5 * kPage && pages.residency.ready(5));
+  CHECK((pages.held() > 5 * kPage && pages.residency.ready(5)));
   const std::uint64_t calls = mapping_calls(pages.driver);
-  CHECK(pages.acquire(5, 5) == Status::ok && mapping_calls(pages.driver) == calls);
+  CHECK((pages.acquire(5, 5) == Status::ok && mapping_calls(pages.driver) == calls));
   pages.check();
 }
 
-TEST(the_idle_pages_of_a_span_that_is_live_in_part_serve_elsewhere_through_another_alias) {
+TEST_CASE("the idle pages of a span that is live in part serve elsewhere through another alias") {
   Pages pages(24, "balanced");
   CHECK(pages.acquire(0, 23) == Status::ok);  // all of the device, in one span
   pages.release(0, 23);
   CHECK(pages.acquire(23, 23) == Status::ok);
   CHECK(pages.acquire(30, 50) == Status::ok);  // 21 of the other 23
-  CHECK(pages.driver.calls(DriverCall::create) == 1 && pages.driver.calls(DriverCall::map) == 2);
-  CHECK(pages.residency.blocked(0) && pages.memory_under(30).first == pages.under(23));
+  CHECK((pages.driver.calls(DriverCall::create) == 1 && pages.driver.calls(DriverCall::map) == 2));
+  CHECK((pages.residency.blocked(0) && pages.memory_under(30).first == pages.under(23)));
   pages.check();
   pages.release(30, 50);
-  CHECK(pages.residency.ready(0) && pages.residency.ready(30));
+  CHECK((pages.residency.ready(0) && pages.residency.ready(30)));
   pages.check();
 }
 
-TEST(only_spans_that_are_wholly_idle_leave) {
+TEST_CASE("only spans that are wholly idle leave") {
   Pages pages(64, "balanced");
-  CHECK(pages.acquire(0, 19) == Status::ok && pages.acquire(40, 55) == Status::ok);
+  CHECK((pages.acquire(0, 19) == Status::ok && pages.acquire(40, 55) == Status::ok));
   pages.release(0, 19);
   pages.release(40, 55);
   CHECK(pages.acquire(3, 3) == Status::ok);
   CHECK(pages.leave(64) == 16);
-  CHECK(pages.held() == 20 * kPage && pages.residency.ready(0));
+  CHECK((pages.held() == 20 * kPage && pages.residency.ready(0)));
   pages.check();
 }
 
-TEST(where_a_chunk_does_not_fit_the_limit_just_what_is_needed_is_made) {
+TEST_CASE("where a chunk does not fit the limit just what is needed is made") {
   Pages pages(64, "balanced");
   pages.holdings.set_limit(3 * kPage);
-  CHECK(pages.acquire(0, 1) == Status::ok && pages.held() == 2 * kPage);
-  CHECK(pages.acquire(10, 10) == Status::ok && pages.held() == 3 * kPage);
+  CHECK((pages.acquire(0, 1) == Status::ok && pages.held() == 2 * kPage));
+  CHECK((pages.acquire(10, 10) == Status::ok && pages.held() == 3 * kPage));
   CHECK(pages.acquire(20, 20) == Status::out_of_memory);
   pages.check();
 }
 
-TEST(a_failure_half_way_through_spans_leaves_nothing_changed) {
+TEST_CASE("a failure half way through spans leaves nothing changed") {
   for (DriverCall call : {DriverCall::create, DriverCall::map, DriverCall::allow_access}) {
     Pages pages(64, "balanced");
     CHECK(pages.acquire(10, 17) == Status::ok);
@@ -551,7 +551,7 @@ TEST(a_failure_half_way_through_spans_leaves_nothing_changed) {
     pages.model.fail(call, 1, Status::failed);
     CHECK(pages.acquire(30, 50) == Status::failed);
     pages.residency.return_left_behind();
-    CHECK(pages.held() == held && pages.residency.mappings() == mappings);
+    CHECK((pages.held() == held && pages.residency.mappings() == mappings));
     pages.check();
     CHECK(pages.acquire(30, 50) == Status::ok);
     pages.check();

@@ -1,11 +1,12 @@
 // Blocks that several processes use: what a name leads to, how long it does, and what stays where while it does. The
 // model stands for both processes: what it exported it imports again, at other addresses.
+#include <doctest/doctest.h>
+
 #include <unistd.h>
 
 #include <stdexcept>
 #include <vector>
 
-#include "check.h"
 #include "core/allocator.h"
 #include "driver/model_driver.h"
 #include "growing.h"
@@ -57,17 +58,17 @@ struct Process {
   std::vector<SharedPiece> pieces;
 };
 
-TEST(whoever_opens_a_block_sees_its_pages) {
+TEST_CASE("whoever opens a block sees its pages") {
   Process process;
   for (const Bytes bytes : {Bytes{700}, Bytes{300} << 10, 9 * kMiB}) {
     const Address beside = process.allocator.allocate(bytes, 0, 0);
     const Address address = process.allocator.allocate(bytes, 0, 0);
     const SharedBlock block = process.allocator.share(address + bytes / 2);  // anywhere in it
-    CHECK(block.block == address && block.device == 0 && block.id != 0);
-    CHECK(block.pages % kPageBytes == 0 && block.bytes % kPageBytes == 0);
-    CHECK(block.pages <= address && address + bytes <= block.pages + block.bytes);
+    CHECK((block.block == address && block.device == 0 && block.id != 0));
+    CHECK((block.pages % kPageBytes == 0 && block.bytes % kPageBytes == 0));
+    CHECK((block.pages <= address && address + bytes <= block.pages + block.bytes));
     const SharedBlock again = process.allocator.share(address);
-    CHECK(again.id == block.id && again.pages == block.pages);
+    CHECK((again.id == block.id && again.pages == block.pages));
     CHECK(process.allocator.share(beside).id != block.id);
     const Address opened = process.open(block);
     CHECK(!process.allocator.owns(opened));
@@ -80,7 +81,7 @@ TEST(whoever_opens_a_block_sees_its_pages) {
   }
 }
 
-TEST(a_name_ends_with_its_block) {
+TEST_CASE("a name ends with its block") {
   Process process;
   const Address first = process.allocator.allocate(3 * kMiB, 0, 0);
   const SharedBlock name = process.allocator.share(first);
@@ -91,11 +92,11 @@ TEST(a_name_ends_with_its_block) {
   CHECK(second == first);
   CHECK(!process.export_all(name));  // at its address, but another
   const SharedBlock other = process.allocator.share(second);
-  CHECK(other.id != name.id && process.export_all(other) && !process.export_all(name));
+  CHECK((other.id != name.id && process.export_all(other) && !process.export_all(name)));
   process.allocator.record_stream(second, {0, 7});
   process.allocator.free(second);  // pending
   CHECK(!process.export_all(other));
-  CHECK_THROWS(process.allocator.share(second + 64 * kMiB), UsageError);
+  CHECK_THROWS_AS(process.allocator.share(second + 64 * kMiB), UsageError);
   SharedBlock invented = other;
   invented.block += 512;
   CHECK(!process.export_all(invented));
@@ -103,7 +104,7 @@ TEST(a_name_ends_with_its_block) {
   CHECK(!process.export_all(invented));
 }
 
-TEST(only_the_pages_of_the_block_are_given_out) {
+TEST_CASE("only the pages of the block are given out") {
   Process process;
   const SharedBlock block = process.allocator.share(process.allocator.allocate(9 * kMiB, 0, 0));
   const std::size_t pages = block.bytes / kPageBytes;
@@ -117,18 +118,18 @@ TEST(only_the_pages_of_the_block_are_given_out) {
   CHECK(none.empty());
 }
 
-TEST(a_piece_of_many_pages_is_opened_whole) {
+TEST_CASE("a piece of many pages is opened whole") {
   Process process(128, true, false, "balanced");
   const Address shared = process.allocator.allocate(9 * kMiB, 0, 0);
   const SharedBlock block = process.allocator.share(shared);
-  CHECK(block.pages <= shared && shared + 9 * kMiB <= block.pages + block.bytes);
+  CHECK((block.pages <= shared && shared + 9 * kMiB <= block.pages + block.bytes));
   const Address opened = process.open(block);
-  CHECK(process.pieces.size() == 1 && process.pieces[0].pages > 1);
+  CHECK((process.pieces.size() == 1 && process.pieces[0].pages > 1));
   CHECK(process.under(opened + (shared - block.pages)) == process.under(shared));
   process.allocator.close_shared(0, opened);
 }
 
-TEST(what_is_open_stays_where_it_is_and_lives_on) {
+TEST_CASE("what is open stays where it is and lives on") {
   Process process(64);
   const Address shared = process.allocator.allocate(9 * kMiB, 0, 0);
   const SharedBlock block = process.allocator.share(shared);
@@ -142,7 +143,7 @@ TEST(what_is_open_stays_where_it_is_and_lives_on) {
   };
   process.allocator.free(process.allocator.allocate(100 * kMiB, 0, 0));
   const Address others = process.allocator.allocate(100 * kMiB, 0, 5);  // takes all that is idle
-  CHECK_THROWS(process.allocator.allocate(100 * kMiB, 0, 0), OutOfMemory);
+  CHECK_THROWS_AS(process.allocator.allocate(100 * kMiB, 0, 0), OutOfMemory);
   process.allocator.empty_cache();
   for (Bytes page = 0; page < block.bytes; page += kPageBytes)
     CHECK(process.under(block.pages + page) == before[page / kPageBytes]);
@@ -155,7 +156,7 @@ TEST(what_is_open_stays_where_it_is_and_lives_on) {
   CHECK(process.model.used_bytes(0) == 0);
 }
 
-TEST(closing_waits_for_the_end_of_a_capture) {
+TEST_CASE("closing waits for the end of a capture") {
   Process process;
   const Address opened = process.open(process.allocator.share(process.allocator.allocate(3 * kMiB, 0, 0)));
   process.allocator.begin_capture(0);
@@ -170,7 +171,7 @@ TEST(closing_waits_for_the_end_of_a_capture) {
   CHECK(!process.model.physical(0, opened, &handle, &offset));
 }
 
-TEST(what_cannot_be_opened_leaves_nothing_behind) {
+TEST_CASE("what cannot be opened leaves nothing behind") {
   Process process;
   const SharedBlock block = process.allocator.share(process.allocator.allocate(9 * kMiB, 0, 0));
   CHECK(process.export_all(block));
@@ -180,24 +181,24 @@ TEST(what_cannot_be_opened_leaves_nothing_behind) {
     if (page == 2) throw std::runtime_error("the other process has ended");
     return process.pieces[page];
   };
-  CHECK_THROWS(process.allocator.open_shared(0, pages, third_fails), std::runtime_error);
+  CHECK_THROWS_AS(process.allocator.open_shared(0, pages, third_fails), std::runtime_error);
   for (const DriverCall call :
        {DriverCall::reserve, DriverCall::import_handle, DriverCall::map, DriverCall::allow_access}) {
     process.model.fail(call, 1, Status::failed);
-    CHECK_THROWS(process.allocator.open_shared(0, pages, [&](std::size_t page) { return process.pieces[page]; }),
+    CHECK_THROWS_AS(process.allocator.open_shared(0, pages, [&](std::size_t page) { return process.pieces[page]; }),
                  DriverError);
   }
-  CHECK(process.model.used_bytes(0) == used && process.model.failures_waiting() == 0);
+  CHECK((process.model.used_bytes(0) == used && process.model.failures_waiting() == 0));
   process.model.fail(DriverCall::export_handle, 2, Status::failed);
-  CHECK_THROWS(process.export_all(block), DriverError);
+  CHECK_THROWS_AS(process.export_all(block), DriverError);
   CHECK(process.export_all(block));
 }
 
-TEST(memory_that_cannot_be_shared_is_refused) {
+TEST_CASE("memory that cannot be shared is refused") {
   Process alone(128, false);
-  CHECK_THROWS(alone.allocator.share(alone.allocator.allocate(3 * kMiB, 0, 0)), UsageError);
+  CHECK_THROWS_AS(alone.allocator.share(alone.allocator.allocate(3 * kMiB, 0, 0)), UsageError);
   Process whole(128, true, true);
-  CHECK_THROWS(whole.allocator.share(whole.allocator.allocate(3 * kMiB, 0, 0)), UsageError);
+  CHECK_THROWS_AS(whole.allocator.share(whole.allocator.allocate(3 * kMiB, 0, 0)), UsageError);
 }
 
 }  // namespace

@@ -4,7 +4,9 @@
 // and every edge of every bin beyond covers each size there is.
 #include "core/size_class.h"
 
-#include "check.h"
+#include <doctest/doctest.h>
+
+#include <initializer_list>
 
 using namespace poolalloc;
 
@@ -13,17 +15,17 @@ namespace {
 // The class of `bytes` holds it, and the class below does not.
 void check_smallest_class(Bytes bytes) {
   const int bin = bin_of(bytes);
-  CHECK(bin >= 0 && bin < kBins);
+  CHECK((bin >= 0 && bin < kBins));
   CHECK(bin_bytes(bin) >= bytes);
-  CHECK(bin == 0 || bin_bytes(bin - 1) < bytes);
+  CHECK((bin == 0 || bin_bytes(bin - 1) < bytes));
   CHECK(bin_of(bin_bytes(bin)) == bin);
 }
 
-TEST(every_byte_up_to_64_KiB_has_the_smallest_class_that_holds_it) {
+TEST_CASE("every byte up to 64 KiB has the smallest class that holds it") {
   for (Bytes bytes = 1; bytes <= 64 << 10; ++bytes) check_smallest_class(bytes);
 }
 
-TEST(every_multiple_of_512_up_to_16_MiB_and_its_neighbours) {
+TEST_CASE("every multiple of 512 up to 16 MiB and its neighbours") {
   for (Bytes bytes = 512; bytes <= 16 << 20; bytes += 512) {
     check_smallest_class(bytes - 1);
     check_smallest_class(bytes);
@@ -33,7 +35,7 @@ TEST(every_multiple_of_512_up_to_16_MiB_and_its_neighbours) {
   }
 }
 
-TEST(every_edge_of_every_bin_up_to_2_to_the_40) {
+TEST_CASE("every edge of every bin up to 2 to the 40") {
   for (int bin = 0; bin < kBins; ++bin) {
     const Bytes bytes = bin_bytes(bin);
     CHECK(bin_of(bytes) == bin);
@@ -51,7 +53,7 @@ TEST(every_edge_of_every_bin_up_to_2_to_the_40) {
   CHECK(bin_bytes(kBins - 1) == kMaxBinnedBytes);
 }
 
-TEST(a_class_never_falls_when_the_size_grows) {
+TEST_CASE("a class never falls when the size grows") {
   int before = 0;
   for (int power = 0; power <= 40; ++power) {
     for (Bytes eighth = 0; eighth < 64; ++eighth) {
@@ -63,24 +65,24 @@ TEST(a_class_never_falls_when_the_size_grows) {
   }
 }
 
-TEST(classes_are_multiples_of_512_and_waste_an_eighth_at_most) {
+TEST_CASE("classes are multiples of 512 and waste an eighth at most") {
   Bytes below = 0;
   for (int bin = 0; bin < kBins; ++bin) {
     const Bytes bytes = bin_bytes(bin);
     CHECK(bytes % kGranularity == 0);
     // The worst request of a class is one byte more than the class below.
     const Bytes waste = bytes - (below + 1);
-    CHECK(waste < kGranularity || waste * 8 <= below + 1);
+    CHECK((waste < kGranularity || waste * 8 <= below + 1));
     below = bytes;
   }
 }
 
-TEST(every_hole_of_a_higher_class_is_larger) {
+TEST_CASE("every hole of a higher class is larger") {
   int before = 0;
   Bytes first_of_class = 0;
   for (Bytes bytes = 512; bytes <= 64 << 20; bytes += 512) {
     const int own = hole_class(bytes);
-    CHECK(own == before || own == before + 1);
+    CHECK((own == before || own == before + 1));
     if (own != before) first_of_class = bytes;
     CHECK(bytes >= first_of_class);
     before = own;
@@ -93,12 +95,12 @@ TEST(every_hole_of_a_higher_class_is_larger) {
     }
 }
 
-TEST(a_hole_of_any_size_has_a_class) {
+TEST_CASE("a hole of any size has a class") {
   int before = 0;
   for (int power = 9; power < 64; ++power)
     for (Bytes off : {Bytes{0}, Bytes{512}}) {
       const int own = hole_class((Bytes{1} << power) + off);
-      CHECK(own >= before && own < kHoleClasses);
+      CHECK((own >= before && own < kHoleClasses));
       before = own;
     }
 }

@@ -58,17 +58,17 @@ struct Small : Range {
   Slabs slabs;
 };
 
-TEST(blocks_of_every_class_are_aligned_and_apart_and_each_byte_finds_its_block) {
+TEST_CASE("blocks of every class are aligned and apart and each byte finds its block") {
   for (int bin = 0; bin <= Slabs::kMaxBin; ++bin) {
     Small heap;
     const Bytes size = bin_bytes(bin);
     std::set<Bytes> offsets;
     for (int i = 0; i < 200; ++i) {
       const Bytes offset = heap.take(bin, size);
-      CHECK(offset % kGranularity == 0 && offset / kPage == (offset + size - 1) / kPage);
+      CHECK((offset % kGranularity == 0 && offset / kPage == (offset + size - 1) / kPage));
       const auto after = offsets.lower_bound(offset);
-      CHECK(after == offsets.end() || offset + size <= *after);
-      CHECK(after == offsets.begin() || *std::prev(after) + size <= offset);
+      CHECK((after == offsets.end() || offset + size <= *after));
+      CHECK((after == offsets.begin() || *std::prev(after) + size <= offset));
       offsets.insert(offset);
     }
     for (Bytes offset : offsets)
@@ -76,7 +76,7 @@ TEST(blocks_of_every_class_are_aligned_and_apart_and_each_byte_finds_its_block) 
         CHECK(heap.start_of(offset + inside) == offset);
         CHECK((heap.find(offset + inside).size != 0) == (inside == 0));
       }
-    CHECK(heap.stats(size).live_blocks == 200 && heap.stats(size).rounded == 200 * size);
+    CHECK((heap.stats(size).live_blocks == 200 && heap.stats(size).rounded == 200 * size));
     heap.check();
     for (Bytes offset : offsets) heap.give(offset);
     CHECK(heap.resident() == 0);
@@ -84,17 +84,17 @@ TEST(blocks_of_every_class_are_aligned_and_apart_and_each_byte_finds_its_block) 
   }
 }
 
-TEST(slabs_waste_little_of_their_chunks) {
+TEST_CASE("slabs waste little of their chunks") {
   for (int bin = 0; bin <= Slabs::kMaxBin; ++bin) {
     const SlabShape shape = slab_shape(bin_bytes(bin));
-    CHECK(shape.slots >= 1 && shape.slots <= 64 && shape.chunks >= 1 && shape.chunks <= 64);
+    CHECK((shape.slots >= 1 && shape.slots <= 64 && shape.chunks >= 1 && shape.chunks <= 64));
     const Bytes slab = shape.chunks * kChunkBytes, used = shape.slots * bin_bytes(bin);
-    CHECK(used <= slab && (slab - used) * 8 <= slab);
+    CHECK((used <= slab && (slab - used) * 8 <= slab));
     if (bin_bytes(bin) <= kMiB / 4) CHECK((slab - used) * 32 <= slab);
   }
 }
 
-TEST(classes_share_a_page) {
+TEST_CASE("classes share a page") {
   Small heap(1);  // a device of one page
   std::vector<Bytes> blocks;
   for (Bytes bytes = 512; bytes <= 8192; bytes += 512) blocks.push_back(heap.take(bytes));
@@ -107,23 +107,23 @@ TEST(classes_share_a_page) {
   CHECK(heap.resident() == 0);
 }
 
-TEST(only_the_start_of_a_live_block_is_found) {
+TEST_CASE("only the start of a live block is found") {
   Small heap;
   const Bytes a = heap.take(1000);
   const Bytes b = heap.take(1024);
-  CHECK(heap.find(a).size == 1024 && heap.find(a).requested == 1000);
-  CHECK(heap.find(b).size == 1024 && heap.find(b).requested == 1024);
+  CHECK((heap.find(a).size == 1024 && heap.find(a).requested == 1000));
+  CHECK((heap.find(b).size == 1024 && heap.find(b).requested == 1024));
   for (Bytes off : {1, 512, 1023}) CHECK(heap.find(a + off).size == 0);
   CHECK(heap.find(b + 1024).size == 0);     // a free slot
   CHECK(heap.find(kPage - 512).size == 0);  // a chunk without a slab
   CHECK(heap.find(5 * kPage).size == 0);    // a page without slabs
-  CHECK(heap.start_of(b + 1024) == ~Bytes{0} && heap.start_of(5 * kPage) == ~Bytes{0});
+  CHECK((heap.start_of(b + 1024) == ~Bytes{0} && heap.start_of(5 * kPage) == ~Bytes{0}));
   heap.give(a);
-  CHECK(heap.find(a).size == 0 && heap.start_of(a + 5) == ~Bytes{0});
+  CHECK((heap.find(a).size == 0 && heap.start_of(a + 5) == ~Bytes{0}));
   heap.check();
 }
 
-TEST(a_freed_block_is_the_next_of_its_class) {
+TEST_CASE("a freed block is the next of its class") {
   Small heap;
   for (int i = 0; i < 10; ++i) heap.take(2048);
   const Bytes one = heap.take(2048);
@@ -132,19 +132,19 @@ TEST(a_freed_block_is_the_next_of_its_class) {
   CHECK(heap.take(1600) == one);
 }
 
-TEST(the_last_free_leaves_no_page_resident_and_waking_costs_no_driver_call) {
+TEST_CASE("the last free leaves no page resident and waking costs no driver call") {
   Small heap;
   const Bytes offset = heap.take(4096);
   heap.give(offset);
-  CHECK(heap.resident() == 0 && heap.held() == kPage);
+  CHECK((heap.resident() == 0 && heap.held() == kPage));
   heap.check();
   const std::uint64_t calls = mapping_calls(heap.driver);
   CHECK(heap.take(4096) == offset);
-  CHECK(mapping_calls(heap.driver) == calls && heap.resident() == kPage);
+  CHECK((mapping_calls(heap.driver) == calls && heap.resident() == kPage));
   heap.check();
 }
 
-TEST(requests_go_to_the_lowest_slabs_so_that_high_pages_drain) {
+TEST_CASE("requests go to the lowest slabs so that high pages drain") {
   Small heap;
   constexpr Bytes kSize = 64 << 10;
   std::vector<Bytes> blocks;
@@ -157,18 +157,18 @@ TEST(requests_go_to_the_lowest_slabs_so_that_high_pages_drain) {
   CHECK(heap.resident() == 10 * kPage);
   std::set<Bytes> pages;
   for (int i = 0; i < 40; ++i) pages.insert(heap.take(kSize) / kPage);
-  CHECK(*pages.rbegin() <= 2 && heap.resident() == 10 * kPage);
+  CHECK((*pages.rbegin() <= 2 && heap.resident() == 10 * kPage));
   heap.check();
 }
 
-TEST(no_memory_and_no_addresses_are_told_apart_and_change_nothing) {
+TEST_CASE("no memory and no addresses are told apart and change nothing") {
   Small full(2);
   const int bin = bin_of(kMiB);
   for (int i = 0; i < 4; ++i) full.take(bin, kMiB);
   Bytes offset = 0;
   CHECK(full.slabs.allocate(bin, kMiB, &offset) == Status::out_of_memory);
   CHECK(full.slabs.allocate(0, 512, &offset) == Status::out_of_memory);
-  CHECK(full.stats(kMiB).live_blocks == 4 && full.stats(512).live_blocks == 0);
+  CHECK((full.stats(kMiB).live_blocks == 4 && full.stats(512).live_blocks == 0));
   full.check();
   Small narrow(32, 3);
   for (int i = 0; i < 6; ++i) narrow.take(bin, kMiB);
@@ -179,7 +179,7 @@ TEST(no_memory_and_no_addresses_are_told_apart_and_change_nothing) {
   narrow.check();
 }
 
-TEST(a_driver_that_refuses_a_page_leaves_nothing_changed) {
+TEST_CASE("a driver that refuses a page leaves nothing changed") {
   const int bin = bin_of(kMiB);
   for (DriverCall call : {DriverCall::create, DriverCall::map, DriverCall::allow_access}) {
     Small heap;
@@ -189,15 +189,15 @@ TEST(a_driver_that_refuses_a_page_leaves_nothing_changed) {
     Bytes offset = 0;
     CHECK(heap.slabs.allocate(0, 512, &offset) == Status::failed);
     heap.residency.return_left_behind();
-    CHECK(heap.resident() == 2 * kPage && heap.held() == 2 * kPage && heap.residency.mappings() == mappings);
-    CHECK(heap.stats(512).live_blocks == 0 && heap.stats(kMiB).live_blocks == 4);
+    CHECK((heap.resident() == 2 * kPage && heap.held() == 2 * kPage && heap.residency.mappings() == mappings));
+    CHECK((heap.stats(512).live_blocks == 0 && heap.stats(kMiB).live_blocks == 4));
     heap.check();
     heap.take(512);
     heap.check();
   }
 }
 
-TEST(a_page_that_left_while_its_slab_slept_is_not_used) {
+TEST_CASE("a page that left while its slab slept is not used") {
   Small heap;
   const Bytes offset = heap.take(8192);
   heap.give(offset);
@@ -212,20 +212,20 @@ TEST(a_page_that_left_while_its_slab_slept_is_not_used) {
   heap.check();
 }
 
-TEST(statistics_of_a_class_add_up) {
+TEST_CASE("statistics of a class add up") {
   Small heap;
   for (int i = 0; i < 5; ++i) heap.take(600);
   const Bytes last = heap.take(1024);
   heap.give(last);
   const BinStats stats = heap.stats(1024);
-  CHECK(stats.live_blocks == 5 && stats.allocations == 6);
-  CHECK(stats.requested == 3000 && stats.rounded == 5 * 1024);
-  CHECK(stats.resident >= stats.rounded && stats.resident <= kPage);
+  CHECK((stats.live_blocks == 5 && stats.allocations == 6));
+  CHECK((stats.requested == 3000 && stats.rounded == 5 * 1024));
+  CHECK((stats.resident >= stats.rounded && stats.resident <= kPage));
 }
 
 // One page of addresses for each page of the device, and one for a sleeping slab of each class, are enough for
 // anything, once what stands in the way is unmapped.
-TEST(random_use_agrees_with_a_list_of_intervals) {
+TEST_CASE("random use of slabs agrees with a list of intervals") {
   constexpr std::uint64_t kDevice = 12;
   std::mt19937 random(5);
   for (int run = 0; run < 20; ++run) {
@@ -242,18 +242,18 @@ TEST(random_use_agrees_with_a_list_of_intervals) {
           heap.make_room();
           status = heap.slabs.allocate(bin, bytes, &offset);
         }
-        CHECK((status == Status::ok) || heap.resident() == kDevice * kPage);
+        CHECK(((status == Status::ok) || heap.resident() == kDevice * kPage));
         if (status == Status::ok) {
           const auto after = live.upper_bound(offset);
-          CHECK(after == live.end() || offset + bin_bytes(bin) <= after->first);
-          CHECK(after == live.begin() || std::prev(after)->first + std::prev(after)->second.first <= offset);
+          CHECK((after == live.end() || offset + bin_bytes(bin) <= after->first));
+          CHECK((after == live.begin() || std::prev(after)->first + std::prev(after)->second.first <= offset));
           live[offset] = {bin_bytes(bin), bytes};
         }
       } else if (what < 98) {
         if (live.empty()) continue;
         const auto victim = std::next(live.begin(), static_cast<std::ptrdiff_t>(random() % live.size()));
         const Slabs::Found found = heap.find(victim->first);
-        CHECK(found.size == victim->second.first && found.requested == victim->second.second);
+        CHECK((found.size == victim->second.first && found.requested == victim->second.second));
         heap.give(victim->first);
         CHECK(heap.find(victim->first).size == 0);
         live.erase(victim);
@@ -274,7 +274,7 @@ TEST(random_use_agrees_with_a_list_of_intervals) {
       rounded -= block.first;
       requested -= block.second;
     }
-    CHECK(rounded == 0 && requested == 0);
+    CHECK((rounded == 0 && requested == 0));
     heap.check();
   }
 }

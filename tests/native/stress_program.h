@@ -3,15 +3,17 @@
 // graphs that are launched again and again, limits that change, trimming.
 #pragma once
 
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <mutex>
 #include <random>
 #include <thread>
 #include <vector>
 
-#include "check.h"
 #include "core/allocator.h"
 #include "driver/model_driver.h"
 #include "faulty_driver.h"
@@ -29,6 +31,18 @@ inline constexpr StreamId kAside = 1000;   // a stream that uses blocks of the o
 inline constexpr Stream kAbroad{1, 2000};  // and one of another device
 inline constexpr Bytes kKiB = 1 << 10;
 inline constexpr std::uint64_t kLag = 20;
+
+// How many steps to take where `usual` are enough. A sanitizer makes each step slow and looks at every access: fewer
+// do. POOLALLOC_LONG_TESTS asks for many times more (make check-long).
+inline int steps(int usual) {
+  static const bool long_tests = std::getenv("POOLALLOC_LONG_TESTS") != nullptr;
+#if defined(__SANITIZE_THREAD__)
+  usual /= 4;
+#elif defined(__SANITIZE_ADDRESS__)
+  usual /= 2;
+#endif
+  return long_tests ? 10 * usual : usual;
+}
 
 inline StreamId stream_of(unsigned index) { return 16 * (StreamId{index % kStreams} + 1); }
 
@@ -120,9 +134,9 @@ struct Program {
     }
     allocator.validate();
     CHECK(sound());
-    CHECK(allocator.stats(0).live_blocks == 0 && allocator.stats(0).pending.current == 0);
-    CHECK(allocator.stats(0).requested.current == 0 && allocator.stats(0).live.current == 0);
-    CHECK(model.used_bytes(0) <= ahead && checker.blocks() == 0);
+    CHECK((allocator.stats(0).live_blocks == 0 && allocator.stats(0).pending.current == 0));
+    CHECK((allocator.stats(0).requested.current == 0 && allocator.stats(0).live.current == 0));
+    CHECK((model.used_bytes(0) <= ahead && checker.blocks() == 0));
   }
 
   // False if there was no memory.
@@ -140,7 +154,7 @@ struct Program {
       return false;
     }
     block.stream = stream;
-    CHECK(allocator.base_allocation(block.address, &block.bytes) == block.address && block.bytes >= bytes);
+    CHECK((allocator.base_allocation(block.address, &block.bytes) == block.address && block.bytes >= bytes));
     block.name = checker.allocated(0, stream, block.address, block.bytes, pool);
     checker.used(block.name, stream);
     own.push_back(block);
@@ -208,14 +222,14 @@ struct Actor {
       program.allocator.trim(target, 0, random() % 4 == 0);
     } else if (what < 996) {
       const DeviceStats stats = program.allocator.stats(0);
-      CHECK(stats.limit_bytes <= stats.total_bytes && program.allocator.memory_fraction(0) <= 1);
+      CHECK((stats.limit_bytes <= stats.total_bytes && program.allocator.memory_fraction(0) <= 1));
     } else if (what < 998) {
       if (random() % 2 == 0)
         program.allocator.set_memory_fraction(random() % 2 == 0 ? 1.0 : 0.7, 0);
       else
         program.allocator.set_memory_limit(random() % 2 == 0 ? 0 : 60 * kPageBytes, 0);
     } else {
-      CHECK_THROWS(program.allocator.free(Address{4096} * (1 + thread)), UsageError);
+      CHECK_THROWS_AS(program.allocator.free(Address{4096} * (1 + thread)), UsageError);
     }
   }
 

@@ -22,24 +22,24 @@ bool free_exchanged(Program& program) {
   return any;
 }
 
-TEST(no_piece_of_memory_has_two_owners_and_no_work_is_disturbed) {
+TEST_CASE("no piece of memory has two owners and no work is disturbed") {
   Program program(96);
   program.allocator.oom_callbacks().add([&](DeviceIndex, Bytes) { return free_exchanged(program); });
   stress::run(program, 1, [](Actor& actor) {
-    for (int i = 0; i < 6000; ++i) actor.step();
+    for (int i = 0; i < stress::steps(6000); ++i) actor.step();
   });
   CHECK(program.out_of_memory > 0);  // there was pressure
   const DeviceStats stats = program.allocator.stats(0);
-  CHECK(stats.pages_stolen > 0 && stats.after_stealing > 0 && stats.after_callbacks > 0 && stats.after_waiting > 0);
+  CHECK((stats.pages_stolen > 0 && stats.after_stealing > 0 && stats.after_callbacks > 0 && stats.after_waiting > 0));
   CHECK(stats.retries == stats.after_unmapping + stats.after_releasing + stats.after_stealing + stats.after_callbacks +
                              stats.after_waiting + stats.after_trimming + stats.after_lending + stats.out_of_memory);
   program.finish();
 }
 
-TEST(pools_come_and_go_under_the_other_threads) {
+TEST_CASE("pools come and go under the other threads") {
   Program program(160);
   stress::run(program, 100, [](Actor& actor) {
-    for (int i = 0; i < 3000; ++i) {
+    for (int i = 0; i < stress::steps(3000); ++i) {
       if (i % 60 == 0) actor.use_a_pool();
       actor.step();
     }
@@ -55,25 +55,25 @@ void live_with_graphs(Actor& actor, int step) {
   actor.step();
 }
 
-TEST(graphs_keep_what_they_saw_while_other_threads_run_out_of_memory) {
+TEST_CASE("graphs keep what they saw while other threads run out of memory") {
   Program program(160);
   stress::run(program, 300, [](Actor& actor) {
-    for (int i = 0; i < 3000; ++i) live_with_graphs(actor, i);
+    for (int i = 0; i < stress::steps(3000); ++i) live_with_graphs(actor, i);
   });
   CHECK(program.allocator.stats(0).pages_stolen > 0);
   program.finish();
 }
 
-TEST(segments_are_as_sound_where_there_is_no_virtual_memory_management) {
+TEST_CASE("segments are as sound where there is no virtual memory management") {
   Program program(160, Lie::none, false);
   stress::run(program, 400, [](Actor& actor) {
-    for (int i = 0; i < 3000; ++i) live_with_graphs(actor, i);
+    for (int i = 0; i < stress::steps(3000); ++i) live_with_graphs(actor, i);
   });
-  CHECK(program.out_of_memory > 0 && program.allocator.stats(0).retries > 0);
+  CHECK((program.out_of_memory > 0 && program.allocator.stats(0).retries > 0));
   program.finish();
 }
 
-TEST(a_background_thread_creates_and_trims_among_the_others) {
+TEST_CASE("a background thread creates and trims among the others") {
   Options options;
   options.reserve_ahead = 4 * kPageBytes;
   options.trim_high = 8 * kPageBytes;
@@ -81,7 +81,7 @@ TEST(a_background_thread_creates_and_trims_among_the_others) {
   options.trim_after = 0.004;
   Program program(160, Lie::none, true, options);
   stress::run(program, 400, [](Actor& actor) {
-    for (int i = 0; i < 2000; ++i) live_with_graphs(actor, i);
+    for (int i = 0; i < stress::steps(2000); ++i) live_with_graphs(actor, i);
   });
   program.allocator.set_memory_limit(kPageBytes, 0);  // room for no more than one page ahead
   program.finish(kPageBytes);
@@ -89,10 +89,10 @@ TEST(a_background_thread_creates_and_trims_among_the_others) {
 
 // Each thread's blocks lie on so many pages at most that all of them fit: nobody may run out, though most of the memory
 // is idle on another stream, or on its way from there, when it is needed. Larger spans cannot promise that.
-TEST(what_fits_never_runs_out) {
+TEST_CASE("what fits never runs out") {
   constexpr Bytes kEach = 44;
   Program program(stress::kThreads * kEach, Lie::none, true, growing("tight"));
-  stress::run(program, 200, [](Actor& actor) { stress::live_within(actor, kEach, 2500); });
+  stress::run(program, 200, [](Actor& actor) { stress::live_within(actor, kEach, stress::steps(2500)); });
   CHECK(program.out_of_memory == 0);
   program.finish();
 }
@@ -116,7 +116,7 @@ bool found(Lie lie, PageChecker::Rule rule) {
   return program.checker.found(rule) != 0;
 }
 
-TEST(planted_bugs_are_found) {
+TEST_CASE("planted bugs are found") {
   using Rule = PageChecker::Rule;
   const struct {
     const char* name;

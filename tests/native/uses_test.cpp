@@ -1,10 +1,11 @@
 // Deferred frees in the queues of foreign streams: order, batches, bounded looks.
+#include <doctest/doctest.h>
+
 #include "core/uses.h"
 
 #include <algorithm>
 #include <map>
 
-#include "check.h"
 
 using namespace poolalloc;
 
@@ -64,15 +65,15 @@ struct Rig {
   std::uint64_t capture = 0, joined = 0;  // the capture that every stream is in; what the heap's own lies behind
 };
 
-TEST(a_block_without_uses_is_done_at_once) {
+TEST_CASE("a block without uses is done at once") {
   Uses uses;
-  CHECK(!uses.defer(0, kSmall) && uses.empty());
-  CHECK(uses.use(0, kSide) && uses.use(0, kSide) && uses.used(0) && !uses.pending(0));
-  CHECK(uses.defer(0, kSmall) && uses.pending(0) && !uses.use(0, kAbroad));
+  CHECK((!uses.defer(0, kSmall) && uses.empty()));
+  CHECK((uses.use(0, kSide) && uses.use(0, kSide) && uses.used(0) && !uses.pending(0)));
+  CHECK((uses.defer(0, kSmall) && uses.pending(0) && !uses.use(0, kAbroad)));
   uses.validate();
 }
 
-TEST(small_frees_share_an_event_and_a_large_one_has_its_own) {
+TEST_CASE("small frees share an event and a large one has its own") {
   Rig rig;
   for (Bytes i = 0; i < Uses::kBatchBlocks - 1; ++i) {
     rig.free(i * kSmall, kSmall, {kSide});
@@ -81,30 +82,30 @@ TEST(small_frees_share_an_event_and_a_large_one_has_its_own) {
   rig.free(1 << 20, kSmall, {kSide});
   CHECK(rig.uses.full());
   rig.look_at_full();
-  CHECK(rig.records == 1 && rig.queries == 1);
+  CHECK((rig.records == 1 && rig.queries == 1));
   rig.free(1 << 24, kLarge, {kSide});
   CHECK(rig.uses.full());
   rig.over[0] = rig.now;
-  CHECK(rig.look_at_full() == Uses::kBatchBlocks + 1 && rig.records == 1 && rig.last_event == 2);
+  CHECK((rig.look_at_full() == Uses::kBatchBlocks + 1 && rig.records == 1 && rig.last_event == 2));
   CHECK(rig.uses.empty());
 }
 
-TEST(a_look_stops_at_the_first_batch_that_is_not_over) {
+TEST_CASE("a look stops at the first batch that is not over") {
   Rig rig;
   for (Bytes i = 0; i < 300; ++i) {
     rig.free(i * kLarge, kLarge, {kSide});
     rig.look_at_full();
   }
-  CHECK(rig.uses.pending() == 300 && rig.last_event == 300);
-  CHECK(rig.look() == 0 && rig.queries == 1);
+  CHECK((rig.uses.pending() == 300 && rig.last_event == 300));
+  CHECK((rig.look() == 0 && rig.queries == 1));
   rig.over[0] = 10;
-  CHECK(rig.look() == 10 && rig.queries == 11);
-  CHECK(rig.done.front().block == 0 && rig.done.back().block == 9 * kLarge);  // in the order of their frees
+  CHECK((rig.look() == 10 && rig.queries == 11));
+  CHECK((rig.done.front().block == 0 && rig.done.back().block == 9 * kLarge));  // in the order of their frees
   rig.over[0] = rig.now;
   CHECK(rig.look() == Uses::kCalls);  // no look has more
 }
 
-TEST(frees_retire_what_is_over_as_fast_as_they_add) {
+TEST_CASE("frees retire what is over as fast as they add") {
   Rig rig;
   std::size_t most = 0;
   for (Bytes i = 0; i < 100'000; ++i) {
@@ -113,23 +114,23 @@ TEST(frees_retire_what_is_over_as_fast_as_they_add) {
     if (rig.uses.full()) rig.look_at_full();
     most = std::max(most, rig.uses.pending());
   }
-  CHECK(most <= Uses::kBatchBlocks && rig.last_event <= 2);
+  CHECK((most <= Uses::kBatchBlocks && rig.last_event <= 2));
 }
 
-TEST(a_block_waits_for_every_stream_and_a_stream_is_one_of_a_device) {
+TEST_CASE("a block waits for every stream and a stream is one of a device") {
   Rig rig;
   rig.free(0, kLarge, {kSide, kAbroad});
   rig.free(kLarge, kLarge, {kAbroad});
-  CHECK(rig.look() == 0 && rig.records == 2);
+  CHECK((rig.look() == 0 && rig.records == 2));
   rig.over[0] = rig.now;
   CHECK(rig.look() == 0);
   rig.over[1] = 2;
-  CHECK(rig.look() == 2 && rig.uses.empty());
+  CHECK((rig.look() == 2 && rig.uses.empty()));
   const EventHandle here = rig.uses.take_event(0), there = rig.uses.take_event(1);
-  CHECK(rig.device_of.at(here) == 0 && rig.device_of.at(there) == 1);
+  CHECK((rig.device_of.at(here) == 0 && rig.device_of.at(there) == 1));
 }
 
-TEST(no_queue_keeps_another_waiting) {
+TEST_CASE("no queue keeps another waiting") {
   Rig rig;
   for (Bytes i = 0; i < 200; ++i) rig.free(i * kLarge, kLarge, {{0, 100 + i}});
   rig.free(200 * kLarge, kLarge, {kAbroad});
@@ -139,24 +140,24 @@ TEST(no_queue_keeps_another_waiting) {
   CHECK(looks <= 201);
 }
 
-TEST(who_may_not_ask_records_at_most) {
+TEST_CASE("who may not ask records at most") {
   Rig rig;
   rig.over[0] = 1000;
   rig.free(0, kLarge, {kSide});
-  CHECK(rig.look(false) == 0 && rig.records == 1 && rig.queries == 0);
+  CHECK((rig.look(false) == 0 && rig.records == 1 && rig.queries == 0));
   CHECK(rig.look() == 1);
 }
 
-TEST(what_could_not_be_recorded_is_recorded_later_or_waited_for) {
+TEST_CASE("what could not be recorded is recorded later or waited for") {
   Rig rig;
   rig.refusal = Status::not_ready;  // the stream is being captured
   rig.free(0, kLarge, {kSide});
-  CHECK(rig.look() == 0 && rig.uses.refused().empty());
+  CHECK((rig.look() == 0 && rig.uses.refused().empty()));
   rig.free(kLarge, kLarge, {kSide});
-  CHECK(rig.look() == 0 && rig.records == 1);
+  CHECK((rig.look() == 0 && rig.records == 1));
   rig.refusal = Status::ok;
   rig.over[0] = 1;
-  CHECK(rig.look() == 0 && rig.records == 1);  // one event behind both
+  CHECK((rig.look() == 0 && rig.records == 1));  // one event behind both
   rig.refusal = Status::failed;
   rig.free(2 * kLarge, kLarge, {kSide});
   CHECK(rig.look() == 0);
@@ -165,30 +166,30 @@ TEST(what_could_not_be_recorded_is_recorded_later_or_waited_for) {
   rig.free(3 * kLarge, kLarge, {kSide});  // after the wait began: not covered by it
   std::vector<Uses::Done> done;
   rig.uses.passed(refused[0], &done);
-  CHECK(done.size() == 1 && done[0].block == 2 * kLarge && done[0].size == kLarge);
-  CHECK(rig.uses.last_events().size() == 1 && rig.uses.pending() == 3);
+  CHECK((done.size() == 1 && done[0].block == 2 * kLarge && done[0].size == kLarge));
+  CHECK((rig.uses.last_events().size() == 1 && rig.uses.pending() == 3));
   rig.uses.validate();
 }
 
 // Inside a captured graph a place stands for the event; when the capture is over, an event does.
-TEST(a_capture_that_joins_a_stream_lets_go_of_what_it_used) {
+TEST_CASE("a capture that joins a stream lets go of what it used") {
   Rig rig;
   rig.capture = 1;
   rig.free(0, kLarge, {kSide});
-  CHECK(rig.look(false) == 0 && rig.records == 1 && rig.queries == 1);
+  CHECK((rig.look(false) == 0 && rig.records == 1 && rig.queries == 1));
   rig.free(kLarge, kLarge, {kSide});
   CHECK(rig.look(false) == 0);
   rig.joined = 1;
-  CHECK(rig.look(false) == 1 && rig.done[0].block == 0 && rig.uses.last_events().empty());
+  CHECK((rig.look(false) == 1 && rig.done[0].block == 0 && rig.uses.last_events().empty()));
   rig.capture = 0;  // it ends without having joined the second
   rig.over[0] = 0;
-  CHECK(rig.look() == 0 && rig.last_event == 1);
+  CHECK((rig.look() == 0 && rig.last_event == 1));
   rig.over[0] = rig.now;
-  CHECK(rig.look() == 1 && rig.uses.empty());
+  CHECK((rig.look() == 1 && rig.uses.empty()));
 }
 
 // Two threads look at once: each sees a call of the other as somebody else's.
-TEST(an_answer_that_comes_late_changes_nothing) {
+TEST_CASE("an answer that comes late changes nothing") {
   Rig rig;
   rig.free(0, kLarge, {kSide});
   rig.free(kLarge, kLarge, {kSide});
@@ -196,12 +197,12 @@ TEST(an_answer_that_comes_late_changes_nothing) {
   rig.over[0] = rig.now;
   Uses::Look late = rig.uses.look(true);
   Uses::Call asked;
-  CHECK(rig.uses.next(late, &asked) && !asked.record);
+  CHECK((rig.uses.next(late, &asked) && !asked.record));
   CHECK(rig.look() == 2);
   rig.free(2 * kLarge, kLarge, {kSide});
   std::vector<Uses::Done> done;
   rig.uses.settle(late, asked, Status::ok, &done);
-  CHECK(done.empty() && rig.uses.pending() == 1);
+  CHECK((done.empty() && rig.uses.pending() == 1));
   rig.uses.validate();
 }
 
