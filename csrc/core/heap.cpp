@@ -58,6 +58,7 @@ Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Byt
       exact_(pool == PoolId{} && !options.exact_bins.empty() ? std::make_unique<Exact>(arena_, options.exact_bins)
                                                              : nullptr) {
   if (segments_ != nullptr) arena_.wall_up();
+  if (planning_ != nullptr) pages_.plan_until(pages_in(slab_bytes) + pages_of(plan, shared, arena_bytes));
   shared_.gate.know(home());
   try {
     if (lends()) shared_.page_supply.add_lender(this);

@@ -97,6 +97,8 @@ class PageTable {
   };
   // Whether new memory may be made, as far as the source allows.
   virtual void may_grow(bool) {}
+  // A plan uses all pages of the arena before `end`: they may be made ahead of their use, and none beside them.
+  virtual void plan_until(PageIndex) {}
   // A placement found no memory: so many pages are missing.
   void lack(std::uint32_t pages) { missing_ = pages; }
   // Looks at what there is, before prices are asked for one placement.

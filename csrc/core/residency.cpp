@@ -142,7 +142,8 @@ bool Residency::replaceable(PageIndex page) const { return droppable(mapping_[pa
 EmptyRun Residency::run_at(PageIndex first, PageIndex last, bool outer_first, bool outer_last) const {
   EmptyRun run{last - first + 1, 0, 0};
   const PageIndex split = touched_[1].first;
-  const PageIndex low = first < split ? 0 : split, high = first < split ? split : page_count_;
+  PageIndex low = first < split ? 0 : split, high = first < split ? split : page_count_;
+  if (planned_end_ != 0 && first >= split) (first < planned_end_ ? high : low) = planned_end_;
   const std::uint32_t most = std::max({rules_.largest, supply_.largest_span(), widest_partial_});
   if (outer_first)
     for (PageIndex page = first; page > low && run.room_before < most && empty(page - 1); --page) ++run.room_before;
@@ -186,6 +187,7 @@ Residency::Plan Residency::plan(PageIndex first, PageIndex last) const {
     const PageIndex start = page;
     while (page < last && !this->resident(page + 1) && empty(page + 1)) ++page;
     const EmptyRun run = run_at(start, page, start == first, page == last);
+    if (start >= planned_end_ && planned_end_ != 0) room.chunk = 1;  // nothing more is needed than what is asked for
     Fill fill = SpanFiller(rules_, stock_, excluded).fill(run, room);
     if (!fill.possible) {
       plan.possible = false;
@@ -267,7 +269,7 @@ Status Residency::provide(PageIndex first, PageIndex last) {
         break;
       }
       slack = std::any_of(plan.parts.begin(), plan.parts.end(), [](const auto& part) { return part.fill.slack != 0; });
-      status = carry_out(plan, &had_memory);
+      status = carry_out(plan, first, last, &had_memory);
       if (status != Status::not_ready) break;
     }
     if (status != Status::out_of_memory || had_memory) break;
@@ -283,7 +285,7 @@ Status Residency::provide(PageIndex first, PageIndex last) {
 }
 
 // not_ready: somebody else took what was spare.
-Status Residency::carry_out(const Plan& plan, bool* had_memory) {
+Status Residency::carry_out(const Plan& plan, PageIndex first, PageIndex last, bool* had_memory) {
   std::vector<Taken> taken;
   Status status = take_memory(plan, &taken);
   *had_memory = status == Status::ok;
@@ -301,7 +303,7 @@ Status Residency::carry_out(const Plan& plan, bool* had_memory) {
     }
     remove_mapping(index);
   }
-  limit_mappings(taken.size());
+  limit_mappings(taken.size(), first, last);
   return map_all(&taken);
 }
 
@@ -517,14 +519,18 @@ void Residency::limit_aliases(SpanIndex index) {
   if (oldest != kNoMapping) drop_mapping(oldest);
 }
 
-// Before so many more mappings are made. A few more go than must, so that the next look through all is not due at once.
-void Residency::limit_mappings(std::size_t wanted) {
+// Before so many more mappings are made for pages first .. last, of which some are ready: those stay. A few more go than
+// must, so that the next look through all is not due at once.
+void Residency::limit_mappings(std::size_t wanted, PageIndex first, PageIndex last) {
   constexpr std::size_t kMore = 256;
   const std::uint64_t made = supply_.mappings() + wanted;
   if (made <= max_mappings_ || !may_unmap_) return;
   std::vector<std::pair<Tick, MappingIndex>> unused;
-  for (MappingIndex index = 1; index < mappings_list_.size(); ++index)
-    if (mappings_list_[index].span != 0 && droppable(index)) unused.push_back({last_use(mappings_list_[index]), index});
+  for (MappingIndex index = 1; index < mappings_list_.size(); ++index) {
+    const Mapping& mapping = mappings_list_[index];
+    if (mapping.span == 0 || (mapping.start <= last && mapping.start + spans_[mapping.span].pages > first)) continue;
+    if (droppable(index)) unused.push_back({last_use(mapping), index});
+  }
   std::size_t going = std::min<std::size_t>(unused.size(), made - max_mappings_ + kMore);
   std::sort(unused.begin(), unused.end());
   for (const auto& [since, index] : unused) {

@@ -56,6 +56,7 @@ class Residency final : public PageTable {
   Address address_of(PageIndex page) const { return base_ + page * kPageBytes; }
 
   void may_grow(bool grow) override { making_ = first_making_ = grow ? Making::grows : Making::none; }
+  void plan_until(PageIndex end) override { planned_end_ = end; }
   void take_stock() override;
   Price price(PageIndex first, PageIndex last) const override;
   std::uint32_t longest_idle_row(PageIndex first, PageIndex end, PageIndex* start) const override;
@@ -142,7 +143,7 @@ class Residency final : public PageTable {
     return state_[page] == 0 || (mapping_[page] != kDetached && mappings_list_[mapping_[page]].dropped == number_);
   }
   GrowthRoom growth_room(std::uint32_t resident) const;
-  Status carry_out(const Plan& plan, bool* had_memory);
+  Status carry_out(const Plan& plan, PageIndex first, PageIndex last, bool* had_memory);
   Status take_memory(const Plan& plan, std::vector<Taken>* taken);
   Status map_all(std::vector<Taken>* taken);
   void undo_map(const Taken& taken);
@@ -161,7 +162,7 @@ class Residency final : public PageTable {
   void remove_mapping(MappingIndex index);
   void drop_mapping(MappingIndex index);
   void limit_aliases(SpanIndex index);
-  void limit_mappings(std::size_t wanted);
+  void limit_mappings(std::size_t wanted, PageIndex first, PageIndex last);
   std::pair<std::uint32_t, std::uint32_t> idle_ends(const Span& span) const;
   bool wholly_idle(const Span& span) const { return !span.away && idle_ends(span).first == span.pages; }
   Tick last_use(const Mapping& mapping) const;
@@ -207,6 +208,7 @@ class Residency final : public PageTable {
   std::vector<PhysicalSpan> spare_;   // of the supply, then
   std::uint32_t widest_partial_ = 0;  // of its spans that are live in part
   enum class Making { grows, just_enough, none };
+  PageIndex planned_end_ = 0;            // 0: no plan
   Making making_ = Making::grows;        // new memory, as far as the source allows
   Making first_making_ = Making::grows;  // how the next placement begins
   mutable std::uint32_t number_ = 0;     // of the placement that is judged

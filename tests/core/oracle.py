@@ -53,6 +53,10 @@ class Block:
         """Start addresses of the pages it overlaps."""
         return range(self.address // PAGE * PAGE, self.end, PAGE)
 
+    def physical_pages(self) -> set[tuple[int, int]]:
+        """The pages of physical memory under it: handle, and which page of that."""
+        return {(handle, first // PAGE) for handle, first, _ in self.pieces}
+
 
 @dataclass
 class PrivatePool:
@@ -87,6 +91,7 @@ class Oracle:
     ) -> None:
         self.engine = _core.Engine(conf, {"devices": devices, "memory_bytes": memory, "event_lag": lag}, plan)
         self.options = self.engine.options()
+        self.by_page = self.options["growth"] == "tight"  # each page comes and goes by itself
         self.devices = devices
         self.memory = memory
         self.lag = lag
@@ -99,8 +104,8 @@ class Oracle:
         self.peak_requested = [0] * devices
         self.peak_live = [0] * devices
         self.heaps_used: list[set[tuple[int, Pool]]] = [set() for _ in range(devices)]
-        # When work of a stream on a physical page is done: (device, handle) -> stream -> time.
-        self.page_busy: dict[tuple[int, int], dict[int, int]] = {}
+        # When work of a stream on a physical page is done: (device, handle, page of it) -> stream -> time.
+        self.page_busy: dict[tuple[int, int, int], dict[int, int]] = {}
         # Mappings that running work may still go through: device, address of a page, handle, until.
         self.in_use: list[tuple[int, int, int, int]] = []
         self.refusals_seen = 0  # injected failures that came true
@@ -145,8 +150,8 @@ class Oracle:
         self.engine.free(block.address)
         self.live.remove(block)
         self.frees[block.device] += 1
-        for page, (handle, _, _) in zip(block.pages(), block.pieces, strict=True):
-            self.page_busy.setdefault((block.device, handle), {})[block.stream] = now + self.lag
+        for page, (handle, first, _) in zip(block.pages(), block.pieces, strict=True):
+            self.page_busy.setdefault((block.device, handle, first // PAGE), {})[block.stream] = now + self.lag
             self.in_use.append((block.device, page, handle, now + self.lag))
         if block.uses:
             block.done_at = None if self.captured_uses(block) else now + self.lag
@@ -174,8 +179,10 @@ class Oracle:
             return
         for device in self.engine.devices():
             stats = self.engine.stats(device)
+            if self.capturing() and not self.by_page:
+                continue  # what is on loan stays
             assert stats["unmapped"] == 0
-            if not self.capturing():
+            if self.by_page and not self.capturing():
                 kept = [heap["idle"]["current"] for heap in stats["heaps"] if not self.in_used_pool(device, heap)]
                 assert sum(kept) == 0, "nothing idle is kept, but for pools in use"
 
@@ -249,6 +256,8 @@ class Oracle:
         if self.engine.failures_waiting():
             return False
         need = 1 if size <= int(self.options["bin_limit"]) else -(-size // PAGE) + 1
+        if not self.by_page:  # idle pages may lie in spans that are live in part: only new memory is certain
+            return bool(need * PAGE <= self.limit(device) - self.engine.used_bytes(device))
         stats = self.engine.stats(device)
         own = [heap for heap in stats["heaps"] if (heap["stream"], heap["pool"]) == (stream, pool)]
         if self.capturing():  # no wait, no unmapping: only what is idle here, spare, or new
@@ -261,11 +270,11 @@ class Oracle:
             if self.in_used_pool(device, heap) and heap not in own
         )
         under_live = {
-            handle
+            page
             for block in self.live
             if block.device == device
             and (block.heap == (device, stream, pool) or not self.in_used_pool(device, {"pool": block.pool}))
-            for handle, _, _ in block.pieces
+            for page in block.physical_pages()
         }
         return bool(need * PAGE <= self.limit(device) - pinned - len(under_live) * PAGE)
 
@@ -287,8 +296,8 @@ class Oracle:
         assert self.engine.base_allocation(block.address) == (block.address, block.size)
         assert self.engine.base_allocation(block.end - 1) == (block.address, block.size)
         now = self.engine.now(block.device)
-        for handle, _, _ in block.pieces:
-            for stream, done_at in self.page_busy.get((block.device, handle), {}).items():
+        for page in block.physical_pages():
+            for stream, done_at in self.page_busy.get((block.device, *page), {}).items():
                 assert stream == block.stream or done_at <= now, "another stream's page, its work not done"
 
     def check(self) -> None:
@@ -370,7 +379,7 @@ class Oracle:
         assert stats["pending"]["current"] == sum(block.size for block in pending)
         assert stats["live_blocks"] == len(live) + len(pending)
         self.check_kinds(stats, live, pending)
-        resident = PAGE * len({handle for block in live + pending for handle, _, _ in block.pieces})
+        resident = PAGE * len(set().union(*(block.physical_pages() for block in live + pending)))
         kept = stats["kept"]["current"]
         outer = sum(2 * PAGE * (kept // each["size"]) for each in self.options["exact_bins"])
         assert resident <= stats["resident"]["current"] <= resident + kept + outer

@@ -59,12 +59,13 @@ class Programs(RuleBasedStateMachine):
              "memory_fraction:0.7", "address_space:1", "exact_bins:6MiB/2/4+2MiB/0/3+524289/1/1+40MiB/0/2",
              "bin_limit:0,exact_bins:4096/3/5+8192/0/9+262144/0/1+20MiB/1/2"]
         ),
+        growth=st.sampled_from(["tight", "balanced", "fast"]),
         devices=st.sampled_from([1, 1, 2]),
         memory=st.sampled_from([8 * MIB, 32 * MIB, 100 * MIB, 512 * MIB]),
         lag=st.sampled_from([0, 3]),
     )  # fmt: skip
-    def start(self, conf: str, devices: int, memory: int, lag: int) -> None:
-        self.oracle = Oracle(conf, devices=devices, memory=memory, lag=lag)
+    def start(self, conf: str, growth: str, devices: int, memory: int, lag: int) -> None:
+        self.oracle = Oracle(f"growth:{growth},{conf}".rstrip(","), devices=devices, memory=memory, lag=lag)
         self.freed: list[Block] = []
 
     def device(self, data: st.DataObject) -> int:

@@ -48,15 +48,16 @@ class PlannedPrograms(Programs):
 
     @initialize(
         limit=st.sampled_from([0, 128 * KIB]),
+        growth=st.sampled_from(["tight", "balanced", "fast"]),
         memory=st.sampled_from([32 * MIB, 100 * MIB, 512 * MIB]),
         lag=st.sampled_from([0, 3]),
         data=st.data(),
     )
-    def start(self, limit: int, memory: int, lag: int, data: st.DataObject) -> None:
+    def start(self, limit: int, growth: str, memory: int, lag: int, data: st.DataObject) -> None:
         streams = [(0, 0), (0, 1)]
         self.parts = [data.draw(parts(device, stream, limit), label="part") for device, stream in streams]
         plan = {"above": limit, "parts": self.parts}
-        self.oracle = Oracle(f"bin_limit:{limit}", devices=1, memory=memory, lag=lag, plan=plan)
+        self.oracle = Oracle(f"growth:{growth},bin_limit:{limit}", devices=1, memory=memory, lag=lag, plan=plan)
         self.freed = []
         self.at = [0, 0]
 
