@@ -1,5 +1,7 @@
 """Statistics: every figure against what was done, per bin, stream, pool and device."""
 
+import re
+
 import pytest
 from engines import KIB, MIB, PAGE, engine_of
 
