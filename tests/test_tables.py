@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from poolalloc.bench.table import HEADINGS, NAMES, SILENT
+from poolalloc.bench.table import HEADINGS, LEAST_FIRST, NAMES, SILENT
 from poolalloc.cli.tables import Table
 
 ROWS = [
-    ("hf_llama_fsdp2", "default", "60.21 GiB", "77.73 GiB", "1.2910", "672", "0", "21.4", "no"),
-    ("hf_llama_fsdp2", "expandable", "60.21 GiB", "66.82 GiB", "1.1097", "7,550", "0", "20.9", "no"),
-    ("hf_llama_fsdp2", "poolalloc", "60.21 GiB", "60.26 GiB", "1.0009", "125,224", "0", "20.3", "no"),
+    ("hf_llama_fsdp2", "default", "60.21 GiB", "77.73 GiB", "1.2910", "672", "1,204.3", "80.1", "70.2", "41.0", "0", "21.4", "1.31x", "no"),
+    ("hf_llama_fsdp2", "expandable", "60.21 GiB", "66.82 GiB", "1.1097", "7,550", "312.0", "88.2", "12.1", "3.4", "0", "20.9", "1.00x", "no"),
+    ("hf_llama_fsdp2", "poolalloc", "60.21 GiB", "60.26 GiB", "1.0009", "1,252", "178.4", "61.0", "8.7", "0.9", "0", "20.3", "0.98x", "no"),
 ]
 
 
@@ -33,7 +33,7 @@ def columns(lines: list[str]) -> list[list[str]]:
 
 
 def bench_table(rows: list[tuple[str, ...]] = ROWS) -> Table:
-    table = Table("", HEADINGS[:NAMES], HEADINGS[NAMES:], SILENT)
+    table = Table("", HEADINGS[:NAMES], HEADINGS[NAMES:], SILENT, LEAST_FIRST)
     for row in rows:
         table.add(*row)
     return table
@@ -41,9 +41,12 @@ def bench_table(rows: list[tuple[str, ...]] = ROWS) -> Table:
 
 @pytest.mark.parametrize("width", [30, 60, 80, 100, 200])
 def test_no_name_and_no_figure_of_a_bench_is_lost_at_any_width(width: int) -> None:
-    found = columns(printed(bench_table(), width))
+    lines = printed(bench_table(), width)
+    found = columns(lines)
     assert "…" not in str(found)
-    for index, heading in enumerate(heading for heading in HEADINGS if heading not in SILENT):
+    # A column that has no room is named below the table.
+    dropped = "".join(lines).partition("not shown, for want of room: ")[2].split("; ")
+    for index, heading in enumerate(heading for heading in HEADINGS if heading not in ("retries", "out of memory", *dropped)):
         text = "".join(found[index])
         assert text.startswith(heading.replace(" ", "")) or text.startswith(heading)
         for row in ROWS:
@@ -53,7 +56,7 @@ def test_no_name_and_no_figure_of_a_bench_is_lost_at_any_width(width: int) -> No
 
 def test_the_table_of_a_demo_fits_80_columns_in_one_line_each() -> None:
     lines = printed(bench_table([("gpt", *row[1:]) for row in ROWS]), 80)
-    assert max(map(len, lines)) <= 80
+    assert max(len(line) for line in lines if not line.startswith("not shown")) <= 80
     assert [name for name in columns(lines)[1] if name] == ["allocator", "default", "expandable", "poolalloc"]
 
 

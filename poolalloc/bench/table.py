@@ -22,6 +22,17 @@ NAMES = 2
 """So many of them are names; the others are figures."""
 SILENT = {"retries": ("0", "-"), "step time": ("-",), "out of memory": ("no",)}
 """What says nothing where a whole column says only that."""
+LEAST_FIRST = (
+    "seconds",
+    "retries",
+    "handles mapped",
+    "a step, 1st half",
+    "step time",
+    "start-up",
+    "modelled driver ms",
+    "peak requested",
+)
+"""The order in which columns go where a terminal is too narrow."""
 
 
 def cells(row: Row, results: Results) -> tuple[str, ...]:

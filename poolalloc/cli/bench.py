@@ -126,11 +126,11 @@ def bench(  # noqa: PLR0917
 def print_results(results: Results) -> None:
     """Print the table on stdout, what was skipped under it, and the errors of cells that failed on stderr."""
     from poolalloc.bench.panels import device_text
-    from poolalloc.bench.table import HEADINGS, NAMES, SILENT, about, cells
+    from poolalloc.bench.table import HEADINGS, LEAST_FIRST, NAMES, SILENT, about, cells
     from poolalloc.cli.tables import Table, say, stdout_console
 
     console = stdout_console()
-    table = Table(device_text(results), HEADINGS[:NAMES], HEADINGS[NAMES:], SILENT)
+    table = Table(device_text(results), HEADINGS[:NAMES], HEADINGS[NAMES:], SILENT, LEAST_FIRST)
     for row in results.rows:
         table.add(*cells(row, results))
     table.print(console)

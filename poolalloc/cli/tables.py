@@ -85,7 +85,7 @@ class Table:
             drawing.add_row(*(Text(row[index]) for index in shown), end_section=number in self._sections)
         console.print(drawing)
         if dropped:
-            say(console, f"not shown, for want of room: {', '.join(dropped)}", "dim")
+            say(console, f"not shown, for want of room: {'; '.join(dropped)}", "dim")
 
     def _drop_columns(self, shown: list[int], room: int) -> list[str]:
         """Take the least important columns out of `shown` until the rest fits; returns their headings."""

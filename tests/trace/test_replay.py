@@ -243,7 +243,7 @@ def test_a_released_pool_can_be_used_again() -> None:
         (Op.RELEASE_POOL, 0, 0),
     ]
     rows = [(op, ident and ident + 2 * i, size, {"pool": 1}) for i in range(3) for op, ident, size in once]
-    device = replay(trace_of(rows, pools=TWO_POOLS)).devices[0]
+    device = replay(trace_of(rows, pools=TWO_POOLS), Config(growth="tight")).devices[0]
     assert device.peak_reserved == 22 * MiB
     assert device.stats["reserved"]["current"] == 0 or device.stats["resident"]["current"] == 0
 

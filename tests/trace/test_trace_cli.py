@@ -226,7 +226,7 @@ def test_the_work_of_a_step_is_that_of_its_half(cli: Any) -> None:
     for step in range(8):
         rows += [(Op.MARK, step, 0), (Op.ALLOC, step + 1, (step + 40) * MiB), (Op.FREE, step + 1, (step + 40) * MiB)]
     write(trace_of(rows, marks=tuple(f"step {n}" for n in range(8))), Path("run.npz"))
-    outcome = cli("replay", "run.npz", "--json", "run.json")
+    outcome = cli("replay", "run.npz", "--json", "run.json", "--conf", "growth:tight")
     work = json.loads(Path("run.json").read_text())["driver_work"]
     assert work["start_up"]["create_pages"] == 20  # the first step
     assert work["first_half"]["steps"] == work["second_half"]["steps"] == 3  # the last of 8 has no end
