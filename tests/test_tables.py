@@ -48,7 +48,7 @@ def test_no_name_and_no_figure_of_a_bench_is_lost_at_any_width(width: int) -> No
     dropped = "".join(lines).partition("not shown, for want of room: ")[2].split("; ")
     for index, heading in enumerate(heading for heading in HEADINGS if heading not in ("retries", "out of memory", *dropped)):
         text = "".join(found[index])
-        assert text.startswith(heading.replace(" ", "")) or text.startswith(heading)
+        assert text.replace(" ", "").startswith(heading.replace(" ", ""))
         for row in ROWS:
             cell = row[HEADINGS.index(heading)]
             assert cell in (text if index < NAMES else found[index]), heading

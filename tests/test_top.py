@@ -247,7 +247,7 @@ def test_a_narrow_terminal_gets_fewer_columns_and_no_broken_lines() -> None:
         for heading in ("device", "requested", "reserved", "overhead"):
             assert heading in text
         assert len(re.findall("gpu-box-17:9400", text)) == 2
-    assert "not shown, for want of room: driver ms/s, allocations/s" in drawn(80)
+    assert "not shown, for want of room: driver ms/s; allocations/s" in drawn(80)
     assert "not shown" not in drawn(200)
 
 
