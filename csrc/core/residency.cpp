@@ -119,8 +119,8 @@ GrowthRoom Residency::growth_room(std::uint32_t resident) const {
     const double part = rules_.growth_part * static_cast<double>(held);
     const std::uint32_t chunk =
         std::clamp(static_cast<std::uint32_t>(part), rules_.smallest_growth, rules_.largest_growth);
-    const std::int64_t here = held_.current / kPage;  // a heap that holds next to nothing grows by next to nothing
-    room.chunk = static_cast<std::uint32_t>(std::clamp<std::int64_t>(here, 1, chunk));
+    const std::int64_t here = held_.current / kPage;  // a heap that holds little grows by little
+    room.chunk = static_cast<std::uint32_t>(std::clamp<std::int64_t>(here / 4, 1, chunk));
   }
   return room;
 }
