@@ -173,7 +173,7 @@ def test_segments_and_entries_add_up(on_bridge: Callable, lag: int) -> None:
         assert {"segment_map", "segment_unmap", "alloc", "free_requested", "free_completed"} <= actions
         """,
         lag=lag,
-        memory="1 GiB",
+        memory="2 GiB",
     )
 
 

@@ -218,9 +218,10 @@ kept = block(100)
 gone = block(400)
 del gone
 assert used() - base == 500 * MiB
-assert poolalloc.trim("300 MiB") == 200 * MiB
-assert used() - base == 300 * MiB
-assert poolalloc.trim() == 200 * MiB
+trimmed = poolalloc.trim("300 MiB")  # in spans, so perhaps more than was asked for
+assert 200 * MiB <= trimmed <= 400 * MiB
+assert used() - base == 500 * MiB - trimmed
+assert poolalloc.trim() == 400 * MiB - trimmed
 assert used() - base == 100 * MiB == poolalloc.memory_stats()["reserved"]["current"]
 side = torch.cuda.Stream()
 with torch.cuda.stream(side):

@@ -242,10 +242,11 @@ def test_the_shipped_snapshot_goes_all_the_way(tmp_path: Path, monkeypatch: pyte
         assert row["peak_requested_bytes"] == device["peak_requested"]
         assert row["peak_reserved_bytes"] >= device["peak_reserved"]
     assert figures["performed"][-1]["peak_reserved_bytes"] == device["peak_reserved"]
-    # What poolalloc counts itself and what the simulated driver counts is the same.
+    # What poolalloc counts itself and what the simulated driver counts is the same, but for the page with which poolalloc
+    # tries the driver before its first block (docs/design/driver.md).
     replayed, *_, performed = figures["driver_time"]["allocators"]
     for kind in ("create", "create_pages", "map", "map_pages", "allow_access", "allow_access_pages"):
-        assert performed["work"]["total"][kind] == replayed["work"]["total"][kind]
+        assert performed["work"]["total"][kind] == replayed["work"]["total"][kind] + 1
     profiles = [word for name in poolalloc.config.profiles() for word in ("--config", name)]
     fitted = json.loads(command("fit", "run.npz", "--memory", "16GiB", *profiles, "--json"))
     assert all(verdict["fits"] for verdict in fitted["verdicts"])

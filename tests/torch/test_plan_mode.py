@@ -79,7 +79,7 @@ def test_a_program_that_leaves_the_plan_for_a_while_is_followed_again(planned: C
     assert value["plan_resyncs"] == 1
     steps = [after - before for before, after in zip(value["misses"], value["misses"][1:], strict=False)]
     assert steps[:3] == [0] * 3
-    assert sum(steps) <= 60
+    assert sum(steps) < 3 * value["plan_hits"] / 12, "followed again within three steps' requests"
     assert steps[-4:] == [0] * 4
 
 
