@@ -13,9 +13,54 @@ from poolalloc.bench.table import HEADINGS, LEAST_FIRST, NAMES, SILENT
 from poolalloc.cli.tables import Table
 
 ROWS = [
-    ("hf_llama_fsdp2", "default", "60.21 GiB", "77.73 GiB", "1.2910", "672", "1,204.3", "80.1", "70.2", "41.0", "0", "21.4", "1.31x", "no"),
-    ("hf_llama_fsdp2", "expandable", "60.21 GiB", "66.82 GiB", "1.1097", "7,550", "312.0", "88.2", "12.1", "3.4", "0", "20.9", "1.00x", "no"),
-    ("hf_llama_fsdp2", "poolalloc", "60.21 GiB", "60.26 GiB", "1.0009", "1,252", "178.4", "61.0", "8.7", "0.9", "0", "20.3", "0.98x", "no"),
+    (
+        "hf_llama_fsdp2",
+        "default",
+        "60.21 GiB",
+        "77.73 GiB",
+        "1.2910",
+        "672",
+        "1,204.3",
+        "80.1",
+        "70.2",
+        "41.0",
+        "0",
+        "21.4",
+        "1.31x",
+        "no",
+    ),
+    (
+        "hf_llama_fsdp2",
+        "expandable",
+        "60.21 GiB",
+        "66.82 GiB",
+        "1.1097",
+        "7,550",
+        "312.0",
+        "88.2",
+        "12.1",
+        "3.4",
+        "0",
+        "20.9",
+        "1.00x",
+        "no",
+    ),
+    (
+        "hf_llama_fsdp2",
+        "poolalloc",
+        "60.21 GiB",
+        "60.26 GiB",
+        "1.0009",
+        "1,252",
+        "178.4",
+        "61.0",
+        "8.7",
+        "0.9",
+        "0",
+        "20.3",
+        "0.98x",
+        "no",
+    ),
 ]
 
 
@@ -46,7 +91,9 @@ def test_no_name_and_no_figure_of_a_bench_is_lost_at_any_width(width: int) -> No
     assert "…" not in str(found)
     # A column that has no room is named below the table.
     dropped = "".join(lines).partition("not shown, for want of room: ")[2].split("; ")
-    for index, heading in enumerate(heading for heading in HEADINGS if heading not in ("retries", "out of memory", *dropped)):
+    for index, heading in enumerate(
+        heading for heading in HEADINGS if heading not in ("retries", "out of memory", *dropped)
+    ):
         text = "".join(found[index])
         assert text.replace(" ", "").startswith(heading.replace(" ", ""))
         for row in ROWS:

@@ -519,8 +519,8 @@ void Residency::limit_aliases(SpanIndex index) {
   if (oldest != kNoMapping) drop_mapping(oldest);
 }
 
-// Before so many more mappings are made for pages first .. last, of which some are ready: those stay. A few more go than
-// must, so that the next look through all is not due at once.
+// Before so many more mappings are made for pages first .. last, of which some are ready: those stay. A few more go
+// than must, so that the next look through all is not due at once.
 void Residency::limit_mappings(std::size_t wanted, PageIndex first, PageIndex last) {
   constexpr std::size_t kMore = 256;
   const std::uint64_t made = supply_.mappings() + wanted;

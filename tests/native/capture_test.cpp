@@ -1,7 +1,7 @@
 // The gate: who may ask and wait while graphs are being captured.
-#include <doctest/doctest.h>
-
 #include "core/capture.h"
+
+#include <doctest/doctest.h>
 
 #include <thread>
 

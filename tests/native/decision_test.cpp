@@ -1,11 +1,10 @@
 // The switch of the history: what was switched on last stays on.
-#include <doctest/doctest.h>
-
 #include "bridge/decision.h"
+
+#include <doctest/doctest.h>
 
 #include <atomic>
 #include <thread>
-
 
 using poolalloc::bridge::Decision;
 

@@ -1,7 +1,6 @@
 // CudaDriver against whatever libcuda.so.1 the machine shows: a real one, the simulated one, or none.
-#include <doctest/doctest.h>
-
 #include <dlfcn.h>
+#include <doctest/doctest.h>
 
 #include <cstdio>
 #include <cstdlib>

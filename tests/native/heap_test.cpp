@@ -115,7 +115,7 @@ TEST_CASE("a block used elsewhere is pending until every such stream is done") {
     CHECK(rig.heap.record_stream(address, {0, kOther}));
     CHECK(rig.heap.free(address));
     CHECK((!rig.heap.free(address) &&
-          !rig.heap.record_stream(address, {0, kOther})));  // a second free, though it is pending
+           !rig.heap.record_stream(address, {0, kOther})));  // a second free, though it is pending
     const HeapStats pending = rig.heap.stats();
     CHECK((pending.requested.current == 0 && pending.live.current == 0));
     CHECK(pending.pending.current == static_cast<std::int64_t>(rig.heap.block(address)->rounded));
@@ -432,7 +432,7 @@ TEST_CASE("peaks are as if no free was put off") {
   }
   for (const auto part : {&HeapStats::all, &HeapStats::small})
     CHECK(((a.*part).unused.current == (b.*part).unused.current && (a.*part).unused.peak == (b.*part).unused.peak &&
-          (a.*part).reserved.peak == (b.*part).reserved.peak));
+           (a.*part).reserved.peak == (b.*part).reserved.peak));
 }
 
 // Of many heaps in one process, late ones have few addresses for slabs.

@@ -1,8 +1,8 @@
 // PageChecker's rules one by one, by hand and without an allocator: each broken once, and kept once by what makes the
 // same use safe.
-#include <doctest/doctest.h>
-
 #include "page_checker.h"
+
+#include <doctest/doctest.h>
 
 #include "driver/model_driver.h"
 

@@ -1,7 +1,6 @@
 // Blocks that several processes use: what a name leads to, how long it does, and what stays where while it does. The
 // model stands for both processes: what it exported it imports again, at other addresses.
 #include <doctest/doctest.h>
-
 #include <unistd.h>
 
 #include <stdexcept>
@@ -186,7 +185,7 @@ TEST_CASE("what cannot be opened leaves nothing behind") {
        {DriverCall::reserve, DriverCall::import_handle, DriverCall::map, DriverCall::allow_access}) {
     process.model.fail(call, 1, Status::failed);
     CHECK_THROWS_AS(process.allocator.open_shared(0, pages, [&](std::size_t page) { return process.pieces[page]; }),
-                 DriverError);
+                    DriverError);
   }
   CHECK((process.model.used_bytes(0) == used && process.model.failures_waiting() == 0));
   process.model.fail(DriverCall::export_handle, 2, Status::failed);

@@ -1,11 +1,10 @@
 // Deferred frees in the queues of foreign streams: order, batches, bounded looks.
-#include <doctest/doctest.h>
-
 #include "core/uses.h"
+
+#include <doctest/doctest.h>
 
 #include <algorithm>
 #include <map>
-
 
 using namespace poolalloc;
 

@@ -143,9 +143,7 @@ def on_sim(tmp_path: Path, clean_environment: dict[str, str], fork_server: ForkS
         }
         outside = [name for name in environment or {} if not name.startswith("POOLALLOC_")]
         if fresh or outside or command != (sys.executable,):
-            done = run_simulated(
-                [*command, str(script), *arguments], **device, timeout=TIMEOUT_SECONDS, base=base
-            )
+            done = run_simulated([*command, str(script), *arguments], **device, timeout=TIMEOUT_SECONDS, base=base)
             outcome = Outcome(done.returncode, done.stdout or "", done.stderr or "", done.report or {})
         else:
             report = tmp_path / "report.json"

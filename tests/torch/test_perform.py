@@ -242,8 +242,8 @@ def test_the_shipped_snapshot_goes_all_the_way(tmp_path: Path, monkeypatch: pyte
         assert row["peak_requested_bytes"] == device["peak_requested"]
         assert row["peak_reserved_bytes"] >= device["peak_reserved"]
     assert figures["performed"][-1]["peak_reserved_bytes"] == device["peak_reserved"]
-    # What poolalloc counts itself and what the simulated driver counts is the same, but for the page with which poolalloc
-    # tries the driver before its first block (docs/design/driver.md).
+    # What poolalloc counts itself and what the simulated driver counts is the same, but for the page with which
+    # poolalloc tries the driver before its first block (docs/design/driver.md).
     replayed, *_, performed = figures["driver_time"]["allocators"]
     for kind in ("create", "create_pages", "map", "map_pages", "allow_access", "allow_access_pages"):
         assert performed["work"]["total"][kind] == replayed["work"]["total"][kind] + 1
