@@ -29,6 +29,7 @@ Status Arena::allocate(Bytes bytes, Block** block) {
   (*block)->requested = bytes;
   ++live_blocks_;
   last_end_ = (*block)->end();
+  ++placed_in_a_row_;
   cohorts_.came(size, last_end_);
   return Status::ok;
 }

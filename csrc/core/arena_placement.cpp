@@ -17,9 +17,8 @@ PageIndex page_of(Bytes offset) { return static_cast<PageIndex>(offset / kPageBy
 // --- ready places ------------------------------------------------------------------------------------------------
 
 Arena::Place Arena::ready_place(Bytes size) {
-  ++placed_in_a_row_;
   Place best = next_to_its_kind(size);
-  if (!best.found() && placed_in_a_row_ > kBurst) best = beside_the_last(size);
+  if (!best.found() && placed_in_a_row_ >= kBurst) best = beside_the_last(size);
   if (best.found()) return best;
   const ReadyScore score = ready_score();
   int left = kReadyHoles;
@@ -73,6 +72,7 @@ bool Arena::ready_at(Block* hole, Bytes offset, Bytes size) const {
 
 // In the hole, or the addresses from the top on, that begin where a block ended.
 Arena::Place Arena::at_end_of(Bytes end, Bytes size) const {
+  if (end <= first_offset_) return {};  // nothing was placed yet, and other parts of the heap keep records there
   Block* hole = nullptr;
   if (end < top_) {
     hole = at(end);

@@ -89,6 +89,17 @@ TEST_CASE("a block freed on its own stream is reused at once") {
   CHECK(rig.driver.calls(DriverCall::synchronize_event) == 0);
 }
 
+TEST_CASE("a heap without large blocks places one after many that found no memory") {
+  HeapRig rig(16);
+  const Address small = rig.take(512);
+  Address none = 0;
+  for (int i = 0; i < 40; ++i) CHECK(rig.heap.allocate(17 * kPage, &none) == Status::out_of_memory);
+  const Address large = rig.take(3 * kPage);
+  CHECK(rig.under(large) != rig.under(small));
+  CHECK(rig.heap.free(large));
+  CHECK(rig.heap.free(small));
+}
+
 TEST_CASE("only starts of live blocks are freed or recorded") {
   HeapRig rig;
   for (Bytes bytes : kSizes) {

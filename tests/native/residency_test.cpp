@@ -500,11 +500,11 @@ TEST_CASE("a run of pages is one handle and one mapping") {
 
 TEST_CASE("growth takes a little more than is needed so that the next pages are ready") {
   Pages pages(64, "balanced");
-  CHECK((pages.acquire(0, 3) == Status::ok && pages.held() == 4 * kPage));  // the first: just what is needed
-  CHECK(pages.acquire(4, 4) == Status::ok);
-  CHECK((pages.held() > 5 * kPage && pages.residency.ready(5)));
+  CHECK((pages.acquire(0, 15) == Status::ok && pages.held() == 16 * kPage));  // the first: just what is needed
+  CHECK(pages.acquire(16, 16) == Status::ok);
+  CHECK((pages.held() == 20 * kPage && pages.residency.ready(17)));  // a quarter more
   const std::uint64_t calls = mapping_calls(pages.driver);
-  CHECK((pages.acquire(5, 5) == Status::ok && mapping_calls(pages.driver) == calls));
+  CHECK((pages.acquire(17, 17) == Status::ok && mapping_calls(pages.driver) == calls));
   pages.check();
 }
 
