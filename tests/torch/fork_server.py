@@ -129,7 +129,7 @@ def _become(request: dict[str, Any]) -> None:
     main = sys.modules["__main__"].__dict__
     for name in set(main) - {"__name__", "__builtins__", "__doc__", "__loader__", "__spec__"}:
         del main[name]
-    main.update(__file__=script, __spec__=None)
+    main.update(__file__=script, __spec__=None, __package__=None, __cached__=None, __annotations__={})
     code = compile(Path(script).read_text(), script, "exec")
     try:
         exec(code, main)

@@ -224,9 +224,10 @@ const std::map<std::string, std::function<void(CUDAAllocator&)>> probes = {
        a.init(c10::cuda::device_count());
        for (c10::DeviceIndex device = 0; device < c10::cuda::device_count(); ++device) {
          const c10::cuda::CUDAGuard guard(device);
-         const std::int64_t before = a.getDeviceStats(device).allocated_bytes[0].current;
          Block block(kMiB);
-         EXPECT(block.memory != nullptr && a.getDeviceStats(device).allocated_bytes[0].current - before == kMiB);
+         cudaPointerAttributes about{};
+         EXPECT(block.memory != nullptr && cudaPointerGetAttributes(&about, block.memory) == cudaSuccess);
+         EXPECT(about.device == device);
        }
      }},
     {"initialized", [](CUDAAllocator& a) { EXPECT(a.initialized()); }},
