@@ -105,7 +105,7 @@ def test_tight_holds_what_was_resident_at_the_peak_and_no_page_more() -> None:
 def test_balanced_stays_within_its_margin_over_the_most_that_was_resident() -> None:
     engine, _ = changing("growth:balanced")
     stats = engine.stats()
-    assert stats["reserved"]["peak"] <= 1.05 * stats["resident"]["peak"] + PAGE
+    assert stats["reserved"]["peak"] <= 1.05 * stats["resident"]["peak"] + 8 * PAGE  # one growth
     assert stats["reserved"]["peak"] > stats["resident"]["peak"]
 
 
@@ -129,8 +129,8 @@ def test_fast_creates_memory_until_the_limit_is_nearly_full() -> None:
     engine = engine_of(1024, conf=f"growth:fast,memory_limit:{64 * PAGE}")
     cut_up(engine)
     before = engine.stats()["pages_created"]
-    engine.allocate(8 * PAGE)
-    assert engine.stats()["pages_created"] >= before + 8
+    engine.allocate(16 * PAGE)
+    assert engine.stats()["pages_created"] >= before + 12, "little of it from what is idle"
     assert engine.stats()["pages_aliased"] == 0
     engine.allocate(60 * PAGE - engine.used_bytes())  # 60 of 64: nearly full
     created = engine.stats()["pages_created"]
@@ -142,7 +142,8 @@ def test_fast_creates_memory_until_the_limit_is_nearly_full() -> None:
 def test_fast_uses_idle_memory_where_the_device_has_no_more() -> None:
     engine = engine_of(20, conf="growth:fast")
     cut_up(engine)
-    engine.fail("create", 1, "out_of_memory")
+    for nth in range(1, 9):  # of however few pages
+        engine.fail("create", nth, "out_of_memory")
     engine.allocate(8 * PAGE)
     assert engine.stats()["pages_aliased"] != 0
     assert engine.stats()["retries"] == 0

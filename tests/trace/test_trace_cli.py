@@ -269,7 +269,7 @@ def test_fit_judges_and_explains(cli: Any, shipped: Path) -> None:
     for text in (
         "fits 24 GiB",
         "to spare",
-        "smallest memory that fits: 11.58 GiB",
+        "smallest memory that fits: 11.61 GiB",
         "11.79 GiB",
         "16 MiB",
         "by stack: none",

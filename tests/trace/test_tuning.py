@@ -127,14 +127,21 @@ def test_nothing_is_tried_under_which_a_longer_run_would_hold_ever_more(
     assert "fast" in tried  # where memory does not count
 
 
-def test_exact_bins_are_proposed_where_they_are_asked_for(tmp_path: Path) -> None:
+def test_exact_bins_are_tried_where_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = with_sizes()
     assert tune([trace], objective="time", trials=6).config.exact_bins == ()
-    base = Config(growth="tight")
-    found = tune([trace], objective="time", exact_bins=True, most_overhead=1.5, trials=25, workers=1, base=base)
-    assert found.after.tuned_on.milliseconds < found.before.tuned_on.milliseconds
-    assert {each.size for each in found.config.exact_bins} <= {MIB, 3 * MIB, 10 * MIB}
-    assert found.config.exact_bins
+    tried = set()
+    judge = tuning._Judge.score
+
+    def watched(self: Any, config: Config) -> Score:
+        tried.update(each.size for each in config.exact_bins)
+        return judge(self, config)
+
+    monkeypatch.setattr(tuning._Judge, "score", watched)
+    found = tune([trace], objective="time", exact_bins=True, most_overhead=1.5, trials=25, workers=1)
+    assert found.after.tuned_on.milliseconds <= found.before.tuned_on.milliseconds
+    assert tried
+    assert tried <= {MIB, 3 * MIB, 10 * MIB}
     path = tmp_path / "service.toml"
     path.write_text(found.to_toml())
     assert Config.load(path) == found.config
