@@ -22,6 +22,18 @@ SpanRules rules_of(std::string_view growth) {
   return rules;
 }
 
+// The index of a record that nothing uses: one that was given back, or a new one.
+template <typename Record>
+std::uint32_t take_record(std::vector<Record>* records, std::vector<std::uint32_t>* unused) {
+  if (unused->empty()) {
+    records->emplace_back();
+    return static_cast<std::uint32_t>(records->size() - 1);
+  }
+  const std::uint32_t index = unused->back();
+  unused->pop_back();
+  return index;
+}
+
 }  // namespace
 
 std::uint32_t Residency::prepared_pages(const Options& options) { return rules_of(options.growth).smallest_growth; }
@@ -415,14 +427,7 @@ void Residency::undo_map(const Taken& taken) {
 // Of memory that comes from the supply: new, or back from a loan.
 Residency::SpanIndex Residency::add_span(PhysicalHandle handle, std::uint32_t pages) {
   if (const auto known = spans_by_handle_.find(handle); known != spans_by_handle_.end()) return known->second;
-  SpanIndex index;
-  if (unused_spans_.empty()) {
-    index = static_cast<SpanIndex>(spans_.size());
-    spans_.emplace_back();
-  } else {
-    index = unused_spans_.back();
-    unused_spans_.pop_back();
-  }
+  const SpanIndex index = take_record(&spans_, &unused_spans_);
   spans_[index] = Span{handle, pages, 0, kNoMapping, false, 0};
   spans_by_handle_[handle] = index;
   held_.add(pages * kPageBytes);
@@ -437,14 +442,7 @@ void Residency::drop_span(SpanIndex index) {
 }
 
 void Residency::add_mapping(PageIndex start, SpanIndex index) {
-  MappingIndex added;
-  if (unused_mappings_.empty()) {
-    added = static_cast<MappingIndex>(mappings_list_.size());
-    mappings_list_.emplace_back();
-  } else {
-    added = unused_mappings_.back();
-    unused_mappings_.pop_back();
-  }
+  const MappingIndex added = take_record(&mappings_list_, &unused_mappings_);
   Span& span = spans_[index];
   const MappingIndex other = span.mapping;
   mappings_list_[added] = Mapping{index, start, other, 0};
