@@ -27,6 +27,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "README.md",
         "docs/benchmarks.md",
         "benchmarks/results/simulated-h100.json",
+        "benchmarks/results/simulated-h100-trials.json",
         "benchmarks/results/demo.json",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -36,8 +37,12 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module, "RESULTS", tmp_path / "benchmarks/results/simulated-h100.json")
     monkeypatch.setattr(module, "DEMO", tmp_path / "benchmarks/results/demo.json")
     monkeypatch.setattr(module, "IMAGES", tmp_path / "docs/images")
+
+    def here(file: Path) -> Path:
+        return tmp_path / file.relative_to(ROOT)
+
     monkeypatch.setattr(
-        module, "TABLES", {tmp_path / file.relative_to(ROOT): row for file, row in module.TABLES.items()}
+        module, "TABLES", [(here(page), name, table, here(file)) for page, name, table, file in module.TABLES]
     )
     sources = dict(module.SOURCES)
     sources["demo.png"] = [module.DEMO, *sources["demo.png"][1:]]
@@ -62,7 +67,9 @@ def test_what_is_stale_is_named_and_mended(tool: ModuleType, tmp_path: Path) -> 
     figure = json.loads(tool.RESULTS.read_text())["rows"][0]["overhead"]
     change(tool.RESULTS, f'"overhead": {figure}', f'"overhead": {figure + 1}')
     change(tmp_path / "README.md", "**1.", "**2.")
+    change(tmp_path / "docs/benchmarks.md", "| `gpt_ddp rank 1` |", "| `gpt_ddp rank 2` |")
     lines = tool.stale()
+    assert any("the table 'trials' is not what simulated-h100-trials.json says" in line for line in lines)
     assert any(line.startswith("README.md: ") for line in lines)
     assert any(line.startswith("docs/benchmarks.md: ") for line in lines)
     change(tool.DEMO, '"retries": 0', '"retries": 7')

@@ -1,8 +1,11 @@
-"""What the workloads of library models share: batches of changing shape, and one training step after the other."""
+"""What the workloads of library models share: batches of changing shape, one training step after the other, and the
+steps of a trainer that has a loop of its own."""
 
 from __future__ import annotations
 
+import queue
 import random
+import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -51,3 +54,31 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield step
+
+
+def steps_of(train: Callable[[Callable[[int], None]], None]) -> Iterator[int]:
+    """Yield the steps of a trainer that has a loop of its own: `train` passes on the number of steps done.
+
+    The trainer runs in a thread, which waits while the one who iterates is at work. What it raises is raised here.
+    """
+    done: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
+    go_on = threading.Semaphore(0)
+
+    def stepped(step: int) -> None:
+        done.put(step)
+        go_on.acquire()
+
+    def loop() -> None:
+        try:
+            train(stepped)
+        except BaseException as error:
+            done.put(error)
+        else:
+            done.put(None)
+
+    threading.Thread(target=loop, name="trainer", daemon=True).start()
+    while (step := done.get()) is not None:
+        if isinstance(step, BaseException):
+            raise step
+        yield step
+        go_on.release()

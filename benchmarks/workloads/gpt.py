@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -90,9 +90,9 @@ class GPT(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-def batches(size: Size, steps: int, device: torch.device) -> Iterator[Tensor]:
+def batches(size: Size, steps: int, device: torch.device, seed: int) -> Iterator[Tensor]:
     """Yield `steps` tensors of random token ids, (batch, length + 1), of a new shape every time unless it is fixed."""
-    choose = random.Random(20)
+    choose = random.Random(seed)
     for _ in range(steps):
         if size.fixed:
             yield torch.randint(size.vocabulary, (size.tokens // size.max_length, size.max_length + 1)).to(device)
@@ -102,13 +102,24 @@ def batches(size: Size, steps: int, device: torch.device) -> Iterator[Tensor]:
         yield torch.randint(size.vocabulary, (batch, length + 1)).to(device)
 
 
-def train(size: Size, steps: int, device: torch.device, checkpointing: bool) -> Iterator[int]:
-    """Train for `steps` steps, yielding the number of steps done after each; waits for no computed value."""
+def train(
+    size: Size,
+    steps: int,
+    device: torch.device,
+    checkpointing: bool,
+    *,
+    wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    seed: int = 20,
+) -> Iterator[int]:
+    """Train for `steps` steps, yielding the number of steps done after each; waits for no computed value.
+
+    `wrap` makes of the model what is trained; the shapes of the batches are drawn from `seed`.
+    """
     torch.manual_seed(20)
     with torch.device(device):
-        model = GPT(size, checkpointing)
+        model = wrap(GPT(size, checkpointing))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-    for step, ids in enumerate(batches(size, steps, device), 1):
+    for step, ids in enumerate(batches(size, steps, device, seed), 1):
         with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(ATTENTION):
             loss = model(ids)
         loss.backward()

@@ -5,6 +5,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/record_function.h>
 
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <unordered_map>
@@ -61,6 +62,20 @@ inline unsigned partly_known(const std::string& name) {
   };
   const auto found = names.find(name);
   return found == names.end() ? 0 : found->second;
+}
+
+// Whether an operator asks of numbers only whether they are finite, so that every finite one gets the same answer: a
+// comparison with itself or with infinity or NaN. torch's isnan, isinf and isfinite are made of these.
+inline bool asks_whether_finite(const Operator& op, c10::ArrayRef<const c10::IValue> inputs) {
+  if (inputs.empty() || !inputs[0].isTensor() || !inputs[0].toTensor().defined()) return false;
+  const at::Tensor& self = inputs[0].toTensor();
+  if (!at::isFloatingType(self.scalar_type())) return false;
+  if (op.name == "aten::isposinf" || op.name == "aten::isneginf") return true;
+  const bool equality = op.name == "aten::eq" || op.name == "aten::ne";
+  const bool order = op.name == "aten::lt" || op.name == "aten::le" || op.name == "aten::gt" || op.name == "aten::ge";
+  if ((!equality && !order) || inputs.size() < 2) return false;
+  if (inputs[1].isDouble()) return !std::isfinite(inputs[1].toDouble());
+  return equality && inputs[1].isTensor() && inputs[1].toTensor().is_same(self);
 }
 
 inline Operator describe(const char* name, const char* overload) {

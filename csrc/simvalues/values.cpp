@@ -51,20 +51,23 @@ void for_each_tensor(const c10::IValue& value, F&& f) {
   }
 }
 
-bool worth_a_look(const at::Tensor& tensor) {
-  return lies_on_device(tensor) && tensor.numel() <= maximum_elements(tensor.scalar_type());
+// `finite`: only whether its numbers are finite is asked, and that is known of many.
+bool worth_a_look(const at::Tensor& tensor, bool finite) {
+  return lies_on_device(tensor) &&
+         tensor.numel() <= (finite ? kMaximumIntegers : maximum_elements(tensor.scalar_type()));
 }
 
 // How to copy an argument.
 struct Reading {
   bool overwritten;
   Unknown unknown;
+  bool finite;
 };
 
 std::optional<at::Tensor> copy_of(const at::Tensor& tensor, Reading how) {
   if (!tensor.defined()) return tensor;
   if (tensor.is_cuda()) {
-    return worth_a_look(tensor) ? read_view(view_of(tensor), how.overwritten, how.unknown) : std::nullopt;
+    return worth_a_look(tensor, how.finite) ? read_view(view_of(tensor), how.overwritten, how.unknown) : std::nullopt;
   }
   const bool plain = tensor.is_cpu() && tensor.layout() == at::kStrided &&
                      !tensor.unsafeGetTensorImpl()->is_python_dispatch() &&
@@ -102,13 +105,13 @@ std::optional<c10::IValue> copy_of(const c10::IValue& value, Reading how) {
 }
 
 // Whether the arguments have to do with a device, and are all small.
-bool concerns_us(const Operator& op, c10::ArrayRef<const c10::IValue> inputs) {
+bool concerns_us(const Operator& op, c10::ArrayRef<const c10::IValue> inputs, bool finite) {
   bool concerned = false, small = true;
   for (const c10::IValue& value : inputs) {
     for_each_tensor(value, [&](const at::Tensor& tensor) {
       if (!tensor.defined() || !tensor.is_cuda()) return;
       concerned = true;
-      small = small && worth_a_look(tensor);
+      small = small && worth_a_look(tensor, finite);
     });
     concerned = concerned || (value.isDevice() && value.toDevice().is_cuda());
   }
@@ -116,13 +119,14 @@ bool concerns_us(const Operator& op, c10::ArrayRef<const c10::IValue> inputs) {
 }
 
 // The arguments on the host; nothing if some are not known. With `unknown`, those that may be known in part have that
-// in the place of unknown elements.
-std::optional<Arguments> copy_all(const Operator& op, c10::ArrayRef<const c10::IValue> inputs, Unknown unknown) {
+// in the place of unknown elements; any may if it is asked only whether they are finite.
+std::optional<Arguments> copy_all(const Operator& op, c10::ArrayRef<const c10::IValue> inputs, Unknown unknown,
+                                  bool finite = false) {
   Arguments copies;
   copies.reserve(inputs.size());
   for (std::size_t index = 0; index < inputs.size(); ++index) {
-    const bool partly = index < 32 && (op.partly >> index & 1) != 0;
-    auto copy = copy_of(inputs[index], {op.overwritten[index], partly ? unknown : Unknown::kNone});
+    const bool partly = finite || (index < 32 && (op.partly >> index & 1) != 0);
+    auto copy = copy_of(inputs[index], {op.overwritten[index], partly ? unknown : Unknown::kNone, finite});
     if (!copy) return std::nullopt;
     copies.push_back(std::move(*copy));
   }
@@ -141,7 +145,12 @@ bool only_integers(c10::ArrayRef<const c10::IValue> inputs) {
 
 void copy_arguments(Running& running, c10::ArrayRef<const c10::IValue> inputs) {
   const Operator& op = *running.op;
-  if (!op.computable || !concerns_us(op, inputs)) return;
+  const bool finite = op.computable && asks_whether_finite(op, inputs);
+  if (!op.computable || !concerns_us(op, inputs, finite)) return;
+  if (finite) {  // what is not known is, as zero is
+    running.copies = copy_all(op, inputs, Unknown::kZero, finite);
+    return;
+  }
   running.copies = copy_all(op, inputs, Unknown::kNone);
   if (running.copies || op.partly == 0 || !only_integers(inputs)) return;
   running.copies = copy_all(op, inputs, Unknown::kZero);

@@ -92,9 +92,8 @@ bool for_each_run(const View& view, F&& f) {
 // What stands for elements that are not known: nothing (there must be none), every bit off, or every bit on.
 enum class Unknown { kNone, kZero, kOnes };
 
-// A copy on the host of a view, if it is small and known. `overwritten`: its elements do not matter.
+// A copy on the host of a view, if it is known. `overwritten`: its elements do not matter.
 inline std::optional<at::Tensor> read_view(const View& view, bool overwritten, Unknown unknown = Unknown::kNone) {
-  if (view.elements > maximum_elements(view.type)) return std::nullopt;
   at::Tensor copy = at::empty(view.sizes, at::TensorOptions().dtype(view.type).device(at::kCPU));
   auto* const to = static_cast<char*>(copy.data_ptr());
   if (overwritten) {

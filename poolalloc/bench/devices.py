@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from poolalloc.costs import PriceList
@@ -49,11 +49,17 @@ def torch_install() -> TorchInstall:
 
 
 def has_real_gpu() -> bool:
-    """Whether torch can use a CUDA device of this machine; asks torch only if the driver's device file is there."""
+    """Whether torch can use a CUDA device of this machine."""
+    return real_gpus() > 0
+
+
+def real_gpus() -> int:
+    """How many CUDA devices of this machine torch can use; asks torch only if the driver's device file is there."""
     if not (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()):
-        return False
-    probe = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)"
-    return subprocess.run([sys.executable, "-c", probe], capture_output=True, check=False).returncode == 0
+        return 0
+    probe = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else 0
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,20 @@ class Device:
     gpu: str = DEFAULT_GPU
     memory_bytes: int | None = None
     count: int = 1
+    """How many there are; of simulated ones there are as many as a program takes."""
     prices: PriceList | None = None
     """What the driver's work takes there; None is nothing."""
 
-    def environment(self, base: Mapping[str, str], report: Path) -> dict[str, str]:
-        """Return the environment of a cell made from `base`; a simulated device writes its report to `report`."""
+    def environment(self, base: Mapping[str, str], report: Path, rank: int | None = None) -> dict[str, str]:
+        """Return the environment of a cell made from `base`; a simulated device writes its report to `report`.
+
+        A rank sees one device of its own.
+        """
+        if rank is not None:
+            visible = base.get("CUDA_VISIBLE_DEVICES", "") if not self.simulated else ""
+            mine = visible.split(",")[rank] if visible else str(rank)
+            alone = replace(self, count=max(self.count, rank + 1))
+            return alone.environment(base, report) | {"CUDA_VISIBLE_DEVICES": mine}
         if not self.simulated:
             return dict(base)
         return sim_environment(

@@ -1,4 +1,4 @@
-"""Runs the cells of a bench one after the other, each (workload, allocator) in a process of its own."""
+"""Runs the cells of a bench one after the other, each (workload, allocator) in a process of its own, or one a rank."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ from poolalloc.driver_work import DriverWork
 from poolalloc.sim import add_values
 
 POLL_SECONDS = 0.1
+OTHER_RANKS_SECONDS = 60.0
+"""How long the other ranks may take to end once one has ended; they may wait for it for ever."""
 STDERR_LINES = 8
 
 
@@ -92,26 +95,67 @@ def run_cells(
     results.prices_taken = device.prices is not None
     for cell in cells:
         watcher.cell_started(cell)
-        if (missing := cell.workload.missing) is not None:
+        if (missing := cell.workload.missing or too_few_devices(cell.workload, device)) is not None:
             row = Row(cell.workload.name, cell.allocator.name, size=cell.size, steps=cell.steps, skipped=missing)
             results.rows.append(row)
             keep(results)
             watcher.cell_ended(cell, row)
             continue
         with tempfile.TemporaryDirectory(prefix="poolalloc-bench-") as folder:
-            outcome = run_cell(cell, setting, Path(folder), watcher)
-        row = make_row(cell, outcome, setting)
-        results.rows.append(row)
-        if outcome.result is not None and "device_name" in outcome.result:
-            results.device_name = outcome.result["device_name"]
-            results.memory_bytes = outcome.result["memory_bytes"]
+            outcomes = run_cell(cell, setting, Path(folder), watcher)
+        rows = [make_row(cell, outcome, setting, rank) for rank, outcome in enumerate(outcomes)]
+        results.rows += rows
+        for outcome in outcomes:
+            if outcome.result is not None and "device_name" in outcome.result:
+                results.device_name = outcome.result["device_name"]
+                results.memory_bytes = outcome.result["memory_bytes"]
         keep(results)
-        watcher.cell_ended(cell, row)
+        watcher.cell_ended(cell, next((row for row in rows if row.error is not None), rows[0]))
     return results
 
 
-def run_cell(cell: Cell, setting: Setting, folder: Path, watcher: Watcher) -> Outcome:
-    """Run one cell in a process group of its own, ended when its time is up; `folder` is for its files."""
+def too_few_devices(workload: Workload, device: Device) -> str | None:
+    """Why a workload with several ranks cannot run on the real devices, or None. There are enough simulated ones."""
+    if device.simulated or workload.ranks <= device.count:
+        return None
+    return f"it takes {workload.ranks} GPUs, and torch can use {device.count}"
+
+
+def run_cell(cell: Cell, setting: Setting, folder: Path, watcher: Watcher) -> list[Outcome]:
+    """Run one cell, each rank in a process group of its own, ended when its time is up; `folder` is for its files.
+
+    There is an outcome for each rank.
+    """
+    ranks = cell.workload.ranks
+    meeting = (
+        {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if ranks > 1 else {}
+    )
+    places = [folder / str(rank) for rank in range(ranks)]
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for rank, place in enumerate(places):
+            place.mkdir()
+            one = {**meeting, "RANK": str(rank), "LOCAL_RANK": "0"} if ranks > 1 else {}
+            process = start(cell, setting, place, one)
+            stack.enter_context(ended_with(process))
+            processes.append(process)
+        in_time = follow(
+            processes, setting.timeout, places[0] / "progress", lambda done: watcher.cell_stepped(cell, done)
+        )
+    return [
+        Outcome(
+            exit_code=process.returncode,
+            timed_out=not ended,
+            stderr=(place / "stderr").read_text(encoding="utf-8", errors="replace"),
+            result=read_json(place / "result.json"),
+            report=read_json(place / "report.json"),
+        )
+        for process, place, ended in zip(processes, places, in_time, strict=True)
+    ]
+
+
+def start(cell: Cell, setting: Setting, folder: Path, rank: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start one process of a cell; `rank` is what tells it, in its environment, which of several it is."""
     spec = Spec(
         allocator=cell.allocator.name,
         path=str(cell.workload.path),
@@ -124,48 +168,49 @@ def run_cell(cell: Cell, setting: Setting, folder: Path, watcher: Watcher) -> Ou
     )
     (folder / "spec.json").write_text(json.dumps(asdict(spec)), encoding="utf-8")
     command = [sys.executable, "-m", "poolalloc.bench.child", str(folder / "spec.json")]
-    environment = cell_environment(cell.allocator, setting.torch.major_minor, os.environ)
-    environment = setting.device.environment(environment, folder / "report.json")
-    if setting.device.simulated and cell.size is None:
-        # A script may decide by values; the workloads do not, and are measured without.
+    environment = cell_environment(cell.allocator, setting.torch.major_minor, os.environ) | rank
+    environment = setting.device.environment(environment, folder / "report.json", int(rank["RANK"]) if rank else None)
+    if setting.device.simulated and cell.workload.values:
+        # Most workloads decide nothing by values, and are measured without.
         add_values(command, environment, lambda line: print(f"poolalloc: {line}", file=sys.stderr))
     with open(folder / "stdout", "wb") as out, open(folder / "stderr", "wb") as err:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
         )
-        with ended_with(process):
-            timed_out = not follow(
-                process, setting.timeout, folder / "progress", lambda done: watcher.cell_stepped(cell, done)
-            )
-    return Outcome(
-        exit_code=process.returncode,
-        timed_out=timed_out,
-        stderr=(folder / "stderr").read_text(encoding="utf-8", errors="replace"),
-        result=read_json(folder / "result.json"),
-        report=read_json(folder / "report.json"),
-    )
 
 
-def follow(process: subprocess.Popen[bytes], timeout: float, progress: Path, stepped: Callable[[int], None]) -> bool:
-    """Wait for the process, passing on the steps it notes in `progress`. Returns whether it ended in time."""
+def free_port() -> int:
+    """Return a port of this machine where ranks can meet."""
+    with socket.socket() as meeting:
+        meeting.bind(("127.0.0.1", 0))
+        port: int = meeting.getsockname()[1]
+    return port
+
+
+def follow(
+    processes: list[subprocess.Popen[bytes]], timeout: float, progress: Path, stepped: Callable[[int], None]
+) -> list[bool]:
+    """Wait for the processes, passing on the steps noted in `progress`. Returns which of them ended in time."""
     deadline = time.monotonic() + timeout
+    one_has_ended = False
     seen: IO[bytes] | None = None
     with contextlib.ExitStack() as stack:
         while True:
-            ended = True
-            try:
-                process.wait(POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                ended = False
+            running = [process for process in processes if process.poll() is None]
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                for process in running[:1]:
+                    process.wait(POLL_SECONDS)
+            ended = [process.poll() is not None for process in processes]
+            if any(ended) and not one_has_ended:
+                one_has_ended = True
+                deadline = min(deadline, time.monotonic() + OTHER_RANKS_SECONDS)
             if seen is None and progress.exists():
                 seen = stack.enter_context(open(progress, "rb"))
             lines = seen.read().split() if seen is not None else []
             if lines:
                 stepped(int(lines[-1]))
-            if ended:
-                return True
-            if time.monotonic() > deadline:
-                return False
+            if all(ended) or time.monotonic() > deadline:
+                return ended
 
 
 @contextlib.contextmanager
@@ -188,14 +233,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return data
 
 
-def make_row(cell: Cell, outcome: Outcome, setting: Setting) -> Row:
-    """Return the row of a cell, with an error if it failed or its figures cannot be trusted."""
-    row = Row(cell.workload.name, cell.allocator.name, size=cell.size, steps=cell.steps or None)
+def make_row(cell: Cell, outcome: Outcome, setting: Setting, rank: int) -> Row:
+    """Return the row of a cell's rank, with an error if it failed or its figures cannot be trusted."""
+    name = cell.workload.name if cell.workload.ranks == 1 else f"{cell.workload.name} rank {rank}"
+    row = Row(name, cell.allocator.name, size=cell.size, steps=cell.steps or None)
     result = outcome.result
     last_lines = f"its last lines on stderr:\n{tail(outcome.stderr)}"
     if result is None:
         if outcome.timed_out:
-            row.error = f"did not end within {setting.timeout:g} seconds; {last_lines}"
+            other = f", or {OTHER_RANKS_SECONDS:g} seconds after another rank" if cell.workload.ranks > 1 else ""
+            row.error = f"did not end within {setting.timeout:g} seconds{other}; {last_lines}"
         else:
             row.error = f"{ending(outcome.exit_code)} before it could report; {last_lines}"
         return row

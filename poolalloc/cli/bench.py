@@ -241,7 +241,7 @@ def choose_device(gpu: str | None, memory: str | None, prices: PriceList | None 
 
     `prices` are what the work of a simulated driver takes.
     """
-    from poolalloc.bench.devices import Device, DeviceError, has_real_gpu, torch_install
+    from poolalloc.bench.devices import Device, DeviceError, real_gpus, torch_install
 
     if gpu == "real" and memory is not None:
         fail("--memory is the memory of a simulated card; it cannot be used with --gpu real")
@@ -251,8 +251,8 @@ def choose_device(gpu: str | None, memory: str | None, prices: PriceList | None 
     try:
         torch = torch_install()
         if gpu == "real" or (gpu is None and memory is None and prices is None):
-            if has_real_gpu():
-                return torch, Device(simulated=False, gpu="real")
+            if count := real_gpus():
+                return torch, Device(simulated=False, gpu="real", count=count)
             if gpu == "real":
                 raise DeviceError("--gpu real: torch sees no CUDA device here; without --gpu the simulated one is used")
         device = Device(simulated=True, gpu=gpu or Device.gpu, memory_bytes=memory_bytes, prices=prices)

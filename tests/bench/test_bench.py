@@ -87,6 +87,19 @@ def test_a_workload_of_a_library_runs_where_the_library_is(sim_bench: Bench, nam
     assert default > 0
 
 
+def test_ranks_run_side_by_side_and_have_a_row_each(sim_bench: Bench) -> None:
+    ran = sim_bench("gpt_ddp", "--size", "tiny", "--steps", "2", "--allocators", "poolalloc")
+    assert ran.code == 0, ran.err
+    assert ran.data is not None
+    assert [row["workload"] for row in ran.data["rows"]] == ["gpt_ddp rank 0", "gpt_ddp rank 1"]
+    for row, details in zip(ran.data["rows"], ran.data["details"], strict=True):
+        assert row["overhead"] > 1
+        assert details["steps_done"] == 2
+        assert details["driver_peak_bytes"] == row["peak_reserved_bytes"]
+    first, second = (row["peak_requested_bytes"] for row in ran.data["rows"])  # batches are each rank's own
+    assert first != second
+
+
 def test_a_workload_without_its_packages_is_skipped_with_the_reason(sim_bench: Bench, tmp_path: Path) -> None:
     folder = tmp_path / "benchmarks" / "workloads"
     folder.mkdir(parents=True)

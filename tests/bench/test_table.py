@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
-from poolalloc.bench import devices, workloads
+from poolalloc.bench import devices, harness, workloads
 from poolalloc.bench.allocators import ALLOCATORS, TORCH_VARIABLES, cell_environment
-from poolalloc.bench.workloads import WorkloadError, choose_size, describe, find, known
+from poolalloc.bench.harness import too_few_devices
+from poolalloc.bench.workloads import Workload, WorkloadError, choose_size, describe, find, known
 
 
 def test_names_of_the_table_are_its_keys() -> None:
@@ -127,4 +131,45 @@ def test_a_workload_says_which_packages_it_needs_and_misses(tmp_path: Path) -> N
     assert workload.missing == reason
     assert describe("gpt", known()["gpt"]).missing is None
     for name, path in known().items():
-        assert set(find(name).needs) <= {"transformers", "peft", "timm"}, path
+        assert set(find(name).needs) <= {"transformers", "peft", "timm", "trl", "datasets"}, path
+
+
+def test_a_workload_says_whether_it_needs_values_and_how_many_processes(tmp_path: Path) -> None:
+    path = tmp_path / "w.py"
+    text = "SIZES = {'full': 1}\nSTEPS = 1\ndef run(): ...\n"
+    path.write_text(text)
+    assert (describe("w", path).values, describe("w", path).ranks) == (False, 1)
+    path.write_text(text + "VALUES = True\nRANKS = 4\n")
+    assert (describe("w", path).values, describe("w", path).ranks) == (True, 4)
+    path.write_text("print('a script may decide by values')\n")
+    assert (describe("w", path).values, describe("w", path).ranks) == (True, 1)
+
+
+def test_each_rank_sees_a_device_of_its_own(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    real = devices.Device(simulated=False, gpu="real", count=3)
+    simulated = devices.Device(simulated=True)
+    chosen = {"CUDA_VISIBLE_DEVICES": "4,6,7"}
+    assert [real.environment({}, report, rank)["CUDA_VISIBLE_DEVICES"] for rank in range(3)] == ["0", "1", "2"]
+    assert [real.environment(chosen, report, rank)["CUDA_VISIBLE_DEVICES"] for rank in range(3)] == ["4", "6", "7"]
+    second = simulated.environment(chosen, report, 1)
+    assert (second["CUDA_VISIBLE_DEVICES"], second["POOLALLOC_SIM_DEVICES"]) == ("1", "2")
+
+
+def test_a_workload_with_more_ranks_than_there_are_gpus_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    workload = Workload("w", tmp_path / "w.py", ("full",), 1, ranks=2)
+    one = devices.Device(simulated=False, gpu="real", count=1)
+    assert too_few_devices(workload, one) == "it takes 2 GPUs, and torch can use 1"
+    assert too_few_devices(workload, replace(one, count=2)) is None
+    assert too_few_devices(workload, devices.Device(simulated=True)) is None
+
+
+def test_a_rank_that_waits_for_one_that_has_ended_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "OTHER_RANKS_SECONDS", 0.0)
+    with (
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True) as waiting,
+        subprocess.Popen([sys.executable, "-c", ""]) as ended,
+        harness.ended_with(waiting),
+    ):
+        in_time = harness.follow([waiting, ended], 300, tmp_path / "progress", lambda done: None)
+    assert in_time == [False, True]

@@ -34,6 +34,7 @@ def test_programs() -> None:
         "operators_are_carried_out",
         "sizes_follow_known_values",
         "unknown_values_are_zero",
+        "unknown_numbers_are_finite",
         "a_kernel_of_nobody_makes_all_unknown",
         "graphs_do_not_run_while_they_are_captured",
         "transforms_and_backward_passes_run",

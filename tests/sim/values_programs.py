@@ -90,6 +90,27 @@ def unknown_values_are_zero() -> None:
     assert fresh.tolist() == [0] * 100
 
 
+def unknown_numbers_are_finite() -> None:
+    numbers = torch.rand(3, 1000, device=CUDA)
+    for finite in (
+        numbers.isfinite(),
+        numbers.eq(numbers),
+        ~numbers.isnan(),
+        ~numbers.isinf(),
+        numbers.abs() < torch.inf,
+    ):
+        assert finite.all()
+    assert not (numbers.isposinf() | numbers.isneginf()).any()
+    row = numbers[:, 1].to(torch.bfloat16)
+    assert row[~row.isnan()].shape == (3,), "a mask of them has no hole"
+    row[1] = torch.nan
+    assert row.isnan().tolist() == [False, True, False], "those that are known are looked at"
+    row[2] = torch.inf
+    assert row.isposinf().tolist() == [False, False, True]
+    assert not (numbers == 2.0).any(), "what else they are is not known"
+    assert not (numbers != 2.0).any()
+
+
 def a_kernel_of_nobody_makes_all_unknown() -> None:
     known = ints(4, 5)
     torch.ones(1000, device=CUDA).exp_()
