@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 SIZES = {"tiny": OF_GPT["tiny"], "small": OF_GPT["small"], "full": OF_GPT["full"]}
 STEPS = 40
-RANKS = 2
+PROCESSES = 2
 
 
 def run(size: str, steps: int, device: torch.device) -> Iterator[int]:

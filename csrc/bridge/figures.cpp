@@ -120,7 +120,9 @@ void TorchAllocator::resetAccumulatedStats(DeviceIndex device) {
   accumulated_since_.insert_or_assign(device, std::move(stats));
 }
 
-void TorchAllocator::resetPeakStats(DeviceIndex device) { plugin_allocator().reset_peak_stats(device); }
+void TorchAllocator::resetPeakStats(DeviceIndex device) {
+  as_torch_errors([&] { plugin_allocator().reset_peak_stats(device); });
+}
 
 // cuDNN asks how large a workspace may be: what the device has free, and what poolalloc holds idle or would release.
 // Idle pages need not be neighbours to become one block.

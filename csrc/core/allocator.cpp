@@ -403,7 +403,10 @@ DeviceStats Allocator::stats(DeviceIndex device) const {
 }
 
 void Allocator::reset_peak_stats(DeviceIndex device) {
-  if (DeviceHeap* heap = existing(device)) heap->reset_peaks();
+  if (DeviceHeap* heap = existing(device))
+    heap->reset_peaks();
+  else
+    check_device(device);
 }
 
 void Allocator::validate() const {

@@ -30,8 +30,10 @@ void make_room(std::vector<T>& all) {
 // Addresses for a heap, given back if nothing comes of it.
 struct Range {
   // All heaps of a process share what it has, 2^47 on most machines. The first get all they can use, those that come
-  // later ever less, so that thousands find some: with so many, none holds much.
+  // later ever less: with so many, none holds much. Beyond kFew a share falls with the square of their number, so that
+  // all of these together take little more than one share of the first, and thousands find the least there is.
   static constexpr Bytes kShared = Bytes{8} << 40;
+  static constexpr std::uint64_t kFew = 64;
 
   Range(Driver& driver, DeviceIndex device) : driver(driver), device(device) {}
   ~Range() {
@@ -42,7 +44,9 @@ struct Range {
 
   // As many as wanted if they can be had beside those of `others`. Throws DriverError.
   void reserve(Bytes wanted, std::uint64_t others) {
-    bytes = round_up(std::min(wanted, kShared / (others + 1)), AddressTable::kSlotBytes);
+    const std::uint64_t heaps = others + 1;
+    const Bytes share = heaps <= kFew ? kShared / heaps : kShared / heaps * kFew / heaps;
+    bytes = round_up(std::min(wanted, share), AddressTable::kSlotBytes);
     while (driver.reserve(device, bytes, AddressTable::kSlotBytes, &base) != Status::ok) {
       if (bytes == AddressTable::kSlotBytes)
         throw DriverError("cannot reserve " + format_bytes(bytes) + " of addresses on device " +

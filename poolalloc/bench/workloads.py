@@ -2,9 +2,9 @@
 
 A workload file is a Python file with a literal table SIZES (its keys are the values of --size), a number STEPS (the
 default of --steps) and a function `run(size, steps, device)` that yields the number of steps done after each step. It
-may name the packages it needs besides torch, NEEDS, say that what it does depends on values on the device, VALUES, and
-in how many processes it runs, each on a device of its own, RANKS. Any other Python file is a script. Files are read,
-never imported, here: importing one needs torch.
+may name the packages it needs besides torch, NEEDS; say that what it does depends on values on the device, VALUES; and
+say in how many processes it runs, each on a device of its own, PROCESSES. Any other Python file is a script. Files are
+read, never imported, here: importing one needs torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DEFAULT_SIZE = "full"
 class Workload:
     """A program to run. sizes and steps are empty and None for a plain script; needs are packages besides torch.
 
-    values: whether what it does depends on values on the device, as every script may. ranks: processes.
+    values: whether what it does depends on values on the device, as every script may. ranks: how many processes.
     """
 
     name: str
@@ -115,7 +115,7 @@ def describe(name: str, path: Path) -> Workload:
                 steps = node.value.value if isinstance(node.value.value, int) else None
             elif node.targets[0].id == "VALUES" and isinstance(node.value, ast.Constant):
                 values = node.value.value is True
-            elif node.targets[0].id == "RANKS" and isinstance(node.value, ast.Constant):
+            elif node.targets[0].id == "PROCESSES" and isinstance(node.value, ast.Constant):
                 ranks = node.value.value if isinstance(node.value.value, int) else 1
     if has_run and sizes and steps is not None:
         return Workload(name, path, sizes, steps, needs, values, ranks)

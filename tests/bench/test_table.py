@@ -139,7 +139,7 @@ def test_a_workload_says_whether_it_needs_values_and_how_many_processes(tmp_path
     text = "SIZES = {'full': 1}\nSTEPS = 1\ndef run(): ...\n"
     path.write_text(text)
     assert (describe("w", path).values, describe("w", path).ranks) == (False, 1)
-    path.write_text(text + "VALUES = True\nRANKS = 4\n")
+    path.write_text(text + "VALUES = True\nPROCESSES = 4\n")
     assert (describe("w", path).values, describe("w", path).ranks) == (True, 4)
     path.write_text("print('a script may decide by values')\n")
     assert (describe("w", path).values, describe("w", path).ranks) == (True, 1)

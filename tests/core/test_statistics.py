@@ -56,6 +56,13 @@ def test_peaks_are_the_most_there_ever_was_until_they_are_reset() -> None:
     assert engine.stats()["live"]["peak"] == 2 * PAGE
 
 
+def test_peaks_of_a_device_that_is_not_there_cannot_be_reset() -> None:
+    engine = engine_of(devices=2)
+    engine.reset_peak_stats(1)  # it was never used
+    with pytest.raises(errors.PoolallocError, match="no device 7"):
+        engine.reset_peak_stats(7)
+
+
 def test_totals_only_grow() -> None:
     engine = engine_of()
     for _ in range(10):

@@ -283,6 +283,8 @@ def settings_that_are_refused():
 @question
 def devices_that_are_not_there():
     return [error_of(lambda: torch.cuda.memory_stats(7)),
+            error_of(lambda: torch.cuda.reset_peak_memory_stats(7)),
+            error_of(lambda: torch.cuda.reset_accumulated_memory_stats(7)),
             error_of(lambda: torch.cuda.set_per_process_memory_fraction(0.5, 7))]
 
 @question
