@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from poolalloc import _core
-from poolalloc._private_folder import PrivateFolder
+from poolalloc._private_folder import PrivateFolder, is_settled
 
 PACKAGE = Path(__file__).resolve().parent
 HEADERS = ("core", "driver", "plugin")
@@ -55,6 +55,17 @@ class Library:
     """The open file, for as long as the process lives."""
     built: bool
     """Whether it was compiled just now."""
+
+    def loadable_path(self) -> str:
+        """The name to load this very file by.
+
+        Debuggers, profilers and torch (which starts addr2line for stacks of C++) open a library by the name it was
+        loaded by, in their own process. So it is the file's path wherever nobody else can put another file there. It is
+        the descriptor otherwise, by a name that holds in other processes as well; without /proc there is only the path.
+        """
+        path = self.path.resolve()
+        descriptor = f"/proc/{os.getpid()}/fd/{self.descriptor}"
+        return str(path) if is_settled(path, self.descriptor) or not os.path.exists(descriptor) else descriptor
 
 
 def sources() -> Path:
@@ -250,10 +261,8 @@ _WARN = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_warn)
 
 def load(library: Library) -> None:
     """Let the bridge take over torch's CUDA memory. Raises BridgeError if it cannot be loaded, or torch refuses it."""
-    checked = f"/proc/self/fd/{library.descriptor}"
     try:
-        # By descriptor: another file may stand at the path by now. Without /proc there is only the path.
-        install = ctypes.CDLL(checked if os.path.exists(checked) else str(library.path)).poolalloc_bridge_install
+        install = ctypes.CDLL(library.loadable_path()).poolalloc_bridge_install
     except (OSError, AttributeError) as error:
         raise BridgeError(f"{library.path.name} cannot be loaded: {error}") from error
     install.restype = ctypes.c_char_p

@@ -102,6 +102,24 @@ class PrivateFolder:
             raise
 
 
+def is_settled(path: Path, descriptor: int) -> bool:
+    """Whether an open file stands at this path, which has no links, and only the user and root could change that.
+
+    Then no folder on the way belongs to somebody else, and each that others may write to has the sticky bit, as /tmp.
+    """
+    try:
+        if not os.path.samestat(os.lstat(path), os.fstat(descriptor)) or path != path.resolve():
+            return False
+        folders = [os.stat(folder) for folder in path.parents]
+    except OSError:
+        return False
+    return all(
+        found.st_uid in (os.geteuid(), 0)
+        and (not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or bool(found.st_mode & stat.S_ISVTX))
+        for found in folders
+    )
+
+
 def check(found: os.stat_result, path: Path) -> None:
     """Raise UntrustedError unless this folder or file can be changed by the user and root alone."""
     user = os.geteuid()

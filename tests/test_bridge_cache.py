@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 import warnings
 from pathlib import Path
@@ -81,6 +82,21 @@ def test_a_planted_library_is_not_loaded(cache: Path) -> None:
     (cache / "bridge.so").chmod(0o666)
     with pytest.warns(RuntimeWarning, match=f"others may write to {cache / 'bridge.so'}"):
         assert _bridge.build_somewhere(TORCH).path.parent != cache
+
+
+def test_it_is_loaded_by_its_path_unless_somebody_else_could_put_another_file_there(cache: Path) -> None:
+    library = _bridge.build(TORCH)
+    assert library.loadable_path() == str(cache.resolve() / "bridge.so")
+    cache.parent.chmod(0o1777)  # sticky, as /tmp
+    assert library.loadable_path() == str(cache.resolve() / "bridge.so")
+    cache.parent.chmod(0o777)
+    by_descriptor = library.loadable_path()
+    assert by_descriptor == f"/proc/{os.getpid()}/fd/{library.descriptor}"
+    assert subprocess.check_output(["cat", by_descriptor]) == b"built\n"  # another process reads it by this name
+    cache.parent.chmod(0o700)
+    (cache / "bridge.so").rename(cache / "bridge.so.old")
+    (cache / "bridge.so").write_text("another")
+    assert Path(library.loadable_path()).read_text() == "built\n"
 
 
 def test_a_compiler_that_fails_is_no_fault_of_the_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

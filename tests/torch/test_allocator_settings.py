@@ -189,6 +189,6 @@ print(json.dumps([settings().decode(), torch.__file__]))
     library = (Path(described[1]).parent / "lib" / "libc10_cuda.so").read_bytes()
     variables = {name.decode() for name in re.findall(rb"\0(PYTORCH_[A-Z_]+)(?=\0)", library)}
     assert "PYTORCH_NO_CUDA_MEMORY_CACHING" in variables
-    others = {"PYTORCH_USE_CUDA_DSA"}  # assertions in kernels, no memory
+    others = {"PYTORCH_USE_CUDA_DSA", "PYTORCH_CUDA_DSA_STACKTRACING"}  # assertions in kernels, no memory
     of_rocm = {name for name in variables if "HIP" in name}
     assert [name for name in variables - others - of_rocm if f"`{name}`" not in manual] == []

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 INSTALL = """
-import ctypes, torch, poolalloc
+import ctypes, pathlib, torch, poolalloc
 from poolalloc import _core
 poolalloc.install(bridge={bridge})
 MiB, GiB = 1 << 20, 1 << 30
@@ -96,7 +96,9 @@ del graph
 x = block(GiB)
 del x
 torch.cuda.empty_cache()
-assert torch.cuda.memory_reserved() <= 64 * MiB, torch.cuda.memory_reserved()
+# A torch that does not announce its captures does not say either that one has failed: its own allocator waits for ever, too.
+header = pathlib.Path(torch.__file__).parent / "include" / "c10" / "cuda" / "CUDACachingAllocator.h"
+assert torch.cuda.memory_reserved() <= 64 * MiB or "markCaptureEnd" not in header.read_text()
 
 # --- a stream of which all work is over
 calls = poolalloc.memory_stats(0)["driver_calls"]
