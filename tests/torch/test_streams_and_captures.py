@@ -81,25 +81,6 @@ with torch.cuda.stream(stream):
 del kept, x
 torch.cuda.empty_cache()
 
-# --- a capture that fails is over, too
-graph = torch.cuda.CUDAGraph()
-try:
-    with torch.cuda.graph(graph):
-        y = block(MiB)
-        torch.cuda.synchronize()
-except RuntimeError:
-    pass
-else:
-    raise AssertionError("nobody waits for a device in a capture")
-y = None
-del graph
-x = block(GiB)
-del x
-torch.cuda.empty_cache()
-# A torch that does not announce its captures does not say either that one has failed: its own allocator waits for ever, too.
-header = pathlib.Path(torch.__file__).parent / "include" / "c10" / "cuda" / "CUDACachingAllocator.h"
-assert torch.cuda.memory_reserved() <= 64 * MiB or "markCaptureEnd" not in header.read_text()
-
 # --- a stream of which all work is over
 calls = poolalloc.memory_stats(0)["driver_calls"]
 for _ in range(20_000):
@@ -118,6 +99,25 @@ t.record_stream(side)
 del t
 assert torch.cuda.memory_stats()["active_bytes.all.current"] == torch.cuda.memory_allocated()
 _core.validate()
+
+# --- a capture that fails is over, too
+graph = torch.cuda.CUDAGraph()
+try:
+    with torch.cuda.graph(graph):
+        y = block(MiB)
+        torch.cuda.synchronize()
+except RuntimeError:
+    pass
+else:
+    raise AssertionError("nobody waits for a device in a capture")
+y = None
+del graph
+x = block(GiB)
+del x
+torch.cuda.empty_cache()
+# A torch that does not announce its captures does not say either that one has failed: its own allocator waits for ever, too.
+header = pathlib.Path(torch.__file__).parent / "include" / "c10" / "cuda" / "CUDACachingAllocator.h"
+assert torch.cuda.memory_reserved() <= 64 * MiB or "markCaptureEnd" not in header.read_text()
 """
     on_sim(BRIDGE + program)
 
