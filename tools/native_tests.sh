@@ -15,6 +15,7 @@ for flavour; do
     tsan) flags="-DPOOLALLOC_TSAN=ON" ;;
   esac
   if [ "$flavour" != plain ]; then
+    flags="$flags -DPOOLALLOC_EVERY_CHECK=${POOLALLOC_LONG_TESTS:+ON}"
     flags="$flags -DPOOLALLOC_PYTHON=OFF -DPOOLALLOC_SIMGPU=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo"
   fi
   # shellcheck disable=SC2086
