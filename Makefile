@@ -114,7 +114,7 @@ test-python: $(BUILT) $(DEV)
 
 # The tests that depend on torch's version, for the second version in CI.
 test-torch: $(BUILT) $(DEV)
-	$(PY) -m pytest -n 2 tests/torch tests/sim tests/bench
+	$(PY) -m pytest -n 2 --durations 20 -m torch_interface tests/torch tests/sim
 
 test-segments: $(BUILT) $(DEV)
 	POOLALLOC_TEST_SEGMENTS=1 $(PY) -m pytest -n 2 tests/torch

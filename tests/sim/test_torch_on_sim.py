@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.torch_interface
+
 PROGRAMS = Path(__file__).with_name("torch_programs.py")
 
 

@@ -14,6 +14,8 @@ import pytest
 
 from poolalloc import sim
 
+pytestmark = pytest.mark.torch_interface
+
 PROGRAMS = Path(__file__).with_name("values_programs.py")
 
 

@@ -16,6 +16,8 @@ import pytest
 
 from poolalloc._install import BRIDGE_MISSING
 
+pytestmark = pytest.mark.torch_interface
+
 ROOT = Path(__file__).parents[2]
 PYTHON = os.environ.get("POOLALLOC_TEST_PYTHON", sys.executable)
 

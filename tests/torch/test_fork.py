@@ -2,6 +2,10 @@
 
 from collections.abc import Callable
 
+import pytest
+
+pytestmark = pytest.mark.torch_interface
+
 FORK = """
 import ctypes, os, sys
 import poolalloc, torch

@@ -17,6 +17,8 @@ from poolalloc.sim import run_simulated
 from poolalloc.trace import Op
 from poolalloc.trace.torch_snapshot import import_snapshot
 
+pytestmark = pytest.mark.torch_interface
+
 ROOT = Path(__file__).parents[2]
 PYTHON = os.environ.get("POOLALLOC_TEST_PYTHON", sys.executable)
 PROGRAM = Path(__file__).parent / "history_program.py"
@@ -272,7 +274,7 @@ def test_stacks_of_cpp_are_there_if_asked_for(on_bridge: Callable) -> None:
         names = [frame["name"] for frame in entry["frames"]]
         assert any("empty" in name and "::" in name for name in names) and "block" in names, names
         """,
-        # By default some versions of torch ask addr2line, some do not. It opens each library by name, in a process of its own.
+        # As some versions of torch do by default: addr2line opens each library by name, in a process of its own.
         environment={"TORCH_SYMBOLIZE_MODE": "addr2line"},
     )
 

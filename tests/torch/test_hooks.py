@@ -2,6 +2,10 @@
 
 from collections.abc import Callable
 
+import pytest
+
+pytestmark = pytest.mark.torch_interface
+
 PRELUDE = """
 import ctypes, json
 import poolalloc, torch

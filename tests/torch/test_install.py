@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.torch_interface
+
 ERROR_OF = """
 import poolalloc
 def error_of(call):

@@ -20,6 +20,8 @@ import pytest
 
 from poolalloc.sim import run_simulated
 
+pytestmark = pytest.mark.torch_interface
+
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 PYTHON = os.environ.get("POOLALLOC_TEST_PYTHON", sys.executable)

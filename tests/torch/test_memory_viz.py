@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.torch_interface
+
 DUMP = """
     import torch, poolalloc
     assert poolalloc.install(bridge=True).backend == "bridge"

@@ -2,6 +2,10 @@
 
 from collections.abc import Callable
 
+import pytest
+
+pytestmark = pytest.mark.torch_interface
+
 
 def test_out_of_memory_names_the_figures_and_the_program_can_go_on(on_sim: Callable) -> None:
     outcome = on_sim(

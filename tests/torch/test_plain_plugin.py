@@ -12,6 +12,8 @@ import pytest
 
 from poolalloc._install import MISSING
 
+pytestmark = pytest.mark.torch_interface
+
 ROOT = Path(__file__).parents[2]
 
 WORKS = {

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from scenarios import PRINT, RUN
 
+pytestmark = pytest.mark.torch_interface
+
 # What a communication library brings: memory by calls of its own, with account of them.
 ALLOCATOR = """
 #include <cstddef>

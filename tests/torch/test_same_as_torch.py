@@ -9,6 +9,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.torch_interface
+
 ROOT = Path(__file__).parents[2]
 PYTHON = os.environ.get("POOLALLOC_TEST_PYTHON", sys.executable)
 

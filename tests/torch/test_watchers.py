@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.torch_interface
+
 WORK = """
 import json, sys
 import torch

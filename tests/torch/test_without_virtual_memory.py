@@ -8,6 +8,8 @@ import pytest
 
 from poolalloc.sim import run_simulated
 
+pytestmark = pytest.mark.torch_interface
+
 TRAINING = """
     import json, torch, poolalloc
     poolalloc.install()
