@@ -106,18 +106,18 @@ bench: $(BUILT)
 test: test-native test-python
 
 test-python: $(BUILT) $(DEV)
-	$(PART) "Python tests without torch" $(PY) -m pytest -n 2 --durations 20 --ignore tests/torch --ignore tests/sim --ignore tests/bench tests
-	$(PART) "Python tests with torch" $(PY) -m pytest -n 2 --durations 20 tests/torch tests/sim tests/bench
-	POOLALLOC_TEST_SEGMENTS=1 $(PART) "memory in whole segments" $(PY) -m pytest -n 2 tests/core/test_engine_rules.py tests/core/test_memory_ladder.py \
+	$(PART) "Python tests without torch" $(PY) -m pytest -n 2 --dist loadgroup --durations 20 --ignore tests/torch --ignore tests/sim --ignore tests/bench tests
+	$(PART) "Python tests with torch" $(PY) -m pytest -n 2 --dist loadgroup --durations 20 tests/torch tests/sim tests/bench
+	POOLALLOC_TEST_SEGMENTS=1 $(PART) "memory in whole segments" $(PY) -m pytest -n 2 --dist loadgroup tests/core/test_engine_rules.py tests/core/test_memory_ladder.py \
 	  tests/core/test_statistics.py tests/core/test_captures.py tests/core/test_trim.py tests/core/test_oom_callbacks.py \
 	  tests/core/test_exact_bins.py
 
 # The tests that depend on torch's version, for the second version in CI.
 test-torch: $(BUILT) $(DEV)
-	$(PY) -m pytest -n 2 --durations 20 -m torch_interface tests/torch tests/sim
+	$(PY) -m pytest -n 2 --dist loadgroup --durations 20 -m torch_interface tests/torch tests/sim
 
 test-segments: $(BUILT) $(DEV)
-	POOLALLOC_TEST_SEGMENTS=1 $(PY) -m pytest -n 2 tests/torch
+	POOLALLOC_TEST_SEGMENTS=1 $(PY) -m pytest -n 2 --dist loadgroup tests/torch
 
 test-native: $(BUILT) $(DEV)
 	PATH="$(abspath $(VENV))/bin:$$PATH" tools/native_tests.sh $(PY) $(CMAKE_BUILD) $(FLAVOURS)
@@ -125,7 +125,7 @@ test-native: $(BUILT) $(DEV)
 # Many random programs instead of the same few.
 check-long: export POOLALLOC_LONG_TESTS := 1
 check-long: test-native $(BUILT) $(DEV)
-	$(PY) -m pytest -n 2 --timeout 3600 tests/core tests/trace tests/plan tests/sim
+	$(PY) -m pytest -n 2 --dist loadgroup --timeout 3600 tests/core tests/trace tests/plan tests/sim
 
 OPERATIONS ?= 100000000
 soak: $(BUILT)

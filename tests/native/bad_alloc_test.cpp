@@ -15,6 +15,7 @@
 
 #include "core/allocator.h"
 #include "driver/model_driver.h"
+#include "effort.h"
 #include "faulty_driver.h"
 #include "page_checker.h"
 
@@ -209,7 +210,7 @@ int outcome_of(std::uint64_t nth, bool virtual_memory) {
 TEST_CASE("nothing goes on with tables that are half changed") {
   for (const bool virtual_memory : {true, false}) {
     std::map<int, int> count;
-    for (std::uint64_t nth = 1; count[kNotNeeded] == 0; nth += 7) {
+    for (std::uint64_t nth = 1; count[kNotNeeded] == 0; nth += stress::stride(7)) {
       const int outcome = outcome_of(nth, virtual_memory);
       REQUIRE((outcome == kSurvived || outcome == kEnded || outcome == kNotNeeded));
       ++count[outcome];

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "driver/model_driver.h"
+#include "effort.h"
 
 using namespace poolalloc;
 
@@ -29,7 +30,7 @@ TEST_CASE("a thread that captures does not ask and others do") {
 TEST_CASE("no capture begins while somebody relies on that") {
   ModelDriver model;
   CaptureGate gate(model);
-  for (int i = 0; i < 500; ++i) {
+  for (int i = 0; i < stress::steps(500); ++i) {
     std::atomic<bool> released{false}, in_order{false};
     std::optional<NoCapture> token = gate.no_capture();
     CHECK(token.has_value());

@@ -42,7 +42,7 @@ bool survives_refusal_of(std::uint64_t nth, bool virtual_memory) {
 
 void refuse_each_call(bool virtual_memory) {
   std::uint64_t nth = 1;
-  while (survives_refusal_of(nth, virtual_memory)) ++nth;
+  while (survives_refusal_of(nth, virtual_memory)) nth += stress::stride(1);
   std::printf("  %llu calls\n", static_cast<unsigned long long>(nth - 1));
   CHECK(nth > 100);
 }
@@ -77,7 +77,7 @@ bool survives_loss_at(std::uint64_t nth, bool virtual_memory) {
 
 TEST_CASE("a lost device is not one that is full") {
   for (const bool virtual_memory : {true, false})
-    for (std::uint64_t nth = 1; survives_loss_at(nth, virtual_memory);) nth += 17;
+    for (std::uint64_t nth = 1; survives_loss_at(nth, virtual_memory);) nth += stress::stride(17);
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 
 #include "core/allocator.h"
 #include "driver/model_driver.h"
+#include "effort.h"
 #include "faulty_driver.h"
 #include "forwarding_driver.h"
 #include "lying_driver.h"
@@ -31,18 +32,6 @@ inline constexpr StreamId kAside = 1000;   // a stream that uses blocks of the o
 inline constexpr Stream kAbroad{1, 2000};  // and one of another device
 inline constexpr Bytes kKiB = 1 << 10;
 inline constexpr std::uint64_t kLag = 20;
-
-// How many steps to take where `usual` are enough. A sanitizer makes each step slow and looks at every access: fewer
-// do. POOLALLOC_LONG_TESTS asks for many times more (make check-long).
-inline int steps(int usual) {
-  static const bool long_tests = std::getenv("POOLALLOC_LONG_TESTS") != nullptr;
-#if defined(__SANITIZE_THREAD__)
-  usual /= 4;
-#elif defined(__SANITIZE_ADDRESS__)
-  usual /= 2;
-#endif
-  return long_tests ? 10 * usual : usual;
-}
 
 inline StreamId stream_of(unsigned index) { return 16 * (StreamId{index % kStreams} + 1); }
 

@@ -26,6 +26,7 @@ if {poolalloc}:
     assert poolalloc.install(bridge=True).backend == "bridge"
 import torch._inductor.config
 from torch._inductor import cudagraph_trees
+torch._inductor.config.fx_graph_cache = False
 torch._inductor.config.triton.slow_path_cudagraph_asserts = False
 torch._inductor.config.triton.fast_path_cudagraph_asserts = False
 COMPILED = {compiled}
@@ -157,11 +158,7 @@ def on_both(on_sim: Callable) -> Callable:
         outcomes = []
         for poolalloc in (False, True):
             prelude = PRELUDE.format(poolalloc=poolalloc, compiled=compiled)
-            settings = {
-                "command": (PYTHON,),
-                "environment": {"PYTHONPATH": str(ROOT), "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"},
-            }
-            outcome = on_sim(prelude + program, **settings)
+            outcome = on_sim(prelude + program, command=(PYTHON,), environment={"PYTHONPATH": str(ROOT)})
             assert outcome.report["violations"] == {}
             outcomes.append(outcome.value)
         return outcomes

@@ -20,7 +20,7 @@ import pytest
 
 from poolalloc.sim import run_simulated
 
-pytestmark = pytest.mark.torch_interface
+pytestmark = [pytest.mark.torch_interface, pytest.mark.xdist_group("interface table")]  # the probe is built once
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -78,7 +78,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str,
     environment = {**clean_environment, "PYTHONPATH": str(ROOT)}
     found = subprocess.run([PYTHON, "-c", find], env=environment, capture_output=True, text=True, check=True)
     command = [str(HERE / "interface_probe.cpp") if word == "-" else word for word in json.loads(found.stdout)]
-    done = subprocess.run([*command, "-o", str(library)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "-O0", "-o", str(library)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[:3000]
     return library
 
