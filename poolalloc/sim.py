@@ -252,7 +252,9 @@ def prepare(command: Sequence[str], environment: Mapping[str, str]) -> str:
     program = shutil.which(command[0], path=environment.get("PATH"))
     if program is None:
         hint = f"; did you mean: python {command[0]}?" if command[0].endswith(".py") else ""
-        raise SimulationError(f"{command[0]}: there is no such program{hint}")
+        found = "/" in command[0] and Path(command[0]).exists()
+        what = "it cannot be executed" if found else "there is no such program"
+        raise SimulationError(f"{command[0]}: {what}{hint}")
     python = _find_python(program, list(command), environment)
     if python is not None:
         _check_script(python)

@@ -68,6 +68,7 @@ def test_only_the_file_of_the_command_asked_for_is_imported() -> None:
         (["sim", "--json", "/", "--", "true"], "--json: / cannot be written"),
         (["sim", "--", "no-such-program"], "no-such-program: there is no such program"),
         (["sim", "--", "train.py"], "did you mean: python train.py?"),
+        (["sim", "--", "./"], "./: it cannot be executed"),
         (["sim", "--", sys.executable, "missing.py"], "missing.py: there is no such script"),
         (["sim", "--", sys.executable, "-u", "-X", "dev", "missing.py"], "missing.py: there is no such script"),
     ],
