@@ -386,18 +386,39 @@ void Heap::note_progress() {
     slabs_.shed_tables();
   }
   if (!may_unmap() || segments_ != nullptr) return;
+  ask_marks();
+  if (marks_.empty()) leave_mark();
+}
+
+void Heap::ask_marks() {
   const auto token = shared_.gate.may_ask();
-  if (!token) return;
-  while (!marks_.empty()) {
-    if (shared_.driver.query_event(*token, shared_.device, marks_.front().event) != Status::ok) return;
+  while (token && !marks_.empty() &&
+         shared_.driver.query_event(*token, shared_.device, marks_.front().event) == Status::ok)
     reached(marks_.front());
-  }
+}
+
+// Behind all work until now.
+void Heap::leave_mark() {
+  marked_ = released();
+  if (marks_.size() == kMarks) ask_marks();
   Mark mark{uses_.take_event(shared_.device), pages_.tick()};
   if (mark.event == 0 && shared_.driver.create_event(shared_.device, &mark.event) != Status::ok) return;
   if (shared_.gate.record_behind(home(), mark.event) == Status::ok)
-    marks_.push_back(mark);
+    add_mark(mark);
   else
     uses_.give_event(shared_.device, mark.event);
+}
+
+// Where there are too many, every second one goes: the older marks are, the farther apart they may be. The first stays,
+// since another thread may be asking the driver about it.
+void Heap::add_mark(const Mark& mark) {
+  if (marks_.size() == kMarks) {
+    for (std::size_t i = 1; i < marks_.size(); ++i) {
+      uses_.give_event(shared_.device, marks_[i].event);
+      marks_.erase(marks_.begin() + static_cast<std::ptrdiff_t>(i));
+    }
+  }
+  marks_.push_back(mark);
 }
 
 Status Heap::ask() {

@@ -245,7 +245,8 @@ class Heap final : private PageSupply::Lender {
     Tick tick = 0;
     friend bool operator==(const Mark&, const Mark&) = default;
   };
-  static constexpr std::size_t kMarks = 16;  // under way: a device may be far behind
+  static constexpr std::size_t kMarks = 16;            // under way: a device may be far behind
+  static constexpr std::uint32_t kMarksWanted = 1024;  // at most, until somebody asks again
   // Pending blocks of one kind; peaks are of live and pending ones together, noted while there are pending ones.
   struct Waiting {
     std::int64_t blocks = 0, bytes = 0;
@@ -405,11 +406,20 @@ class Heap final : private PageSupply::Lender {
     };
     if ((attention_ & kPublishes) != 0 && (far(counts_.requested.current(), published_.requested) ||
                                            far(pages_.resident().current, published_.resident))) [[unlikely]]
-      publish_all();
+      publish_change();
   }
   bool others_have_idle_pages() const;
-  [[gnu::noinline]] void publish_all();
+  [[gnu::noinline]] void publish_change();
+  void publish_all();
   Stream home() const { return {shared_.device, stream_}; }
+  Tick last_mark() const { return marks_.empty() ? pages_.completed() : marks_.back().tick; }
+  // Bytes that have become idle, ever.
+  std::int64_t released() const {
+    return static_cast<std::int64_t>(pages_.resident().total) - pages_.resident().current;
+  }
+  void ask_marks();
+  void leave_mark();
+  void add_mark(const Mark& mark);
   void reached(const Mark& mark);
   bool has_completed(const MayAsk& token, EventHandle event, int questions) const;
   void learn_progress(int questions);
@@ -487,8 +497,10 @@ class Heap final : private PageSupply::Lender {
     Tick tick;
     std::uint64_t kept;  // blocks ever kept
   };
-  std::vector<Look> looks_;  // of reclaim_aged, no older than it takes; oldest first
-  std::vector<Mark> marks_;  // that the stream has not reached yet, oldest first; at most kMarks
+  std::vector<Look> looks_;         // of reclaim_aged, no older than it takes; oldest first
+  std::vector<Mark> marks_;         // that the stream has not reached yet, oldest first; at most kMarks
+  std::uint32_t marks_wanted_ = 0;  // so many more may be left, as somebody asked
+  std::int64_t marked_ = 0;         // bytes that were released when the last one was left
   struct {
     std::int64_t requested = 0, live = 0, pending = 0, kept = 0, resident = 0, idle_pages = 0;
   } published_;

@@ -43,8 +43,9 @@ void Heap::learn_progress(int questions) {
   Mark mark;
   {
     const Guard guard(*this);
+    marks_wanted_ = kMarksWanted;
     mark.tick = pages_.tick();
-    if (marks_.size() == kMarks || (marks_.empty() ? pages_.completed() : marks_.back().tick) == mark.tick) return;
+    if (last_mark() == mark.tick) return;
     mark.event = uses_.take_event(shared_.device);
   }
   if (mark.event == 0 && shared_.driver.create_event(shared_.device, &mark.event) != Status::ok) return;
@@ -53,8 +54,8 @@ void Heap::learn_progress(int questions) {
   const Guard guard(*this);
   if (done) pages_.set_completed(mark.tick);
   // One that the stream's own thread has left meanwhile is as good or better.
-  if (recorded && !done && marks_.size() < kMarks && (marks_.empty() || mark.tick > marks_.back().tick))
-    marks_.push_back(mark);
+  if (recorded && !done && mark.tick > last_mark())
+    add_mark(mark);
   else
     uses_.give_event(shared_.device, mark.event);
 }

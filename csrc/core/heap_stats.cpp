@@ -32,6 +32,18 @@ void Heap::publish() {
   publish_all();
 }
 
+// Others want what is idle here: so that they know how far the stream has come with it, a mark is left behind every
+// 1/32 of the heap that becomes idle, as long as somebody has asked lately.
+void Heap::publish_change() {
+  constexpr std::int64_t kParts = 32, kLeast = 8 * kPageBytes;
+  publish_all();
+  if (marks_wanted_ == 0 || released() - marked_ < std::max(pages_.held().current / kParts, kLeast)) [[likely]]
+    return;
+  if (!lends() || shared_.gate.captures()) return;
+  --marks_wanted_;
+  leave_mark();
+}
+
 void Heap::publish_all() {
   const auto send = [](DeviceTotals& total, std::int64_t now, std::int64_t& before) {
     if (now != before) total.add(now - before);

@@ -108,6 +108,57 @@ def test_memory_that_a_stream_may_still_use_is_not_taken() -> None:
     sound(engine)
 
 
+def test_what_a_settled_stream_left_is_known_before_anybody_asks_again() -> None:
+    engine = engine_of(256, event_lag=10)
+    left_by(engine, ONE, 32)
+    engine.allocate(PAGE, stream=OTHER)  # the first to ask: nothing is known to be done
+    assert engine.stats()["pages_stolen"] == 0
+    left_by(engine, ONE, 32)
+    engine.advance(10)
+    created = engine.stats()["pages_created"]
+    engine.allocate(20 * PAGE, stream=OTHER)
+    assert (engine.stats()["pages_created"], engine.stats()["pages_stolen"]) == (created, 20)
+    sound(engine)
+
+
+def test_a_device_far_behind_is_followed_all_the_same() -> None:
+    engine = engine_of(512, event_lag=100)
+    large = engine.allocate(64 * PAGE, stream=ONE)
+    left_by(engine, ONE, 8)
+    engine.allocate(PAGE, stream=OTHER)
+    for round_ in range(400):  # more marks than are kept
+        if round_ == 200:
+            engine.free(large)
+        left_by(engine, ONE, 8)
+        engine.advance(1)
+    created = engine.stats()["pages_created"]
+    engine.allocate(40 * PAGE, stream=OTHER)
+    assert engine.stats()["pages_created"] == created
+    sound(engine)
+
+
+def test_a_stream_leaves_marks_only_while_others_ask() -> None:
+    engine = engine_of(64)
+    blocks = [engine.allocate(8 * PAGE, stream=stream) for stream in (ONE, OTHER)]  # neither has anything idle
+    for block in blocks:
+        engine.free(block)
+    before = calls(engine)
+    for _ in range(50):
+        left_by(engine, ONE, 8)
+        left_by(engine, OTHER, 8)
+    assert calls(engine) == before, "nobody has asked"
+    engine.allocate(9 * PAGE, stream=OTHER)
+    left_by(engine, ONE, 7)
+    assert calls(engine, "record_event") != 0
+    for _ in range(3000):
+        left_by(engine, ONE, 7)
+    before = calls(engine)
+    for _ in range(50):
+        left_by(engine, ONE, 7)
+    assert calls(engine) == before, "nobody has asked for long"
+    sound(engine)
+
+
 def test_pages_that_cannot_come_back_yet_are_mapped_anew() -> None:
     engine = engine_of(64, event_lag=10)
     left_by(engine, ONE, 10)
