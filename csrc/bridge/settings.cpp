@@ -39,10 +39,12 @@ constexpr std::string_view kHost = "it is about the host's memory";
 constexpr std::string_view kNoSegments = "poolalloc has no segments of fixed sizes to keep whole";
 constexpr std::string_view kNoLock = "no lock is held that another stream needs";
 constexpr std::string_view kAddresses = "poolalloc reserves addresses by its own option address_space";
+constexpr std::string_view kMapped =
+    "poolalloc maps memory by pages; POOLALLOC_CONF=segments:true at the start makes it take whole allocations";
 
 constexpr Rule kRules[] = {
     {"backend", "native", "poolalloc has taken its place"},
-    {"expandable_segments", "True", "poolalloc always maps memory by pages, and cannot do otherwise"},
+    {"expandable_segments", "True", kMapped},
     {"expandable_segments_reserve", "", kAddresses},
     {"expandable_segments_reserve_by_class", "", kAddresses},
     {"garbage_collection_threshold", "", "idle pages serve every request before new ones are made"},
