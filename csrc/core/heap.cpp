@@ -143,14 +143,13 @@ Status Heap::allocate_kept(ExactBins::Bin& bin, Bytes bytes, Address* address) {
   return Status::ok;
 }
 
-// What a plan may cost beside what the program would take without it. One that is followed is trusted: its height is
-// little more than what lives. Else a heap that has been as large before has the pages, and beyond that, planned blocks
-// may leave 1/32 of it unused between them, or some pages at a start.
+// A plan that was followed from the first request on is trusted: its height is little more than what lives. Else a heap
+// that has been as large before has the pages, and beyond that, planned blocks may leave the margin unused between
+// them.
 PlannedBlocks::Bounds Heap::plan_bounds() const {
-  if (planning_->cursor.steady()) return {~Bytes{0}, ~Bytes{0}};
-  constexpr Bytes kSomePages = 4 * kPageBytes;
+  if (planning_->cursor.faithful()) return {~Bytes{0}, ~Bytes{0}};
   const auto resident = static_cast<Bytes>(pages_.resident().current);
-  return {static_cast<Bytes>(pages_.resident().peak) - resident, resident / 32 + kSomePages};
+  return {static_cast<Bytes>(pages_.resident().peak) - resident, plan_margin(resident)};
 }
 
 // Where the plan says, if that is free and costs little; else like any other.
@@ -159,9 +158,9 @@ Status Heap::place_by_plan(Bytes bytes, Bytes* offset, Bytes* rounded) {
   const Bytes size = round_up(bytes, kGranularity);
   const Bytes at = plan.cursor.next(size);
   if (at != PlannedRequest::kNowhere) {
-    pages_.prefer_own(plan.cursor.steady());
+    pages_.place_for(plan.cursor.faithful() ? PageTable::Whose::plan : PageTable::Whose::doubtful_plan);
     const Status status = plan.blocks.allocate(at, size, bytes, plan_bounds());
-    pages_.prefer_own(false);
+    pages_.place_for(PageTable::Whose::program);
     if (status == Status::ok) {
       arena_bytes_.add(size);
       *offset = plan.blocks.offset_of(at);

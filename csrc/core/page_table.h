@@ -166,8 +166,13 @@ class PageTable {
       missing_ = 0;
     }
   }
-  // Memory that is idle here will be needed where it is: an acquire takes other memory first, as far as it may.
-  void prefer_own(bool own) { own_ = own; }
+  // Who chose the pages that are acquired next.
+  enum class Whose {
+    program,        // nobody: pages that cost little were looked for
+    doubtful_plan,  // a plan that the program may not follow: no more may be held than the plan's margin allows
+    plan  // memory that is idle elsewhere will be needed there: the pages get other memory, as far as they may
+  };
+  void place_for(Whose whose) { whose_ = whose; }
   // What the last acquire that ran out of memory, and could not get new one, lacked: so many pages, or these.
   std::uint32_t missing() const { return missing_; }
   const std::vector<PhysicalHandle>& wanted() const { return wanted_; }
@@ -344,7 +349,7 @@ class PageTable {
   std::uint8_t asked_back_ = 0;  // kAway where that counts as at hand
   std::uint32_t away_ = 0;       // pieces of memory on loan
   bool may_unmap_ = false;
-  bool own_ = false;
+  Whose whose_ = Whose::program;
   std::uint32_t missing_ = 0;
   std::vector<PhysicalHandle> wanted_;
   std::uint64_t maps_made_ = 0;

@@ -35,6 +35,9 @@ struct Plan {
   friend bool operator==(const Plan&, const Plan&) = default;
 };
 
+// What a plan may cost beside what the program would take without it: 1/32 of that, and some pages at a start.
+constexpr Bytes plan_margin(Bytes bytes) { return bytes / 32 + 4 * kPageBytes; }
+
 // Throws ConfigError for a plan that makes no sense: sizes and offsets that are no multiples of kGranularity or beyond
 // its height, a cycle that is none.
 void check_plan(const Plan& plan);

@@ -64,7 +64,7 @@ void PlanCursor::accept_deviation(Bytes size) {
 }
 
 void PlanCursor::deviate() {
-  steady_ = false;
+  faithful_ = false;
   doubts_ += kDoubt;
   followed_ += matched_;
   matched_ = 0;

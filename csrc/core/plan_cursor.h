@@ -40,8 +40,8 @@ class PlanCursor {
     }
   }
 
-  // Follows, and the last cycle, or everything so far, was as planned: what the plan has placed will be needed again.
-  bool steady() const { return state_ == State::follows && steady_; }
+  // Every request so far was the one that the plan expected: what it has placed will be needed again.
+  bool faithful() const { return faithful_; }
   // How often it followed again after it had lost its place.
   std::uint64_t resynchronized() const { return resynchronized_; }
   Bytes metadata_bytes() const { return sizeof(*this) + places_.capacity() * sizeof(Place); }
@@ -67,7 +67,7 @@ class PlanCursor {
   void advance() {
     at_ = after(found_);
     if (doubts_ != 0) --doubts_;
-    if (++matched_ >= cycle()) steady_ = true;
+    ++matched_;
   }
   Bytes look_for(Bytes size);
   void accept_deviation(Bytes size);
@@ -83,7 +83,7 @@ class PlanCursor {
   std::uint32_t at_ = 0;         // expected
   std::uint32_t found_ = kNone;  // what next() took the request for
   State state_ = State::follows;
-  bool steady_ = true;
+  bool faithful_ = true;
   bool believed_ = false;  // it had been followed for a cycle before it was lost
   std::uint32_t doubts_ = kMostDoubts - kDoubt;
   std::uint64_t matched_ = 0;   // since the last deviation

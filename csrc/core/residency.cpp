@@ -81,7 +81,7 @@ void Residency::take_stock() {
   spare_ = source_ == Source::none ? std::vector<PhysicalSpan>{} : supply_.spare();
   spare_taken_.assign(spare_.size(), 0);
   widest_partial_ = 0;
-  const bool room = (fast_ || own_) && source_ != Source::none && making_ == Making::grows && supply_.room() != 0;
+  const bool room = takes_new() && source_ != Source::none && making_ == Making::grows && supply_.room() != 0;
   std::vector<std::pair<Tick, SpanStock::Entry>> whole;
   whole.reserve(spare_.size() + spans_.size());
   for (std::uint32_t i = 0; i < spare_.size(); ++i)
@@ -103,9 +103,9 @@ void Residency::take_stock() {
   for (const auto& [since, entry] : whole) stock_.whole.push_back(entry);
 }
 
+// With several heaps, what counts is the sum of what they hold: they peak at different times.
 GrowthRoom Residency::growth_room(std::uint32_t resident) const {
   constexpr auto kPage = static_cast<std::int64_t>(kPageBytes);
-  // With several heaps, what counts is the sum of what they hold: they peak at different times.
   const auto held = static_cast<std::int64_t>(supply_.held_pages());
   const auto beyond = [&](std::int64_t peak) {
     return static_cast<std::int64_t>(static_cast<double>(peak) * (1 + rules_.budget_part)) - held;
@@ -114,17 +114,22 @@ GrowthRoom Residency::growth_room(std::uint32_t resident) const {
   const std::int64_t now = std::max(resident_.current, supply_.resident()) / kPage + resident;
   const std::int64_t peak = std::max(resident_.peak, supply_.resident_peak()) / kPage;
   room.free = beyond(std::max(now, peak));
-  if (fast_ || own_) room.free = static_cast<std::int64_t>(supply_.room());
+  if (takes_new()) room.free = static_cast<std::int64_t>(supply_.room());
   switch (source_) {
     case Source::none:
       room.most = 0;
       break;
     case Source::back:
     case Source::spare:
-      room.most = static_cast<std::uint64_t>(std::max<std::int64_t>(fast_ || own_ ? room.free : beyond(peak), 0));
+      room.most = static_cast<std::uint64_t>(std::max<std::int64_t>(takes_new() ? room.free : beyond(peak), 0));
       break;
     case Source::any:
       break;
+  }
+  if (whose_ == Whose::doubtful_plan) {
+    const auto margin = static_cast<std::int64_t>(plan_margin(static_cast<Bytes>(std::max(now, peak) * kPage))) / kPage;
+    const std::int64_t most = std::max(now, peak) + margin - held;
+    room.most = std::min(room.most, static_cast<std::uint64_t>(std::max<std::int64_t>(most, 0)));
   }
   if (making_ == Making::none) room.most = 0;
   if (making_ == Making::grows) {

@@ -37,6 +37,7 @@
 #include "core/options.h"
 #include "core/page_supply.h"
 #include "core/page_table.h"
+#include "core/plan.h"
 #include "core/span_fill.h"
 
 namespace poolalloc {
@@ -142,6 +143,8 @@ class Residency final : public PageTable {
   bool empty(PageIndex page) const {
     return state_[page] == 0 || (mapping_[page] != kDetached && mappings_list_[mapping_[page]].dropped == number_);
   }
+  // Whether new memory comes before idle memory, as long as there is room.
+  bool takes_new() const { return fast_ || whose_ == Whose::plan; }
   GrowthRoom growth_room(std::uint32_t resident) const;
   Status carry_out(const Plan& plan, PageIndex first, PageIndex last, bool* had_memory);
   Status take_memory(const Plan& plan, std::vector<Taken>* taken);

@@ -39,7 +39,7 @@ def plan(
 
     Record it from its start over at least two whole steps, three show more. The next run is served from the plan by
     poolalloc run --plan, or install(plan=...); what it does otherwise is served as without one. A plan that would cost
-    memory, or save nothing, when the recording is replayed is not written (exit code 2).
+    memory, or only driver calls, when the recording is replayed is not written (exit code 2).
 
     Example: poolalloc plan run.npz -o plan.npz --seconds 60
     """

@@ -34,9 +34,9 @@ class Worth:
 
     @property
     def pays(self) -> bool:
-        """Whether it costs next to no memory, and saves memory or driver calls."""
-        saves = self.reserved < self.reserved_without or self.driver_calls < self.driver_calls_without
-        return saves and self.reserved <= (1 + MOST_COST) * self.reserved_without + SOME_PAGES
+        """Whether it costs next to no memory, and saves some or makes no more driver calls: it still saves time."""
+        worth = self.reserved < self.reserved_without or self.driver_calls <= self.driver_calls_without
+        return worth and self.reserved <= (1 + MOST_COST) * self.reserved_without + SOME_PAGES
 
     def __str__(self) -> str:
         verb = "costs" if self.cost > 0 else "saves"

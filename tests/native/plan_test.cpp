@@ -47,7 +47,7 @@ TEST_CASE("a cursor follows the beginning and then the cycle again and again") {
   for (int i = 0; i < 20; ++i) {
     CHECK(ask(cursor, plan.requests[expected].size / kMiB) == plan.requests[expected].offset);
     expected = expected + 1 < plan.requests.size() ? expected + 1 : plan.first;
-    CHECK(cursor.steady());
+    CHECK(cursor.faithful());
   }
   CHECK(cursor.resynchronized() == 0);
 }
@@ -67,13 +67,13 @@ TEST_CASE("requests left out or too many do not lose a program that was followed
   };
   for (int round = 0; round < 3; ++round) follow(0, 100);
   follow(0, 10);
-  CHECK((ask(cursor, 500) == kNowhere && !cursor.steady()));
+  CHECK((ask(cursor, 500) == kNowhere && !cursor.faithful()));
   follow(10, 50);
   follow(53, 100);  // three left out
   follow(0, 52);
-  CHECK(!cursor.steady());
+  CHECK(!cursor.faithful());
   follow(52, 53);  // a whole cycle since
-  CHECK((cursor.steady() && cursor.resynchronized() == 0));
+  CHECK((!cursor.faithful() && cursor.resynchronized() == 0));
 }
 
 TEST_CASE("a program that returns after something else is followed again") {
