@@ -80,7 +80,9 @@ def test_a_program_that_leaves_the_plan_for_a_while_is_followed_again(planned: C
     steps = [after - before for before, after in zip(value["misses"], value["misses"][1:], strict=False)]
     assert steps[:3] == [0] * 3
     assert sum(steps) < 3 * value["plan_hits"] / 12, "followed again within three steps' requests"
-    assert steps[-4:] == [0] * 4
+    # It is no longer trusted with new memory: a place that idle pages do not fill is a miss. They are few and settled.
+    assert max(steps[-4:]) <= 2
+    assert len(set(value["calls"][-4:])) == 1, value["calls"]
 
 
 def test_a_plan_does_no_harm_to_shapes_that_vary(planned: Callable) -> None:
