@@ -40,7 +40,8 @@ constexpr std::string_view kNoSegments = "poolalloc has no segments of fixed siz
 constexpr std::string_view kNoLock = "no lock is held that another stream needs";
 constexpr std::string_view kAddresses = "poolalloc reserves addresses by its own option address_space";
 constexpr std::string_view kMapped =
-    "poolalloc maps memory by pages; POOLALLOC_CONF=segments:true at the start makes it take whole allocations";
+    "poolalloc maps memory by pages; POOLALLOC_CONF=segments:true makes it take whole allocations from the start, and "
+    "this setting does so at run time";
 
 constexpr Rule kRules[] = {
     {"backend", "native", "poolalloc has taken its place"},
@@ -105,9 +106,21 @@ std::string text_of_environment() {
   return {};
 }
 
+enum class Given { in_environment, at_run_time };
+
+thread_local Given given = Given::at_run_time;  // the text that torch is parsing
+
+// The environment is read once, by whoever asks first.
 void read_environment() {
   const Parsing parsing(text_of_environment());
-  CUDAAllocatorConfig::instance();
+  given = Given::in_environment;
+  try {
+    CUDAAllocatorConfig::instance();
+  } catch (...) {
+    given = Given::at_run_time;
+    throw;
+  }
+  given = Given::at_run_time;
 }
 
 void warn_once(const std::string& key, std::string_view why) {
@@ -124,12 +137,16 @@ void warn_once(const std::string& key, std::string_view why) {
     TORCH_WARN(text);
 }
 
-// torch has parsed the text already, and refused what is wrong.
-void apply(const std::string& text) {
+// torch has parsed the text already, and refused what is wrong. `expandable_segments` is often in an environment that
+// was written for torch's own allocator; a program that asks at run time needs whole allocations for some library.
+void apply_text(const std::string& text, Given how) {
   const ConfigTokenizer tokens(text);
   for (std::size_t i = 0; i + 2 < tokens.size(); ++i) {
     const std::string key = tokens[i];
-    if (const std::string_view why = why_no_effect(key, tokens[i + 2]); !why.empty()) warn_once(key, why);
+    if (key == "expandable_segments" && how == Given::at_run_time)
+      plugin_allocator().want_segments(tokens[i + 2] == "False");
+    else if (const std::string_view why = why_no_effect(key, tokens[i + 2]); !why.empty())
+      warn_once(key, why);
     if (key == "graph_capture_record_stream_reuse") plugin_allocator().set_reuse_in_captures(tokens[i + 2] == "True");
     if (key == "per_process_memory_fraction")
       plugin_allocator().set_memory_fraction(CUDAAllocatorConfig::per_process_memory_fraction());
@@ -147,7 +164,7 @@ void follow_settings(Warn warn) {
       const Parsing parsing(text);
       if (torchs) torchs(text);
     }
-    apply(text);
+    apply_text(text, given);
   };
   // Anybody may be the first to ask torch for a setting, which makes it read the environment: it is done here, where
   // the backend's name is looked after. What is wrong in it is an error when CUDA is initialized, as under torch.
@@ -161,7 +178,7 @@ const std::string& backend_being_parsed() { return parsed_backend; }
 
 void apply_settings_of_environment() {
   read_environment();  // if nothing has yet
-  apply(c10::CachingAllocator::getAllocatorSettings());
+  apply_text(c10::CachingAllocator::getAllocatorSettings(), Given::in_environment);
 }
 
 bool without_caching() { return std::getenv("PYTORCH_NO_CUDA_MEMORY_CACHING") != nullptr; }

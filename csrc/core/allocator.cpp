@@ -48,6 +48,7 @@ DeviceHeap& Allocator::make_device_heap(DeviceIndex device) {
   const double fraction = wanted.fraction.value_or(fraction_);
   if (fraction != options_.memory_fraction) heap->set_fraction(fraction);
   if (wanted.limit) heap->set_limit(*wanted.limit);
+  heap->want_segments(segments_wanted_);
   heap->preallocate();
   if (tended(options_)) {
     if (caretaker_ == nullptr) {
@@ -284,6 +285,12 @@ void Allocator::begin_capture(DeviceIndex device) {
 void Allocator::end_capture(DeviceIndex device) { gate_->end(device); }
 
 void Allocator::set_reuse_in_captures(bool reuse) { gate_->set_reuse(reuse); }
+
+void Allocator::want_segments(bool wanted) {
+  std::lock_guard guard(mutex_);
+  segments_wanted_ = wanted;
+  for (const DeviceIndex device : devices()) existing(device)->want_segments(wanted);
+}
 
 void Allocator::let_calls_finish() {
   for (const DeviceIndex device : devices()) existing(device)->let_calls_finish();

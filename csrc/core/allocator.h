@@ -123,6 +123,9 @@ class POOLALLOC_API Allocator {
   // Whether what a graph has given back may be used again in it behind other streams' uses, once the capture has joined
   // those streams.
   void set_reuse_in_captures(bool reuse);
+  // New memory, of streams and of pools, comes in whole allocations from now on, until this is called with false: other
+  // libraries can then name it (cudaIpcGetMemHandle) or find its bounds (cuMemGetAddressRange). What is there stays.
+  void want_segments(bool wanted);
   // One user more; the first makes the pool, and may bring an allocator, from which all of the pool's memory comes
   // then.
   void retain_pool(DeviceIndex device, PoolId pool, std::shared_ptr<SegmentSource> source = nullptr);
@@ -183,6 +186,7 @@ class POOLALLOC_API Allocator {
   std::unique_ptr<AddressTable> addresses_;
   mutable std::mutex mutex_;  // held while a device is made, and for what new devices start with:
   ObserverList observers_;
+  bool segments_wanted_ = false;
   double fraction_;
   static constexpr int kMaxDevices = 64;
   // What was set for a device that is not in use: it takes effect when the device is, since making it opens a context.

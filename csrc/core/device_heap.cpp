@@ -94,7 +94,7 @@ void DeviceHeap::preallocate() {
   const Status status = shared_.page_supply.prepare(options_.prealloc);
   if (status == Status::ok) return;
   const std::string problem = status == Status::out_of_memory ? "" : ": " + shared_.driver.last_error();
-  const Bytes made = shared_.supply.destroy_spare();
+  const Bytes made = shared_.destroy_spare();
   Bytes free_bytes = 0, total_bytes = info_.total_bytes;
   shared_.driver.memory_info(shared_.device, &free_bytes, &total_bytes);
   throw OutOfMemory(torchs_sentences(options_.prealloc, shared_.device, free_bytes, total_bytes) +
@@ -111,7 +111,7 @@ DeviceHeap::~DeviceHeap() {
     pool->heaps.clear();
   }
   for (auto& heap : stream_heaps_) destroy_heap(std::move(heap));
-  shared_.supply.destroy_spare();
+  shared_.destroy_spare();
   return_to_sources();
 }
 
@@ -151,7 +151,7 @@ std::unique_ptr<Heap> DeviceHeap::new_heap(StreamId stream, PoolId pool, const P
   const Bytes slab_bytes = round_up(info_.total_bytes, kPageBytes) + (Slabs::kMaxBin + 1) * kPageBytes;
   const Bytes arena_bytes =
       round_up(static_cast<Bytes>(options_.address_space * static_cast<double>(info_.total_bytes)), kPageBytes);
-  if (shared_.segmented || traits.own_supply != nullptr)
+  if (shared_.segmented || traits.segmented || traits.own_supply != nullptr)
     return std::make_unique<Heap>(shared_, stream, pool, 0, slab_bytes, arena_bytes, options_, traits);
   Range range(shared_.driver, shared_.device);
   range.reserve(slab_bytes + arena_bytes, addresses_.ranges());
@@ -167,16 +167,36 @@ Heap& DeviceHeap::make_heap(StreamId stream) {
   std::lock_guard guard(mutex_);
   auto& bucket = buckets_[bucket_of(stream)];
   for (StreamEntry* entry = bucket.load(); entry != nullptr; entry = entry->next)
-    if (entry->stream == stream) return *entry->heap;
+    if (entry->stream == stream) return *entry->heap.load();
   if (entries_.size() + pools_.size() > 0) several_heaps_from_now();
-  make_room(stream_heaps_);
   make_room(entries_);
-  auto entry = std::make_unique<StreamEntry>(StreamEntry{stream, nullptr, bucket.load()});
-  stream_heaps_.push_back(new_heap(stream, PoolId{}, {}, plan_for(stream)));
-  entry->heap = stream_heaps_.back().get();
+  auto entry = std::make_unique<StreamEntry>(stream, plan_for(stream), bucket.load());
+  Heap& heap = choose_heap(*entry);
   entries_.push_back(std::move(entry));
   bucket.store(entries_.back().get(), std::memory_order_release);
-  return *stream_heaps_.back();
+  return heap;
+}
+
+// The one for memory as it is taken now; made if there is none yet.
+Heap& DeviceHeap::choose_heap(StreamEntry& entry) {
+  Heap*& heap = entry.heaps[segments_wanted_ ? 1 : 0];
+  if (heap == nullptr) {
+    make_room(stream_heaps_);
+    PoolTraits traits;
+    traits.segmented = segments_wanted_;
+    stream_heaps_.push_back(new_heap(entry.stream, PoolId{}, traits, entry.plan));
+    heap = stream_heaps_.back().get();
+  }
+  entry.heap.store(heap, std::memory_order_release);
+  return *heap;
+}
+
+void DeviceHeap::want_segments(bool wanted) {
+  std::lock_guard guard(mutex_);
+  if (shared_.segmented || segments_wanted_ == wanted) return;
+  if (!entries_.empty()) several_heaps_from_now();
+  segments_wanted_ = wanted;
+  for (auto& entry : entries_) choose_heap(*entry);
 }
 
 // Streams have other names in every run, but for the default one: a plan knows the others by the order in which they
@@ -184,7 +204,7 @@ Heap& DeviceHeap::make_heap(StreamId stream) {
 const StreamPlan* DeviceHeap::plan_for(StreamId stream) const {
   if (plan_ == nullptr) return nullptr;
   const auto others =
-      std::count_if(stream_heaps_.begin(), stream_heaps_.end(), [](const auto& heap) { return heap->stream() != 0; });
+      std::count_if(entries_.begin(), entries_.end(), [](const auto& entry) { return entry->stream != 0; });
   const auto number = stream == 0 ? 0 : static_cast<std::uint32_t>(others) + 1;
   for (const StreamPlan& part : plan_->streams)
     if (part.device == shared_.device && part.stream == number) return &part;
@@ -227,11 +247,12 @@ void DeviceHeap::resolve_suspicion(PrivatePool& pool, StreamId stream) {
 
 Heap& DeviceHeap::heap_of_pool(PrivatePool& pool, StreamId stream) {
   std::lock_guard guard(mutex_);
+  const bool segmented = shared_.segmented || segments_wanted_ || pool.own_supply != nullptr;
   for (auto& heap : pool.heaps)
-    if (heap->stream() == stream) return *heap;
+    if (heap->stream() == stream && heap->segmented() == segmented) return *heap;
   several_heaps_from_now();
   make_room(pool.heaps);
-  pool.heaps.push_back(new_heap(stream, pool.id, {pool.own_supply.get(), pool.no_split}));
+  pool.heaps.push_back(new_heap(stream, pool.id, {pool.own_supply.get(), pool.no_split, segmented}));
   return *pool.heaps.back();
 }
 
@@ -310,7 +331,7 @@ void DeviceHeap::collect_from_others(Heap& heap) {
   const Visit visit = reclaimable_heaps();
   Bytes gained = 0;
   for (Heap* other : visit.heaps) {
-    if (other == &heap) continue;
+    if (other == &heap || other->segmented() != heap.segmented()) continue;  // spare memory of its kind is of no use
     other->poll_pending();
     if (!lack.wanted.empty())
       gained += other->lend(lack.wanted);
@@ -347,14 +368,13 @@ Bytes DeviceHeap::trim(Bytes target, Wait wait) {
 // Spare pages first, then what completed work has left, then what has to be waited for; then the same of what exact
 // bins keep.
 Bytes DeviceHeap::trim_to(Bytes target, Wait wait, KeptBlocks kept) {
-  Supply& supply = shared_.supply;
   const auto excess = [&] {
     std::lock_guard guard(mutex_);
     const Bytes returning = spare_of_pools();  // once the turn is over
     const Bytes kept = static_cast<Bytes>(shared_.holdings.reserved().current) - returning;
     return kept > target ? round_up(kept - target, kPageBytes) : 0;
   };
-  Bytes given = supply.destroy_spare(excess());
+  Bytes given = shared_.destroy_spare(excess());
   if (excess() != 0) {
     const Visit all = all_heaps();
     poll_pending(all.heaps);
@@ -371,7 +391,7 @@ Bytes DeviceHeap::trim_to(Bytes target, Wait wait, KeptBlocks kept) {
           } else {
             heap->reclaim_completed(frames);
           }
-          given += supply.destroy_spare(excess());
+          given += shared_.destroy_spare(excess());
         }
       }
     };
@@ -386,7 +406,7 @@ Bytes DeviceHeap::trim_to(Bytes target, Wait wait, KeptBlocks kept) {
     return given;
   }
   collect_released();
-  return given + supply.destroy_spare(excess());
+  return given + shared_.destroy_spare(excess());
 }
 
 // Looks at totals, and into heaps only where something is to go: a thread that comes seldom costs a heap's own thread
@@ -404,10 +424,9 @@ void DeviceHeap::tend_heaps(std::uint64_t now) {
     poll_pending(visit.heaps);
   }
   if (shared_.gate.captures()) return;
-  Supply& supply = shared_.supply;
   const Bytes reserved = static_cast<Bytes>(shared_.holdings.reserved().current);
   const Bytes kept = static_cast<Bytes>(std::max<std::int64_t>(shared_.resident.current.load(), 0)) +
-                     std::min(supply.spare_bytes(), options_.reserve_ahead);
+                     std::min(shared_.spare_bytes(), options_.reserve_ahead);
   const Bytes idle = reserved > kept ? reserved - kept : 0;
   if (options_.trim_high != 0 && idle > options_.trim_high)
     trim_to(std::max(options_.prealloc, reserved - (idle - options_.trim_low)), Wait::no, KeptBlocks::stay);
@@ -425,16 +444,15 @@ void DeviceHeap::poll_pending(const std::vector<Heap*>& heaps) const {
 void DeviceHeap::trim_aged(std::uint64_t now) {
   const auto age = static_cast<std::uint64_t>(options_.trim_after * 1e9);
   next_aging_ = now + age / 4;
-  Supply& supply = shared_.supply;
   const Bytes reserved = static_cast<Bytes>(shared_.holdings.reserved().current);
-  const Bytes spare = std::min(supply.spare_bytes(), spare_before_);
+  const Bytes spare = std::min(shared_.spare_bytes(), spare_before_);
   Bytes going = spare > options_.reserve_ahead ? spare - options_.reserve_ahead : 0;
   const Bytes most = reserved > options_.prealloc ? reserved - options_.prealloc : 0;
   const Visit visit = reclaimable_heaps();
   for (Heap* heap : visit.heaps)
     if (going < most) going += heap->reclaim_aged(static_cast<std::uint32_t>((most - going) / kPageBytes), now, age);
-  supply.destroy_spare(std::min(going, most));
-  spare_before_ = supply.spare_bytes();
+  shared_.destroy_spare(std::min(going, most));
+  spare_before_ = shared_.spare_bytes();
 }
 
 Bytes DeviceHeap::live_bytes() const {
@@ -453,7 +471,7 @@ Bytes DeviceHeap::empty_cache(PoolId id) {
   {
     const std::lock_guard<Lock> turn(gathering_);
     collect_released();
-    given = shared_.supply.destroy_spare();
+    given = shared_.destroy_spare();
   }
   return given + return_to_sources();
 }

@@ -72,6 +72,9 @@ class DeviceHeap {
   // With a source, which the first user brings, the pool has segments of that.
   void retain_pool(PoolId pool, std::shared_ptr<SegmentSource> source);
   int pool_users(PoolId pool) const;
+  // From now on new memory comes in segments, or in mapped pages again. What is there stays as it is, and serves again
+  // when requests are for its kind. Nothing where there are segments alone.
+  void want_segments(bool wanted);
   void set_pool_use_on_oom(PoolId pool, bool use);
   void set_pool_no_split(PoolId pool);
   void release_pool(PoolId pool);
@@ -99,9 +102,12 @@ class DeviceHeap {
 
   // Streams are never forgotten, so looking one up is a walk along an append-only list.
   struct StreamEntry {
-    StreamId stream;
-    Heap* heap;
-    StreamEntry* next;
+    StreamEntry(StreamId stream, const StreamPlan* plan, StreamEntry* next) : stream(stream), plan(plan), next(next) {}
+    const StreamId stream;
+    const StreamPlan* const plan;      // of the heap with mapped pages
+    std::atomic<Heap*> heap{nullptr};  // where requests go now
+    StreamEntry* const next;
+    Heap* heaps[2] = {};  // with pages that are mapped, with segments
   };
   struct PrivatePool {
     PoolId id;
@@ -138,10 +144,11 @@ class DeviceHeap {
   Heap& heap_of(StreamId stream) {
     for (StreamEntry* entry = buckets_[bucket_of(stream)].load(std::memory_order_acquire); entry != nullptr;
          entry = entry->next)
-      if (entry->stream == stream) return *entry->heap;
+      if (entry->stream == stream) return *entry->heap.load(std::memory_order_acquire);
     return make_heap(stream);
   }
   [[gnu::noinline]] Heap& make_heap(StreamId stream);
+  Heap& choose_heap(StreamEntry& entry);
   [[gnu::noinline]] Address allocate_while_routing(Bytes bytes, StreamId stream);
   Heap& heap_of_pool(PrivatePool& pool, StreamId stream);
   void resolve_suspicion(PrivatePool& pool, StreamId stream);
@@ -208,6 +215,7 @@ class DeviceHeap {
   mutable std::mutex mutex_;      // of what follows; taken before a heap's lock, never after
   std::vector<std::unique_ptr<Heap>> stream_heaps_;
   std::vector<std::unique_ptr<StreamEntry>> entries_;
+  bool segments_wanted_ = false;
   std::vector<std::unique_ptr<PrivatePool>> pools_;
   DeviceStats gone_;  // what heaps counted that are no more, and the highest sums of peaks while they were there
 };

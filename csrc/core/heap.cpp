@@ -19,7 +19,7 @@ std::unique_ptr<PageTable> page_table(DeviceShared& shared, Heap& heap, Address 
 // Where the heap's memory comes from if it comes in segments, else null.
 SegmentSupply* segment_supply(DeviceShared& shared, const PoolTraits& traits) {
   if (traits.own_supply != nullptr) return traits.own_supply;
-  return shared.segmented ? &shared.segment_supply : nullptr;
+  return shared.segmented || traits.segmented ? &shared.segment_supply : nullptr;
 }
 
 // 0 if the plan is not used.

@@ -58,7 +58,7 @@ enum class Wait { no, yes };  // for work on the device
 
 // What the heaps of a device share.
 struct DeviceShared {
-  // Memory comes in segments, or in pages that are mapped.
+  // Memory comes in segments alone, or in pages that are mapped and in segments where a heap is made so.
   DeviceShared(Driver& driver, DeviceIndex device, AddressTable& addresses, CaptureGate& gate, bool segmented = false)
       : driver(driver),
         device(device),
@@ -67,8 +67,7 @@ struct DeviceShared {
         segmented(segmented),
         holdings(device, &observer),
         page_supply(driver, device, holdings),
-        segment_supply(driver, device, holdings),
-        supply(segmented ? static_cast<Supply&>(segment_supply) : page_supply) {
+        segment_supply(driver, device, holdings) {
     page_supply.watch_resident(&resident.current, &resident.peak);
   }
 
@@ -81,19 +80,34 @@ struct DeviceShared {
   Holdings holdings;  // of all supplies
   PageSupply page_supply;
   SegmentSupply segment_supply;
-  Supply& supply;                          // the one of the two that is in use
   std::atomic<int> routes{0};              // pools that requests are sent to now
   std::atomic<std::int64_t> deferred{0};   // pending blocks, in all heaps
   std::atomic<bool> several_heaps{false};  // from the second heap on, totals are published
   DeviceTotals requested, live, pending, kept, resident;
   std::atomic<std::int64_t> idle_pages{0};   // of the heaps of streams; published as the totals are
   std::atomic<std::uint64_t> made_ahead{0};  // bit set: of that exact bin, blocks were made ahead
+
+  // Of both supplies, pages first: segments are dearer to make.
+  Bytes destroy_spare(Bytes bytes = ~Bytes{0}) {
+    const Bytes pages = page_supply.destroy_spare(bytes);
+    return pages < bytes ? pages + segment_supply.destroy_spare(bytes - pages) : pages;
+  }
+  Bytes spare_bytes() const { return page_supply.spare_bytes() + segment_supply.spare_bytes(); }
+  // What is spare and of no use to a heap that has found it too little.
+  void release_misfits(bool segmented_heap) {
+    segment_supply.release_misfits();
+    if (segmented_heap)
+      page_supply.destroy_spare();
+    else
+      page_supply.release_misfits();
+  }
 };
 
-// What sets the heaps of a pool apart.
+// What sets the heaps of a pool apart, or those of streams while memory is asked for in segments.
 struct PoolTraits {
   SegmentSupply* own_supply = nullptr;  // memory comes in segments of an allocator that the pool brought with it
   bool no_split = false;                // every block has its pages, or its segment, to itself
+  bool segmented = false;               // memory comes in segments, though the device maps pages
 };
 
 class Heap final : private PageSupply::Lender {

@@ -47,7 +47,7 @@ Address Ladder::climb(Status status) {
     if (trim()) return served_after(LadderRung::trimming);
     if (borrow()) return served_after(LadderRung::lending);
   } while (gained_);
-  device_.shared_.supply.destroy_spare();  // made in vain
+  device_.shared_.destroy_spare();  // made in vain
   return_to_sources();
   // Somebody may have freed memory meanwhile: then the driver has not refused any.
   Bytes free_bytes = 0, total_bytes = 0;
@@ -95,7 +95,7 @@ bool Ladder::take(Heap& other, Wait wait) {
   device_.stolen_.fetch_add(gained / kPageBytes, std::memory_order_relaxed);
   if (gained == 0) return false;
   gained_ = true;
-  device_.shared_.supply.release_misfits();
+  device_.shared_.release_misfits(heap_.segmented());
   if (other.asks()) return_to_sources();
   return try_again();
 }

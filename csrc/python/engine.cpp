@@ -146,6 +146,9 @@ void bind_allocator(py::class_<Engine>& engine) {
           },
           py::arg("id"))
       .def(
+          "want_segments", [](Engine& self, bool wanted) { self.allocator.want_segments(wanted); },
+          pybind11::arg("wanted"))
+      .def(
           "set_memory_fraction",
           [](Engine& self, double fraction, DeviceIndex device) {
             self.allocator.set_memory_fraction(fraction, device);

@@ -66,9 +66,9 @@ def test_settings_without_effect_are_named_once(run: Callable) -> None:
         """
 torch.ones(1, device="cuda")
 assert named() == ["max_split_size_mb", "roundup_power2_divisions", "garbage_collection_threshold"], caught
-torch._C._accelerator_setAllocatorSettings("max_split_size_mb:200,expandable_segments:False")
-torch._C._accelerator_setAllocatorSettings("expandable_segments:False,pinned_use_background_threads:True")
-assert named()[3:] == ["expandable_segments"], caught
+torch._C._accelerator_setAllocatorSettings("max_split_size_mb:200,max_non_split_rounding_mb:100")
+torch._C._accelerator_setAllocatorSettings("max_non_split_rounding_mb:100,pinned_use_background_threads:True")
+assert named()[3:] == ["max_non_split_rounding_mb"], caught
 assert caught[-1][1] == __file__, "the warning points to the program"
 """,
         "max_split_size_mb:100,roundup_power2_divisions:[256:2,>:4],garbage_collection_threshold:0.8,expandable_segments:True",
@@ -93,6 +93,42 @@ for wrong in ("no_such_key:1", "per_process_memory_fraction:2"):
     else:
         raise AssertionError(wrong)
 assert torch.cuda.get_per_process_memory_fraction() == 0.5
+"""
+    )
+
+
+def test_whole_allocations_at_run_time(run: Callable) -> None:
+    # What libraries ask for that call cudaIpcGetMemHandle, and set back afterwards.
+    run(
+        """
+import ctypes
+runtime = ctypes.CDLL(None)
+def has_handle(tensor):
+    handle = (ctypes.c_char * 64)()
+    return runtime.cudaIpcGetMemHandle(handle, ctypes.c_void_p(tensor.data_ptr())) == 0
+def block(size):
+    return torch.empty(size * MiB, dtype=torch.uint8, device="cuda")
+memory = torch.cuda.memory
+before = block(30)
+idle = block(50)
+del idle
+memory._set_allocator_settings("expandable_segments:False")
+whole = block(50)
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    captured = block(40).add_(1)
+memory._set_allocator_settings("expandable_segments:True")
+after = block(20)
+assert [has_handle(each) for each in (before, whole, captured, after)] == [False, True, True, False]
+kinds = {(segment["is_expandable"], segment["segment_pool_id"] != (0, 0)) for segment in memory.memory_snapshot()}
+assert kinds == {(True, False), (False, False), (False, True)}, kinds
+assert named() == [], caught
+graph.replay()
+del graph, captured, whole
+torch.cuda.synchronize()
+torch.cuda.empty_cache()
+assert torch.cuda.memory_reserved() <= 80 * MiB, torch.cuda.memory_reserved()
+poolalloc._core.validate()
 """
     )
 
