@@ -140,7 +140,7 @@ TEST_CASE("blocks are counted by size") {
   }
   CHECK((all.blocks.peak > 0 && kinds[0].held.peak > kinds[0].live.peak && kinds[1].blocks.total > 100));
   heap.retire();
-  shared.supply.destroy_spare();
+  shared.destroy_spare();
 }
 
 TEST_CASE("gaps are slabs with room and holes") {
@@ -170,7 +170,7 @@ TEST_CASE("gaps are slabs with room and holes") {
   CHECK(heap.stats().small.gaps == 1);
   heap.validate();
   heap.retire();
-  shared.supply.destroy_spare();
+  shared.destroy_spare();
 }
 
 // A service makes a graph, drops it and makes the next, for months.

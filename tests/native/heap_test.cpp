@@ -26,7 +26,7 @@ struct HeapRig {
   }
   ~HeapRig() {
     heap.retire();
-    shared.supply.destroy_spare();
+    shared.destroy_spare();
     CHECK(model.violations() == 0);
     CHECK(model.used_bytes(0) == 0);
   }
@@ -57,7 +57,7 @@ struct HeapRig {
     heap.validate();
     CHECK(model.violations() == 0);
     const HeapStats now = heap.stats();
-    CHECK(static_cast<Bytes>(now.reserved.current) + shared.supply.spare_bytes() == model.used_bytes(0));
+    CHECK(static_cast<Bytes>(now.reserved.current) + shared.spare_bytes() == model.used_bytes(0));
   }
   // Whether one of the next blocks of this size is the one at `address`.
   bool hands_out(Address address, Bytes bytes) {
@@ -239,7 +239,7 @@ TEST_CASE("frames leave when the work before has completed") {
   const EventHandle work = rig.mark(kOwn);
   CHECK(rig.heap.reclaim_waiting(3) == 3 * kPage);
   CHECK(rig.done(work));
-  CHECK((rig.shared.supply.spare_bytes() == 3 * kPage && rig.heap.stats().idle.current == 5 * std::int64_t{kPage}));
+  CHECK((rig.shared.spare_bytes() == 3 * kPage && rig.heap.stats().idle.current == 5 * std::int64_t{kPage}));
   rig.check();
   CHECK((rig.heap.reclaim_waiting(~0u) == 5 * kPage && rig.heap.reclaim_waiting(~0u) == 0 && !rig.heap.mapped()));
   rig.check();
@@ -256,13 +256,13 @@ TEST_CASE("a refused call never lets a frame leave early or get lost") {
     rig.model.fail(call, 1, Status::failed);
     rig.heap.reclaim_waiting(~0u);
     CHECK((rig.done(work) || rig.under(address) == handle));
-    rig.shared.supply.destroy_spare();
+    rig.shared.destroy_spare();
     rig.heap.validate();
     CHECK(rig.model.violations() == 0);
     CHECK(rig.shared.holdings.reserved().current == static_cast<std::int64_t>(rig.model.used_bytes(0)));
     for (int i = 0; i < 2; ++i) {  // nothing is lost for good
       rig.heap.reclaim_waiting(~0u);
-      rig.shared.supply.destroy_spare();
+      rig.shared.destroy_spare();
     }
     CHECK(rig.model.used_bytes(0) == 0);
     rig.take(8 * kPage);

@@ -24,8 +24,6 @@ include("${doctest_DIR}/doctest.cmake")
 add_library(native_kit OBJECT EXCLUDE_FROM_ALL tests/native/main.cpp tests/native/page_checker.cpp)
 target_include_directories(native_kit PUBLIC tests/native)
 target_link_libraries(native_kit PUBLIC poolalloc_objects doctest::doctest)
-target_precompile_headers(native_kit PUBLIC <doctest/doctest.h> <algorithm> <array> <atomic> <chrono> <functional> <map>
-                          <memory> <mutex> <optional> <random> <string> <thread> <unordered_map> <vector>)
 target_compile_options(native_kit PUBLIC -O1)  # what is tested is optimized as it is shipped; the tests need not be
 
 # A room's program. A case that fails goes on to the next check, but not for ever.
@@ -56,6 +54,8 @@ set(native_plugin_tests ${native_tests})
 list(FILTER native_plugin_tests INCLUDE REGEX "/ipc_[a-z_]*_test\\.cpp$")
 list(REMOVE_ITEM native_tests ${native_plugin_tests})
 native_room(native_core ${native_tests})
+target_precompile_headers(native_core PRIVATE <doctest/doctest.h> <algorithm> <array> <atomic> <chrono> <functional> <map>
+                          <memory> <mutex> <optional> <random> <string> <thread> <unordered_map> <vector>)
 native_room(native_driver ${native_driver_tests})
 native_room(native_plugin ${native_plugin_tests})
 if(NOT POOLALLOC_TSAN)
