@@ -234,7 +234,7 @@ MEMORY = {
         assert "active_allocated" in (folder / "memory.svg").read_text()
     """,
     "_set_allocator_settings": """
-        memory._set_allocator_settings("pinned_use_background_threads:False")  # changes nothing for the rows that follow
+        memory._set_allocator_settings("pinned_use_background_threads:False")  # changes nothing for later rows
         try:
             memory._set_allocator_settings("no_such_setting:1")
         except (RuntimeError, ValueError):
