@@ -144,6 +144,7 @@ lint: $(BUILT) $(DEV)
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
 	PATH="$(abspath $(VENV))/bin:$$PATH" tools/tidy.sh
 	$(PY) tools/check_includes.py
+	PYTHONPATH=. $(VENV)/bin/lint-imports --no-logo
 	$(PY) tools/generate_options.py --check
 	$(PY) tools/figures.py --check
 

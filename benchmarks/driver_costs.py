@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from poolalloc import costs
+from poolalloc.analysis import costs
 from poolalloc.errors import PoolallocError
 
 FOLDER = Path(__file__).parent / "results" / "driver-costs"

@@ -142,10 +142,10 @@ def compile_loops(folder: Path) -> Path:
     """Compile the C++ loops against the installed torch, as the bridge is."""
     import torch
 
-    from poolalloc import _bridge
+    from poolalloc._internal import bridge
 
     result = folder / "loops.so"
-    command = [word for word in _bridge.plan(torch).command if word != "-DNDEBUG"]
+    command = [word for word in bridge.plan(torch).command if word != "-DNDEBUG"]
     subprocess.run([*command, "-o", str(result)], input=LOOPS.read_text(), text=True, check=True)
     return result
 

@@ -17,11 +17,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from poolalloc import tune
+from poolalloc.analysis import tune
+from poolalloc.analysis.trace import Trace, read
 from poolalloc.bench import workloads
 from poolalloc.config import Config
 from poolalloc.sim import run_simulated
-from poolalloc.trace import Trace, read
 
 FOLDER = Path(__file__).parents[1] / "poolalloc" / "profiles"
 SIZE = "full"

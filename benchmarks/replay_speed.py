@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from poolalloc.replay import Replayer
-from poolalloc.trace import Op, Trace, TraceError, read
-from poolalloc.trace.format import EVENT
+from poolalloc._internal.trace.format import EVENT
+from poolalloc.analysis.replay import Replayer
+from poolalloc.analysis.trace import Op, Trace, TraceError, read
 
 EVENTS = 400_000
 KIB = 1 << 10

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import poolalloc
-from poolalloc.report import report
+from poolalloc.analysis.report import report
+from poolalloc.analysis.trace import read
 from poolalloc.sizes import format_size
-from poolalloc.trace import read
 
 poolalloc.install()
 

@@ -17,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
 
 import poolalloc
-from poolalloc.compare import compare
+from poolalloc.analysis.compare import compare
 
 WIDTH, LAYERS, BATCH, LENGTH = 512, 8, 16, 256
 RANKS = 8

@@ -5,6 +5,17 @@
     ...
     print(poolalloc.fragmentation())
 
+The top level is the runtime: what a program calls that poolalloc serves. It installs itself (`installing`, `auto`), is
+configured (`config`), tells figures (`memory`, `metrics`), keeps limits (`limits`), records (`recording`, `scopes`) and
+raises what `errors` lists. The other rooms are packages of their own:
+
+    poolalloc.analysis    what is done with recordings: replay, fit, tune, plan, report, compare, view
+    poolalloc.sim         runs programs on a simulated GPU
+    poolalloc.bench       runs programs under several allocators and compares them
+    poolalloc.cli         the command line
+
+The top level may import poolalloc._internal, and no other room.
+
 Importing it is cheap: it imports neither torch nor the native module, and touches no device.
 """
 
@@ -13,15 +24,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from poolalloc._first_touch import watch as _watch
-from poolalloc._version import __version__
+from poolalloc._internal import first_touch as _first_touch
+from poolalloc._internal import moved as _moved
+from poolalloc._internal.version import __version__
 
 if TYPE_CHECKING:
-    from poolalloc import config, errors
-    from poolalloc._install import Installation, install, installation, is_installed
-    from poolalloc.config import Config
+    from poolalloc import analysis, bench, config, errors, metrics, sim
+    from poolalloc.analysis.compare import compare
+    from poolalloc.config import Config, ExactBin
     from poolalloc.errors import AlreadyInitializedError, ConfigError, NotInstalledError, OutOfMemoryError, UsageError
-    from poolalloc.exact_bins import ExactBin
+    from poolalloc.installing import Installation, install, installation, is_installed
     from poolalloc.limits import (
         OomCallback,
         memory_fraction,
@@ -61,6 +73,9 @@ __all__ = [
     "Share",
     "UsageError",
     "__version__",
+    "analysis",
+    "bench",
+    "compare",
     "config",
     "driver_time",
     "empty_cache",
@@ -74,6 +89,7 @@ __all__ = [
     "memory_limit",
     "memory_stats",
     "memory_summary",
+    "metrics",
     "name_modules",
     "on_oom",
     "record",
@@ -81,14 +97,15 @@ __all__ = [
     "scope",
     "set_memory_fraction",
     "set_memory_limit",
+    "sim",
     "trim",
 ]
 
 # Where each name lives; it is imported when it is first used.
 _HOME = {
-    "poolalloc._install": ("Installation", "install", "installation", "is_installed"),
-    "poolalloc.config": ("Config",),
-    "poolalloc.exact_bins": ("ExactBin",),
+    "poolalloc.analysis.compare": ("compare",),
+    "poolalloc.installing": ("Installation", "install", "installation", "is_installed"),
+    "poolalloc.config": ("Config", "ExactBin"),
     "poolalloc.errors": (
         "AlreadyInitializedError",
         "ConfigError",
@@ -119,11 +136,12 @@ _HOME = {
         "reset_peak_stats",
     ),
 }
+_MODULES = ("analysis", "bench", "config", "errors", "metrics", "sim")
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("config", "errors"):
+    if name in _MODULES:
         return import_module(f"poolalloc.{name}")
     if name == "_core":
         return _native_module()
@@ -151,4 +169,5 @@ def __dir__() -> list[str]:
     return sorted(set(globals()) | set(__all__))
 
 
-_watch()
+_first_touch.watch()
+_moved.keep_old_names()

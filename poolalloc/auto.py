@@ -5,7 +5,7 @@ install() that is going on and imports torch is left to do it.
 """
 
 from poolalloc import install
-from poolalloc._install import in_progress
+from poolalloc.installing import in_progress
 
 if not in_progress():
     install()

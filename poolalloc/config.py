@@ -19,12 +19,12 @@ from importlib import resources
 from numbers import Real
 from typing import Any, cast
 
-from poolalloc._nearest import nearest
-from poolalloc._options import OPTIONS, Option, Options
+from poolalloc._internal.exact_bins import ALLOWED as ALLOWED_BINS
+from poolalloc._internal.exact_bins import ExactBin, bins_of, text_of
+from poolalloc._internal.exact_bins import refusal as bin_refusal
+from poolalloc._internal.nearest import nearest
+from poolalloc._internal.options import OPTIONS, Option, Options
 from poolalloc.errors import ConfigError
-from poolalloc.exact_bins import ALLOWED as ALLOWED_BINS
-from poolalloc.exact_bins import ExactBin, bins_of, text_of
-from poolalloc.exact_bins import refusal as bin_refusal
 from poolalloc.sizes import exact_size, format_size, parse_size
 
 if sys.version_info >= (3, 11):

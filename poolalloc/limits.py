@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from poolalloc import _core
-from poolalloc._device import device_index
-from poolalloc._install import require_installed
+from poolalloc._internal.device import device_index
+from poolalloc._internal.installed import require_installed
 from poolalloc.sizes import parse_size
 
 _handles: set[OomCallback] = set()

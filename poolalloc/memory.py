@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from poolalloc import _core, costs
-from poolalloc._device import device_index
-from poolalloc._install import require_installed
-from poolalloc._text import text_table
-from poolalloc.driver_work import DriverTime, DriverWork
+from poolalloc import _core
+from poolalloc._internal import price_lists
+from poolalloc._internal.device import device_index
+from poolalloc._internal.driver_work import DriverTime, DriverWork
+from poolalloc._internal.installed import require_installed
+from poolalloc._internal.text import text_table
 
 QUANTITIES = ("requested", "live", "pending", "kept", "resident", "idle", "reserved")
 EVENTS = {
@@ -79,7 +80,7 @@ def driver_time(prices: str | None = None) -> DriverTime:
     require_installed()
     devices = _core.devices()
     work = _core.stats(devices[0])["driver_work"] if devices else {}  # one count for all devices
-    return DriverWork(work).price(costs.find(prices))
+    return DriverWork(work).price(price_lists.find(prices))
 
 
 def reset_peak_stats(device: Any = None) -> None:
@@ -133,7 +134,7 @@ def summary_of(stats: Mapping[str, Any]) -> str:
         header=False,
     )
     if stats["driver_work"]:
-        time = DriverWork(stats["driver_work"]).price(costs.find())
+        time = DriverWork(stats["driver_work"]).price(price_lists.find())
         lines += [
             "",
             *text_table(

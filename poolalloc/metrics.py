@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poolalloc import costs, workers
-from poolalloc._install import Installation, installation
-from poolalloc._version import __version__
+from poolalloc._internal import price_lists, workers
+from poolalloc._internal.installed import Installation, installation
+from poolalloc._internal.version import __version__
 from poolalloc.errors import UsageError
 from poolalloc.memory import EVENTS, QUANTITIES
 
@@ -129,14 +129,14 @@ def _metrics(
     pages = CounterMetricFamily(
         "poolalloc_driver_pages", "Pages of 2 MiB in the handles that it made, mapped, ...", labels=[*names, "work"]
     )
-    prices = costs.find()
+    prices = price_lists.find()
     about = "Seconds of the driver's work for this process, by a price list: a model, not measured."
     time = CounterMetricFamily("poolalloc_driver_modelled_seconds", about, labels=[*names, "prices"])
     for of_process, found in rows:
         work = found[0]["driver_work"]
         for kind, count in sorted(work.items()):
-            family = pages if kind.endswith(costs.PAGES) else handles
-            family.add_metric([*of_process, kind.removesuffix(costs.PAGES)], count)
+            family = pages if kind.endswith(price_lists.PAGES) else handles
+            family.add_metric([*of_process, kind.removesuffix(price_lists.PAGES)], count)
         time.add_metric([*of_process, prices.name], prices.price(work).middle)
     yield handles
     yield pages

@@ -20,11 +20,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from poolalloc._version import __version__
+from poolalloc._internal.version import __version__
 from poolalloc.errors import PoolallocError, UsageError
 
 if TYPE_CHECKING:
-    from poolalloc.trace.format import DeviceInfo
+    from poolalloc._internal.trace.format import DeviceInfo
 
 _lock = threading.Lock()
 _current: Recording | None = None
@@ -79,7 +79,7 @@ def record(path: str | os.PathLike[str], *, stacks: bool = False) -> Recording:
     """
     global _current  # noqa: PLW0603
     from poolalloc import _core
-    from poolalloc._install import require_installed
+    from poolalloc._internal.installed import require_installed
 
     installed = require_installed()
     target = Path(os.fspath(path).replace("%p", str(os.getpid()))).absolute()
@@ -114,7 +114,7 @@ def mark(text: str) -> None:
 def _stop(ended: Recording) -> None:
     global _current  # noqa: PLW0603
     from poolalloc import _core
-    from poolalloc.trace import files, log, steps
+    from poolalloc._internal.trace import files, log, steps
 
     with _lock:
         if ended is not _current:
@@ -143,7 +143,7 @@ def _reserved() -> dict[int, int]:
 
 def _devices(ended: Recording) -> list[DeviceInfo]:
     from poolalloc import _core
-    from poolalloc.trace.format import DeviceInfo
+    from poolalloc._internal.trace.format import DeviceInfo
 
     names = {row["device"]: row["name"] for row in _core.probe_devices()["devices"]}
     return [

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from poolalloc import _bridge
+from poolalloc._internal import bridge
 
 TORCH = ModuleType("torch")
 
@@ -25,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         'while [ $# -gt 1 ]; do shift; done\necho built > "$1"\n'
     )
     compiler.chmod(0o755)
-    monkeypatch.setattr(_bridge, "plan", lambda torch: _bridge.Plan((str(compiler),), "", "bridge.so"))
+    monkeypatch.setattr(bridge, "plan", lambda torch: bridge.Plan((str(compiler),), "", "bridge.so"))
     monkeypatch.setenv("POOLALLOC_CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "temporary").mkdir(mode=0o700)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -37,7 +37,7 @@ def builds(cache: Path) -> int:
 
 
 def test_it_is_built_once_and_the_descriptor_is_the_file(cache: Path) -> None:
-    first, second = _bridge.build(TORCH), _bridge.build_somewhere(TORCH)
+    first, second = bridge.build(TORCH), bridge.build_somewhere(TORCH)
     assert (first.built, second.built, builds(cache)) == (True, False, 1)
     for library in (first, second):
         assert library.path == cache / "bridge.so"
@@ -49,12 +49,12 @@ def test_a_cache_that_cannot_be_used_gives_way_to_a_temporary_one_with_a_warning
     cache.chmod(0o777)
     temporary = cache.parent / "temporary" / f"poolalloc-{os.geteuid()}"
     with pytest.warns(RuntimeWarning) as caught:
-        assert _bridge.build_somewhere(TORCH).path == temporary / "bridge.so"
+        assert bridge.build_somewhere(TORCH).path == temporary / "bridge.so"
     (text,) = (str(warning.message) for warning in caught)
     assert f"others may write to {cache} (mode 777)" in text
     assert text.endswith(f"It is kept in {temporary} instead")
     with pytest.warns(RuntimeWarning):
-        assert not _bridge.build_somewhere(TORCH).built  # the next process finds it
+        assert not bridge.build_somewhere(TORCH).built  # the next process finds it
     assert list(cache.iterdir()) == []
 
 
@@ -65,27 +65,27 @@ def test_a_temporary_folder_that_somebody_else_made_is_not_used_either(cache: Pa
     planted.chmod(0o777)
     (planted / "bridge.so").write_text("planted")
     with pytest.warns(RuntimeWarning, match="cannot be kept in"):
-        library = _bridge.build_somewhere(TORCH)
+        library = bridge.build_somewhere(TORCH)
     assert library.path.read_text() == "built\n"
     assert library.path.parent not in (planted, cache)
 
 
 def test_the_command_names_the_folder_and_builds_nowhere_else(cache: Path) -> None:
     cache.write_text("no folder")
-    with pytest.raises(_bridge.BridgeError, match=f"cannot be kept in {cache}: .* POOLALLOC_CACHE_DIR names another"):
-        _bridge.build(TORCH)
+    with pytest.raises(bridge.BridgeError, match=f"cannot be kept in {cache}: .* POOLALLOC_CACHE_DIR names another"):
+        bridge.build(TORCH)
     assert not (cache.parent / "builds").exists()
 
 
 def test_a_planted_library_is_not_loaded(cache: Path) -> None:
-    _bridge.build(TORCH)
+    bridge.build(TORCH)
     (cache / "bridge.so").chmod(0o666)
     with pytest.warns(RuntimeWarning, match=f"others may write to {cache / 'bridge.so'}"):
-        assert _bridge.build_somewhere(TORCH).path.parent != cache
+        assert bridge.build_somewhere(TORCH).path.parent != cache
 
 
 def test_it_is_loaded_by_its_path_unless_somebody_else_could_put_another_file_there(cache: Path) -> None:
-    library = _bridge.build(TORCH)
+    library = bridge.build(TORCH)
     assert library.loadable_path() == str(cache.resolve() / "bridge.so")
     cache.parent.chmod(0o1777)  # sticky, as /tmp
     assert library.loadable_path() == str(cache.resolve() / "bridge.so")
@@ -100,11 +100,11 @@ def test_it_is_loaded_by_its_path_unless_somebody_else_could_put_another_file_th
 
 
 def test_a_compiler_that_fails_is_no_fault_of_the_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_bridge, "plan", lambda torch: _bridge.Plan(("/bin/false",), "", "bridge.so"))
+    monkeypatch.setattr(bridge, "plan", lambda torch: bridge.Plan(("/bin/false",), "", "bridge.so"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(_bridge.BridgeError, match="/bin/false failed"):
-            _bridge.build_somewhere(TORCH)
-    monkeypatch.setattr(_bridge, "plan", lambda torch: _bridge.Plan((str(cache.parent / "none"),), "", "bridge.so"))
-    with pytest.raises(_bridge.BridgeError, match="cannot be started: No such file"):
-        _bridge.build_somewhere(TORCH)
+        with pytest.raises(bridge.BridgeError, match="/bin/false failed"):
+            bridge.build_somewhere(TORCH)
+    monkeypatch.setattr(bridge, "plan", lambda torch: bridge.Plan((str(cache.parent / "none"),), "", "bridge.so"))
+    with pytest.raises(bridge.BridgeError, match="cannot be started: No such file"):
+        bridge.build_somewhere(TORCH)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import poolalloc, refused
 
-from poolalloc.output import whole_file, write_text
+from poolalloc._internal.atomic_files import whole_file, write_text
 
 SHIPPED = Path(__file__).parent / "data" / "medium_512_training.pickle"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from poolalloc import _private_folder
-from poolalloc._private_folder import PrivateFolder, UntrustedError
+from poolalloc._internal import private_folder
+from poolalloc._internal.private_folder import PrivateFolder, UntrustedError
 
 
 def mode(path: Path) -> int:
@@ -126,10 +126,10 @@ def test_files_of_other_users_are_refused_and_those_of_root_are_not(
     for owner, fine in ((found.st_uid + 1000, True), (0, True), (found.st_uid + 1, False)):
         fields[stat.ST_UID] = owner
         if fine:
-            _private_folder.check(os.stat_result(fields), tmp_path)
+            private_folder.check(os.stat_result(fields), tmp_path)
         else:
             with pytest.raises(UntrustedError, match=f"{tmp_path} belongs to another user .number {owner};"):
-                _private_folder.check(os.stat_result(fields), tmp_path)
+                private_folder.check(os.stat_result(fields), tmp_path)
 
 
 def test_a_link_planted_under_the_name_of_an_unfinished_copy_is_not_followed(tmp_path: Path) -> None:

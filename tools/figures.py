@@ -49,7 +49,7 @@ README_ROWS = {
 
 SOURCES = {
     "demo.png": [DEMO, ROOT / "poolalloc/bench/picture.py", ROOT / "poolalloc/bench/panels.py"],
-    "who.png": [ROOT / "examples/find_a_leak.py", ROOT / "poolalloc/report/picture.py"],
+    "who.png": [ROOT / "examples/find_a_leak.py", ROOT / "poolalloc/analysis/report/picture.py"],
 }
 KEYWORD = b"poolalloc-sources"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes what follows from csrc/core/options.def: poolalloc/_options.py and the table in docs/options.md.
+"""Writes what follows from csrc/core/options.def: poolalloc/_internal/options.py and the table in docs/options.md.
 
 With --check it writes nothing, and exits with 1 and one line if a file is not what it would write.
 """
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "csrc/core/options.def"
-MODULE = ROOT / "poolalloc/_options.py"
+MODULE = ROOT / "poolalloc/_internal/options.py"
 MANUAL = ROOT / "docs/options.md"
 BEGIN = "<!-- begin: written by tools/generate_options.py from csrc/core/options.def -->"
 END = "<!-- end -->"
@@ -145,7 +145,7 @@ def _either(words: list[str]) -> str:
 
 
 def python_module(rows: list[Row]) -> str:
-    """The text of poolalloc/_options.py."""
+    """The text of poolalloc/_internal/options.py."""
     lines = [
         '"""The options, written by tools/generate_options.py from csrc/core/options.def. Do not edit it here."""',
         "",
@@ -155,7 +155,7 @@ def python_module(rows: list[Row]) -> str:
         "from dataclasses import dataclass",
         "from typing import Any, NamedTuple",
         "",
-        "from poolalloc.exact_bins import ExactBin",
+        "from poolalloc._internal.exact_bins import ExactBin",
         "",
         "",
         "class Option(NamedTuple):",

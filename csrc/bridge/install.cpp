@@ -1,4 +1,4 @@
-// The bridge's own door: the C function that poolalloc/_bridge.py calls.
+// The bridge's own door: the C function that poolalloc/_internal/bridge.py calls.
 #include <c10/core/Allocator.h>
 
 #include <memory>

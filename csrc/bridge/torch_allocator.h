@@ -1,7 +1,7 @@
 // poolalloc as torch sees it with nothing missing: a subclass of torch's pluggable allocator that sends memory straight
 // to the core and answers every other call. Compiled on the user's machine against the user's torch
-// (poolalloc/_bridge.py). Not for policy (core) or device calls (driver): here are only torch's names and types for
-// what the core knows.
+// (poolalloc/_internal/bridge.py). Not for policy (core) or device calls (driver): here are only torch's names and
+// types for what the core knows.
 //
 // - Subclass of CUDAPluggableAllocator, not of CUDAAllocator: later versions add pure virtual functions, which it has.
 // - Functions that only some versions of torch have are declared without `override`: where torch has the virtual they

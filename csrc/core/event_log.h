@@ -1,7 +1,7 @@
 // A recording: what a program asks of the allocator, written to a file while it runs. The file is a stream of frames
-// that can be read up to the last one that is whole, so a killed process leaves a recording too. poolalloc/trace/log.py
-// reads it and makes the trace file of it; the two agree on what stands here. Not for statistics: stats.h; nor for
-// physical pages: observer.h.
+// that can be read up to the last one that is whole, so a killed process leaves a recording too.
+// poolalloc/_internal/trace/log.py reads it and makes the trace file of it; the two agree on what stands here. Not for
+// statistics: stats.h; nor for physical pages: observer.h.
 //
 //   file   = magic, then frames        frame = kind u32, bytes u32, payload
 //   events = records of 48 bytes, in the order in which they took effect

@@ -1,5 +1,5 @@
 // The kinds of a trace's events that native code writes or reads, numbered as in the trace file (docs/trace-format.md,
-// poolalloc/trace/format.py): event_log.h writes them, a replay reads them.
+// poolalloc/_internal/trace/format.py): event_log.h writes them, a replay reads them.
 #pragma once
 
 #include <cstdint>

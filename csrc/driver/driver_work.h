@@ -2,8 +2,9 @@
 //
 // Drivers charge for each handle, and a little for each further page in it, whatever number of handles one call covers:
 // an access grant or an unmapping over forty handles costs forty times one. So time is
-// sum over kinds of price * (handles + slope * (pages - handles)), and calls alone say little (poolalloc/costs.py).
-// Only work that was done counts. The simulated GPU counts the same for every allocator (csrc/simgpu/driver_work.h).
+// sum over kinds of price * (handles + slope * (pages - handles)), and calls alone say little
+// (poolalloc/_internal/price_lists.py). Only work that was done counts. The simulated GPU counts the same for every
+// allocator (csrc/simgpu/driver_work.h).
 #pragma once
 
 #include <atomic>

@@ -1,5 +1,5 @@
 // What the calls of a device's driver take: timed one by one on a real device, for the tables of costs with which
-// replays are priced (poolalloc/costs.py). Needs 128 MiB of the device's memory for a moment.
+// replays are priced (poolalloc/_internal/price_lists.py). Needs 128 MiB of the device's memory for a moment.
 #include <chrono>
 #include <map>
 

@@ -7,7 +7,7 @@
 // copies, on the CPU, and writes what came out where the kernels would have. Where that cannot be done, what the
 // operator returns or changes becomes unknown and reads as zero. Nothing else of the device is forgotten.
 //
-// Compiled against the user's torch (poolalloc/_sim_values.py); csrc/simgpu/operations.h says who calls it.
+// Compiled against the user's torch (poolalloc/sim/values.py); csrc/simgpu/operations.h says who calls it.
 #include <ATen/core/ivalue.h>
 #include <ATen/record_function.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>

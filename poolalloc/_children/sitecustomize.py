@@ -36,7 +36,7 @@ class _TorchFinder:
             def execute_and_install(module):  # type: ignore[no-untyped-def]
                 execute(module)
                 try:
-                    from poolalloc.children import install_in_child
+                    from poolalloc._children import install_in_child
                 except ImportError:  # another Python, without poolalloc
                     return
                 install_in_child()

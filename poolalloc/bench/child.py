@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from poolalloc._internal.driver_work import DriverWork
 from poolalloc.bench.allocators import Allocator, named
 from poolalloc.bench.check import DeviceFigures, compare_real, compare_simulated
 from poolalloc.bench.sampling import Figures, Sampler
@@ -30,7 +31,6 @@ from poolalloc.bench.sources import (
     TorchSource,
     nvml_used_bytes,
 )
-from poolalloc.driver_work import DriverWork
 
 TIMELINE_POINTS = 1500
 

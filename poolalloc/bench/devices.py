@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from poolalloc.costs import PriceList
+from poolalloc._internal.price_lists import PriceList
 from poolalloc.sim import DEFAULT_GPU, SimulationError, sim_environment
 
 

@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from poolalloc._internal.driver_work import DriverWork
+from poolalloc._internal.price_lists import PriceList
+from poolalloc._internal.price_lists import find as find_prices
 from poolalloc.bench.allocators import Allocator, cell_environment
 from poolalloc.bench.child import Spec
 from poolalloc.bench.devices import Device, TorchInstall
 from poolalloc.bench.results import Results, Row, Timeline
 from poolalloc.bench.workloads import Workload
-from poolalloc.costs import PriceList
-from poolalloc.costs import find as find_prices
-from poolalloc.driver_work import DriverWork
 from poolalloc.sim import add_values
 
 POLL_SECONDS = 0.1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from poolalloc._internal.atomic_files import whole_file
 from poolalloc.bench.panels import (
     BEYOND_LABEL,
     HELD_LABEL,
@@ -16,7 +17,6 @@ from poolalloc.bench.panels import (
     overhead_text,
 )
 from poolalloc.bench.results import Results
-from poolalloc.output import whole_file
 
 REQUESTED = "#3b6ea8"
 HELD = "#cfdbe8"

@@ -8,6 +8,7 @@ import json
 from html import escape
 from pathlib import Path
 
+from poolalloc._internal.atomic_files import write_text
 from poolalloc.bench.panels import (
     BEYOND_LABEL,
     HELD_LABEL,
@@ -20,7 +21,6 @@ from poolalloc.bench.panels import (
 )
 from poolalloc.bench.results import Results
 from poolalloc.bench.table import about, lines_of
-from poolalloc.output import write_text
 
 WIDTH, HEIGHT = 400, 260  # of a panel's plot area, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 30, 40

@@ -7,8 +7,8 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from poolalloc.costs import PriceList, find
-from poolalloc.driver_work import DriverTime, DriverWork
+from poolalloc._internal.driver_work import DriverTime, DriverWork
+from poolalloc._internal.price_lists import PriceList, find
 
 SCHEMA = 1
 

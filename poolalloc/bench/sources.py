@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from poolalloc.costs import PRICED
+from poolalloc._internal.price_lists import PRICED
 
 # The calls that take, give or map device memory, by their names in the CUDA runtime and driver (without _v2).
 MEMORY_CALLS = frozenset(
@@ -251,7 +251,7 @@ class SimulatedDriver:
         return int(self._library.simgpu_capacity_bytes(device))
 
     def work(self) -> dict[str, int]:
-        """Return what it has done so far, in handles and pages (poolalloc/driver_work.py)."""
+        """Return what it has done so far, in handles and pages (poolalloc/_internal/driver_work.py)."""
         work: dict[str, int] = self.report()["driver_work"]
         return work
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolalloc import driver_work
+from poolalloc._internal import driver_work
 from poolalloc.bench.results import Results, Row
 from poolalloc.sizes import format_size
 

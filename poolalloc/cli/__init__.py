@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from poolalloc._version import __version__
+from poolalloc._internal.version import __version__
 from poolalloc.cli.common import BAD_INPUT, print_error
 
 COMMANDS = {

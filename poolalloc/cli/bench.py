@@ -16,8 +16,8 @@ import typer.core
 from poolalloc.cli.common import fail, print_error, require_writable, size_option, write_file
 
 if TYPE_CHECKING:
+    from poolalloc.analysis.costs import PriceList
     from poolalloc.bench.results import Results
-    from poolalloc.costs import PriceList
 
 DEFAULT_ALLOCATORS = "default,expandable,poolalloc"
 SCRIPT_ARGUMENTS = "poolalloc.script_arguments"
@@ -82,9 +82,9 @@ def bench(  # noqa: PLR0917
 
     Example: poolalloc bench train.py --gpu a100 -- --layers 12
     """
+    from poolalloc._internal.atomic_files import write_text
     from poolalloc.bench import harness, picture, report
     from poolalloc.bench.progress import Progress
-    from poolalloc.output import write_text
 
     if list_names:
         print_names()
@@ -228,7 +228,7 @@ def make_cells(
 
 def price_list(option: str, name: str | None) -> PriceList:
     """Return a price list by name or path; ends the command if there is none such."""
-    from poolalloc import costs
+    from poolalloc.analysis import costs
 
     try:
         return costs.find(name)

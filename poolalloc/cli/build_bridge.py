@@ -26,14 +26,15 @@ def build_bridge(
 
     Example: poolalloc build-bridge
     """
-    from poolalloc import _bridge, _install
+    from poolalloc import installing
+    from poolalloc._internal import bridge
     from poolalloc.errors import TorchError
 
     try:
-        torch = _install.import_torch()
+        torch = installing.import_torch()
         started = time.monotonic()
-        library = _bridge.build(torch, force=force)
-    except (TorchError, _bridge.BridgeError) as error:
+        library = bridge.build(torch, force=force)
+    except (TorchError, bridge.BridgeError) as error:
         fail(f"build-bridge: {error}")
     seconds = time.monotonic() - started
     if json:

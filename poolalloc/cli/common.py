@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from poolalloc._text import harmless
+from poolalloc._internal.text import harmless
 from poolalloc.sizes import parse_size
 
 BAD_INPUT = 2

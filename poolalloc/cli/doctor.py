@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from poolalloc._version import __version__
+from poolalloc._internal.version import __version__
 from poolalloc.config import describe_profiles
 from poolalloc.sim import SimulationError, is_simulated, library_folder
 from poolalloc.sizes import format_size
@@ -86,9 +86,9 @@ def _simulator_problem(torch: dict[str, Any]) -> str | None:
 
 
 def _missing() -> Mapping[str, str]:
-    from poolalloc import _install
+    from poolalloc import installing
 
-    installed = _install.installation()
+    installed = installing.installation()
     return {} if installed is None else installed.missing
 
 
@@ -102,12 +102,12 @@ def _torch() -> dict[str, Any]:
 
 def _try_swap(have_device: bool) -> dict[str, Any]:
     """Install for real, in this process, and see whether a tensor's memory comes from poolalloc."""
-    from poolalloc import _install, memory
+    from poolalloc import installing, memory
 
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            installed = _install.install()
+            installed = installing.install()
         if not have_device:
             return {
                 "works": False,

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from poolalloc.driver_work import HEADINGS, DriverTime
+from poolalloc._internal.driver_work import HEADINGS, DriverTime
 
 if TYPE_CHECKING:
-    from poolalloc.against import Performed
-    from poolalloc.costs import PriceList
-    from poolalloc.replay import Result
-    from poolalloc.trace.steps import Phases
+    from poolalloc._internal.trace.steps import Phases
+    from poolalloc.analysis.baselines import Performed
+    from poolalloc.analysis.costs import PriceList
+    from poolalloc.analysis.replay import Result
 
 
 @dataclass(frozen=True)

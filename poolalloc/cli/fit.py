@@ -14,7 +14,7 @@ from poolalloc.sizes import format_size
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from poolalloc.fit import DeviceFit, Fit
+    from poolalloc.analysis.fit import DeviceFit, Fit
 
 ROWS = 8  # of each list of shares
 
@@ -58,12 +58,12 @@ def fit(
 
     Example: poolalloc fit run.npz --memory 24GiB --against expandable --config default --config serving
     """
-    from poolalloc import costs as driver_costs
-    from poolalloc import fit as fitting
+    from poolalloc.analysis import costs as driver_costs
+    from poolalloc.analysis import fit as fitting
+    from poolalloc.analysis.replay import require_memory
     from poolalloc.cli.progress import working
     from poolalloc.cli.replay import load_config, read_trace
     from poolalloc.errors import PoolallocError
-    from poolalloc.replay import require_memory
 
     try:
         named = {name: load_config(name, conf) for name in config or []}
@@ -98,8 +98,8 @@ def print_fit(found: Fit, name: str, config: str) -> None:
 
 def _print_verdicts(console: Console, found: Fit, config: str) -> None:
     """Every allocator and configuration in one table."""
+    from poolalloc._internal.driver_work import HEADINGS
     from poolalloc.cli.tables import Table
-    from poolalloc.driver_work import HEADINGS
 
     table = Table(
         f"devices of {format_size(found.memory_bytes)}",

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poolalloc._text import printable
+from poolalloc._internal.text import printable
 from poolalloc.cli.common import count_of, fail, require_writable
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
-    from poolalloc.trace.format import Trace
-    from poolalloc.trace.report import Report
+    from poolalloc._internal.trace.format import Trace
+    from poolalloc.analysis.trace.report import Report
 
 
 def register(app: typer.Typer) -> None:
@@ -45,8 +45,8 @@ def import_(
 
     Example: poolalloc import snapshot.pickle -o run.npz
     """
+    from poolalloc.analysis.trace import TraceError, write
     from poolalloc.cli.progress import working
-    from poolalloc.trace import TraceError, write
 
     try:
         data = source.read_bytes()
@@ -76,8 +76,8 @@ def import_(
 
 def read_any(data: bytes, name: str) -> tuple[Trace, Report]:
     """Return the trace in a file of any kind that can be imported. Raises TraceError."""
-    from poolalloc.trace import rmm_csv, torch_snapshot
-    from poolalloc.trace.format import TraceError
+    from poolalloc._internal.trace.format import TraceError
+    from poolalloc.analysis.trace import rmm_csv, torch_snapshot
 
     if not data:
         raise TraceError("it is empty")
@@ -93,7 +93,7 @@ def read_any(data: bytes, name: str) -> tuple[Trace, Report]:
 
 def _unzipped(data: bytes) -> bytes:
     """What a gzipped file holds. A few bytes can stand for terabytes: it may hold what real recordings come to."""
-    from poolalloc.trace.format import TraceError
+    from poolalloc._internal.trace.format import TraceError
 
     most = (1 << 28) + 100 * len(data)
     try:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
+    from poolalloc.analysis.live_blocks import LiveSet, Share
     from poolalloc.cli.tables import Table
-    from poolalloc.live_set import LiveSet, Share
 
 
 class Row(NamedTuple):
@@ -46,7 +46,7 @@ def by_scope(live: LiveSet, most: int, depth: int, least: float = 0.01) -> Group
 
     Those with less than `least` of the live set are not among them.
     """
-    from poolalloc.report.tree import tree_of
+    from poolalloc.analysis.report.tree import tree_of
 
     nodes = [
         (level, node)
@@ -64,8 +64,8 @@ def by_scope(live: LiveSet, most: int, depth: int, least: float = 0.01) -> Group
 
 def table_of(live: LiveSet, title: str, groups: Sequence[Group]) -> Table:
     """Return a table of groups of a live set."""
+    from poolalloc.analysis.live_blocks import shown
     from poolalloc.cli.tables import Table as NewTable
-    from poolalloc.live_set import shown
 
     table = NewTable(title, ["by", "what"], ["blocks", "requested", "share", "block sizes"], {"block sizes": ("",)})
     for name, rows, remark in groups:

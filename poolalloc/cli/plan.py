@@ -12,7 +12,7 @@ from poolalloc.cli.common import fail, require_writable, size_option, write_file
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
-    from poolalloc.plan import Found, Plan, Worth
+    from poolalloc.analysis.plan import Found, Plan, Worth
 
 SECONDS = 10.0
 _MOST = 0.8  # of the requests: a plan that covers less is worth a word
@@ -43,11 +43,11 @@ def plan(
 
     Example: poolalloc plan run.npz -o plan.npz --seconds 60
     """
-    from poolalloc import plan as planning
+    from poolalloc._internal.atomic_files import write_text
+    from poolalloc.analysis import plan as planning
+    from poolalloc.analysis.replay import Replayer
+    from poolalloc.analysis.trace import TraceError, read
     from poolalloc.cli.progress import working
-    from poolalloc.output import write_text
-    from poolalloc.replay import Replayer
-    from poolalloc.trace import TraceError, read
 
     require_writable("--output", output)
     require_writable("--json", json_path)

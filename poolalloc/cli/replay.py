@@ -13,11 +13,11 @@ from poolalloc.cli.common import config_help, fail, require_writable, size_optio
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
-    from poolalloc.against import Performed
+    from poolalloc._internal.trace.format import Trace
+    from poolalloc.analysis.baselines import Performed
+    from poolalloc.analysis.replay import DeviceResult, Replayer, Result
     from poolalloc.cli.driver_time import Priced
     from poolalloc.config import Config
-    from poolalloc.replay import DeviceResult, Replayer, Result
-    from poolalloc.trace.format import Trace
 
 SAMPLES = 2000
 
@@ -80,15 +80,15 @@ def replay(
 
     Example: poolalloc replay run.npz --against default --against expandable --html run.html
     """
-    from poolalloc import costs as driver_costs
-    from poolalloc import plan as planning
+    from poolalloc._internal.atomic_files import write_text
+    from poolalloc.analysis import costs as driver_costs
+    from poolalloc.analysis import plan as planning
+    from poolalloc.analysis import replay_picture as picture
+    from poolalloc.analysis.replay import Replayer, require_memory
     from poolalloc.cli import driver_time
     from poolalloc.cli.progress import working
     from poolalloc.cli.tables import say, stdout_console
     from poolalloc.errors import PoolallocError
-    from poolalloc.output import write_text
-    from poolalloc.replay import Replayer, require_memory
-    from poolalloc.trace import picture
 
     for option, path in (("--json", json_path), ("--png", png_path), ("--html", html_path)):
         require_writable(option, path)
@@ -141,16 +141,16 @@ def perform_against(
     """Perform the trace under each of torch's allocators named, on simulated GPUs or real ones. Raises AgainstError."""
     if not names:
         return []
-    from poolalloc import against
+    from poolalloc.analysis import baselines
     from poolalloc.cli.progress import working
 
-    against.require(names, real=real)
+    baselines.require(names, real=real)
     points = replayer.points(SAMPLES)
     found = []
     for name in dict.fromkeys(names):
-        with working(f"performing {path.name} under {against.title(name)}"):
+        with working(f"performing {path.name} under {baselines.title(name)}"):
             found.append(
-                against.perform(path, replayer.trace, name, memory, points=points, placements=placements, real=real)
+                baselines.perform(path, replayer.trace, name, memory, points=points, placements=placements, real=real)
             )
     return found
 
@@ -216,7 +216,7 @@ def _facts(of: Priced | Performed) -> dict[str, str]:
 
 
 def _page_of(name: str, result: Result, performed: Sequence[Performed], times: Sequence[Priced], trace: Trace) -> str:
-    from poolalloc import view
+    from poolalloc.analysis import view
 
     prices = iter(times)
     layers = view.of_result(result, _facts(next(prices)))
@@ -232,7 +232,7 @@ def _page_of(name: str, result: Result, performed: Sequence[Performed], times: S
 
 def read_trace(path: Path) -> Trace:
     """Return the trace in a file; ends the command if nothing was allocated in it. Raises TraceError."""
-    from poolalloc.trace import TraceError, read
+    from poolalloc.analysis.trace import TraceError, read
 
     trace = read(path)
     if not trace.used_devices():

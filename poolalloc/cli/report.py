@@ -14,9 +14,9 @@ from poolalloc.sizes import format_size
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from poolalloc.live_set import LiveSet
-    from poolalloc.report import DeviceReport, Report
-    from poolalloc.report.growth import Growth
+    from poolalloc.analysis.live_blocks import LiveSet
+    from poolalloc.analysis.report import DeviceReport, Report
+    from poolalloc.analysis.report.growth import Growth
 
 
 def register(app: typer.Typer) -> None:
@@ -49,15 +49,15 @@ def report(
 
     Example: poolalloc report run.npz --depth 2 --png who.png
     """
-    from poolalloc import costs as driver_costs
+    from poolalloc.analysis import costs as driver_costs
+    from poolalloc.analysis.replay import Replayer
+    from poolalloc.analysis.replay_picture import missing_matplotlib
+    from poolalloc.analysis.report import report as make_report
+    from poolalloc.analysis.report.picture import write_png
     from poolalloc.cli import driver_time
     from poolalloc.cli.progress import working
     from poolalloc.cli.replay import read_trace
     from poolalloc.errors import PoolallocError
-    from poolalloc.replay import Replayer
-    from poolalloc.report import report as make_report
-    from poolalloc.report.picture import write_png
-    from poolalloc.trace.picture import missing_matplotlib
 
     require_writable("--png", png)
     no_picture = missing_matplotlib() if png is not None else None
@@ -126,9 +126,9 @@ def _print_live_set(console: Console, live: LiveSet, title: str, rows: int, dept
 
 
 def _print_growth(console: Console, growth: Growth, rows: int) -> None:
+    from poolalloc.analysis.live_blocks import shown
+    from poolalloc.analysis.report.growth import FEWEST
     from poolalloc.cli.tables import Table, say
-    from poolalloc.live_set import shown
-    from poolalloc.report.growth import FEWEST
 
     step = "step" if growth.found else "part"  # a twentieth of the recording
     if growth.steps == 0:

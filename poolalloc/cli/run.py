@@ -101,10 +101,10 @@ def _start(
 ) -> None:
     """Install poolalloc, and let begin what is wanted of it."""
     from poolalloc import recording
-    from poolalloc._install import install
-    from poolalloc.children import cover, leave_alone
+    from poolalloc._children import cover, leave_alone
     from poolalloc.config import Config
     from poolalloc.errors import PoolallocError
+    from poolalloc.installing import install
 
     try:
         leave_alone()  # this process is what it says here, also where a covered program started it

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from poolalloc import costs
 from poolalloc import sim as simulator
+from poolalloc.analysis import costs
 from poolalloc.cli.common import fail, print_error, require_writable, size_option
 
 

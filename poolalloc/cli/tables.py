@@ -11,7 +11,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table as Drawing
 from rich.text import Text
 
-from poolalloc._text import harmless
+from poolalloc._internal.text import harmless
 
 PIPE_WIDTH = 130
 """Of tables that go to a file or a pipe."""

@@ -15,7 +15,7 @@ from poolalloc.cli.common import config_help, fail, require_writable, size_optio
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
-    from poolalloc.tune import Tuned
+    from poolalloc.analysis.tune import Tuned
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -74,14 +74,14 @@ def tune(
 
     Example: poolalloc tune monday.npz tuesday.npz -o service.toml --time 60s
     """
-    from poolalloc import costs as driver_costs
+    from poolalloc._internal.atomic_files import write_text
+    from poolalloc.analysis import costs as driver_costs
+    from poolalloc.analysis.replay import require_memory
+    from poolalloc.analysis.tune import OBJECTIVES, TRIALS
+    from poolalloc.analysis.tune import tune as search
     from poolalloc.cli.progress import working
     from poolalloc.cli.replay import load_config, read_trace
     from poolalloc.errors import PoolallocError
-    from poolalloc.output import write_text
-    from poolalloc.replay import require_memory
-    from poolalloc.tune import OBJECTIVES, TRIALS
-    from poolalloc.tune import tune as search
 
     chosen = next((known for known in OBJECTIVES if known == objective), None)
     if chosen is None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from poolalloc._internal.driver_work import DriverWork
 from poolalloc.bench import panels, picture, report
 from poolalloc.bench.results import Results, Row, Timeline
 from poolalloc.bench.sampling import Sampler
 from poolalloc.bench.table import HEADINGS, about, cells, lines_of
-from poolalloc.driver_work import DriverWork
 
 GIB = 1 << 30
 

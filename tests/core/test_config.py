@@ -10,11 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from poolalloc import _core
-from poolalloc._nearest import edit_distance, nearest
-from poolalloc._options import OPTIONS
+from poolalloc._internal.exact_bins import ExactBin
+from poolalloc._internal.nearest import edit_distance, nearest
+from poolalloc._internal.options import OPTIONS
 from poolalloc.config import Config, profiles
 from poolalloc.errors import ConfigError
-from poolalloc.exact_bins import ExactBin
 
 NAMES = [option.name for option in OPTIONS]
 

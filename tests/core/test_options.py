@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolalloc import _core
-from poolalloc._options import OPTIONS
+from poolalloc._internal.options import OPTIONS
 from poolalloc.errors import ConfigError
 from poolalloc.sizes import format_size, parse_size
 
@@ -172,7 +172,12 @@ def generate(folder, *arguments):
 
 @pytest.fixture
 def tree(tmp_path):
-    for name in ("tools/generate_options.py", "csrc/core/options.def", "poolalloc/_options.py", "docs/options.md"):
+    for name in (
+        "tools/generate_options.py",
+        "csrc/core/options.def",
+        "poolalloc/_internal/options.py",
+        "docs/options.md",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     return tmp_path
@@ -182,7 +187,7 @@ def test_what_is_committed_follows_the_table(tree):
     assert generate(tree, "--check").returncode == 0
 
 
-@pytest.mark.parametrize("stale", ["poolalloc/_options.py", "docs/options.md"])
+@pytest.mark.parametrize("stale", ["poolalloc/_internal/options.py", "docs/options.md"])
 def test_check_names_the_stale_file_and_the_next_run_mends_it(tree, stale):
     table = tree / "csrc/core/options.def"
     table.write_text(
@@ -197,7 +202,7 @@ def test_check_names_the_stale_file_and_the_next_run_mends_it(tree, stale):
     ]
     assert generate(tree).returncode == 0
     assert generate(tree, "--check").returncode == 0
-    assert "eagerness: bool = True" in (tree / "poolalloc/_options.py").read_text()
+    assert "eagerness: bool = True" in (tree / "poolalloc/_internal/options.py").read_text()
     assert (
         '| `eagerness` | boolean | true | true or false | Does "more" at once. |'
         in (tree / "docs/options.md").read_text()

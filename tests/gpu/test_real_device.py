@@ -447,7 +447,7 @@ print(json.dumps(len(kept)))
 
 
 def test_driver_calls_take_a_time_that_can_be_measured() -> None:
-    from poolalloc import costs
+    from poolalloc.analysis import costs
 
     measured = costs.measure(rounds=10)
     assert measured.prices.source == "measured"

@@ -9,7 +9,7 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poolalloc import plan
+from poolalloc.analysis import plan
 from poolalloc.errors import UsageError
 
 INSTANCES = Path(__file__).parents[1] / "data" / "minimalloc"

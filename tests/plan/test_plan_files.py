@@ -15,8 +15,8 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poolalloc.plan import Part, Plan, PlanError, read, write
-from poolalloc.plan.file import KEPT, REQUEST, UNPLANNED, check
+from poolalloc._internal.plan_file import KEPT, REQUEST, UNPLANNED, check
+from poolalloc.analysis.plan import Part, Plan, PlanError, read, write
 
 MIB = 1 << 20
 

@@ -10,10 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_plan_making import MIB, Program, train
 
+from poolalloc.analysis.plan import Plan, PlanError, make
+from poolalloc.analysis.replay import replay
+from poolalloc.analysis.trace import Op, Trace
 from poolalloc.config import Config
-from poolalloc.plan import Plan, PlanError, make
-from poolalloc.replay import replay
-from poolalloc.trace import Op, Trace
 
 SOME_PAGES = 8 * MIB  # that a plan may cost in any case
 

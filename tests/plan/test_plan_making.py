@@ -12,13 +12,13 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from poolalloc._internal.plan_file import KEPT, check
+from poolalloc._internal.trace.format import EVENT
+from poolalloc.analysis.plan import PlanError, make, read, write
+from poolalloc.analysis.replay import replay
+from poolalloc.analysis.trace import DeviceInfo, Op, Trace
+from poolalloc.analysis.trace import write as write_trace
 from poolalloc.cli import run as command_line
-from poolalloc.plan import PlanError, make, read, write
-from poolalloc.plan.file import KEPT, check
-from poolalloc.replay import replay
-from poolalloc.trace import DeviceInfo, Op, Trace
-from poolalloc.trace import write as write_trace
-from poolalloc.trace.format import EVENT
 
 MIB = 1 << 20
 

@@ -17,7 +17,8 @@ from command_line import started
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolalloc import costs, sim
+from poolalloc import sim
+from poolalloc.analysis import costs
 from poolalloc.sizes import UNITS, format_size, parse_size
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from poolalloc._install import BRIDGE_MISSING
+from poolalloc.installing import BRIDGE_MISSING
 
 pytestmark = pytest.mark.torch_interface
 
@@ -548,23 +548,23 @@ def test_the_command_says_what_is_missing_in_one_line(tmp_path: Path) -> None:
 def test_every_source_of_the_bridge_is_a_key_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from poolalloc import _bridge
+    from poolalloc._internal import bridge
 
     sources = tmp_path / "sources"
-    for folder in ("bridge", *_bridge.HEADERS):
+    for folder in ("bridge", *bridge.HEADERS):
         shutil.copytree(ROOT / "csrc" / folder, sources / folder)
-    monkeypatch.setattr(_bridge, "sources", lambda: sources)
-    before = _bridge.plan(torch).name
-    assert _bridge.plan(torch).name == before
+    monkeypatch.setattr(bridge, "sources", lambda: sources)
+    before = bridge.plan(torch).name
+    assert bridge.plan(torch).name == before
     for file in ("bridge/pools.cpp", "bridge/torch_allocator.h"):
         with (sources / file).open("a") as stream:
             stream.write("// changed\n")
-        after = _bridge.plan(torch).name
+        after = bridge.plan(torch).name
         assert after != before, file
         before = after
-    monkeypatch.setattr(_bridge._core, "HEADERS_DIGEST", "of another build")
-    monkeypatch.setattr(_bridge, "_digest_of_headers", lambda folder: "of another build")
-    assert _bridge.plan(torch).name != before
+    monkeypatch.setattr(bridge._core, "HEADERS_DIGEST", "of another build")
+    monkeypatch.setattr(bridge, "_digest_of_headers", lambda folder: "of another build")
+    assert bridge.plan(torch).name != before
 
 
 @pytest.mark.parametrize("file", ["core/allocator.h", "core/options.def", "plugin/plugin.h", "driver/driver.h"])
@@ -573,13 +573,13 @@ def test_a_library_built_from_other_headers_is_refused(
 ) -> None:
     import torch
 
-    from poolalloc import _bridge
+    from poolalloc._internal import bridge
 
-    for folder in ("bridge", *_bridge.HEADERS):
+    for folder in ("bridge", *bridge.HEADERS):
         shutil.copytree(ROOT / "csrc" / folder, tmp_path / folder)
-    monkeypatch.setattr(_bridge, "sources", lambda: tmp_path)
-    _bridge.plan(torch)
+    monkeypatch.setattr(bridge, "sources", lambda: tmp_path)
+    bridge.plan(torch)
     with (tmp_path / file).open("a") as stream:
         stream.write("// changed\n")
-    with pytest.raises(_bridge.BridgeError, match=r"built from other headers .* build it again"):
-        _bridge.plan(torch)
+    with pytest.raises(bridge.BridgeError, match=r"built from other headers .* build it again"):
+        bridge.plan(torch)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from poolalloc.children import VARIABLE
-from poolalloc.trace import Op, read
+from poolalloc._children import VARIABLE
+from poolalloc.analysis.trace import Op, read
 
 RUN = (sys.executable, "-m", "poolalloc", "run")
 

@@ -8,7 +8,7 @@ import pytest
 START = """
     import json
     import torch
-    from poolalloc.compare import compare
+    from poolalloc.analysis.compare import compare
 
     MiB = 1 << 20
     def mib(count):

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from poolalloc import costs
+from poolalloc.analysis import costs
 from poolalloc.sim import run_simulated
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "driver_costs.py"

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from poolalloc.replay import replay
+from poolalloc.analysis.replay import replay
+from poolalloc.analysis.trace import Op
+from poolalloc.analysis.trace.torch_snapshot import import_snapshot
 from poolalloc.sim import run_simulated
-from poolalloc.trace import Op
-from poolalloc.trace.torch_snapshot import import_snapshot
 
 pytestmark = pytest.mark.torch_interface
 

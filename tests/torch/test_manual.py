@@ -8,8 +8,8 @@ import pytest
 
 from poolalloc import Config
 from poolalloc._core import library_path
-from poolalloc.plan import make, write
-from poolalloc.trace import read
+from poolalloc.analysis.plan import make, write
+from poolalloc.analysis.trace import read
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)

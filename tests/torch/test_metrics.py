@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from command_line import started
 
-from poolalloc import costs
+from poolalloc.analysis import costs
 from poolalloc.cli import scrape
 from poolalloc.memory import EVENTS, QUANTITIES
 from poolalloc.sim import sim_environment

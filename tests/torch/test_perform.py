@@ -258,7 +258,7 @@ def test_the_shipped_snapshot_goes_all_the_way(tmp_path: Path, monkeypatch: pyte
 
 AS_IF_REAL = """
     import sys
-    from poolalloc import against
+    from poolalloc.analysis import baselines
     from poolalloc.cli import run
 
     against.has_real_gpu = lambda: True

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from poolalloc._install import MISSING
+from poolalloc.installing import MISSING
 
 pytestmark = pytest.mark.torch_interface
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from poolalloc.plan import make, write
-from poolalloc.trace import read
+from poolalloc.analysis.plan import make, write
+from poolalloc.analysis.trace import read
 
 TRAIN = """
     import json

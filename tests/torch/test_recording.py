@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from command_line import started
 
-from poolalloc.replay import replay
+from poolalloc.analysis.replay import replay
+from poolalloc.analysis.trace import Op, read
 from poolalloc.sim import sim_environment
 from poolalloc.sizes import parse_size
-from poolalloc.trace import Op, read
 
 TRAIN = """
     import json

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from poolalloc.live_set import scope_of
-from poolalloc.trace import Op, Trace, read
+from poolalloc.analysis.live_blocks import scope_of
+from poolalloc.analysis.trace import Op, Trace, read
 
 START = """
     import json

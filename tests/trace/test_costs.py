@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trace_kit import trace_of
 
-from poolalloc import costs
-from poolalloc.costs import CostError, Modelled, PriceList
-from poolalloc.driver_work import DriverWork, Part
-from poolalloc.trace import Op, steps
+from poolalloc._internal.driver_work import DriverWork, Part
+from poolalloc._internal.trace import steps
+from poolalloc.analysis import costs
+from poolalloc.analysis.costs import CostError, Modelled, PriceList
+from poolalloc.analysis.trace import Op
 
 PRICES = PriceList(
     "a", "A", "measured", "", {"create": (10, 200), "map": (1, 3), "allow_access": (20, 70)}, {"create": 0.5}

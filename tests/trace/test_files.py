@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_kit import MiB, pickled, snapshot_of, toys, trace_of
 
-from poolalloc.trace import DeviceInfo, Frame, Op, StackTable, Trace, TraceError, read, write
-from poolalloc.trace.files import _ARRAYS
-from poolalloc.trace.format import EVENT, check
-from poolalloc.trace.torch_snapshot import import_snapshot
+from poolalloc._internal.trace.files import _ARRAYS
+from poolalloc._internal.trace.format import EVENT, check
+from poolalloc.analysis.trace import DeviceInfo, Frame, Op, StackTable, Trace, TraceError, read, write
+from poolalloc.analysis.trace.torch_snapshot import import_snapshot
 
 
 def small() -> Trace:

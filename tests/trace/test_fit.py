@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from trace_kit import MiB, ToyAllocator, pickled, snapshot_of, toys, trace_of
 
 from poolalloc import Config
+from poolalloc.analysis.fit import PAGE, fit
+from poolalloc.analysis.live_blocks import largest_live_set
+from poolalloc.analysis.replay import replay
+from poolalloc.analysis.trace import Frame, Op, StackTable
+from poolalloc.analysis.trace.torch_snapshot import import_snapshot
 from poolalloc.errors import ConfigError
-from poolalloc.fit import PAGE, fit
-from poolalloc.live_set import largest_live_set
-from poolalloc.replay import replay
-from poolalloc.trace import Frame, Op, StackTable
-from poolalloc.trace.torch_snapshot import import_snapshot
 
 
 @settings(max_examples=examples(40))

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_kit import MiB, ToyAllocator, live_at, pickled, snapshot_of, summary, toys
 
-from poolalloc.trace import Frame, Op, Trace, TraceError
-from poolalloc.trace.format import check, recorded_reserved_over_time
-from poolalloc.trace.report import Report
-from poolalloc.trace.torch_snapshot import import_snapshot
+from poolalloc._internal.trace.format import check, recorded_reserved_over_time
+from poolalloc.analysis.trace import Frame, Op, Trace, TraceError
+from poolalloc.analysis.trace.report import Report
+from poolalloc.analysis.trace.torch_snapshot import import_snapshot
 
 SHIPPED = Path(__file__).parent.parent / "data" / "medium_512_training.pickle"
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from trace_kit import trace_of
 
 from poolalloc import Config, ExactBin
-from poolalloc.proposal import LEAST_SERVED, Reuse
-from poolalloc.replay import Replayer
-from poolalloc.trace import Op, Trace
+from poolalloc.analysis.block_reuse import LEAST_SERVED, Reuse
+from poolalloc.analysis.replay import Replayer
+from poolalloc.analysis.trace import Op, Trace
 
 MIB = 1 << 20
 SIZES = (MIB, 3 * MIB, 3 * MIB + 512, 10 * MIB)

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from trace_kit import summary
 
-from poolalloc.replay import recorded_figures, replay
+from poolalloc._internal.trace.format import check
+from poolalloc.analysis.replay import recorded_figures, replay
+from poolalloc.analysis.trace import Op, Trace
+from poolalloc.analysis.trace.report import Report
+from poolalloc.analysis.trace.torch_snapshot import import_snapshot
 from poolalloc.sim import SimulationError, run_simulated
-from poolalloc.trace import Op, Trace
-from poolalloc.trace.format import check
-from poolalloc.trace.report import Report
-from poolalloc.trace.torch_snapshot import import_snapshot
 
 PROGRAM = Path(__file__).parent / "snapshot_programs.py"
 WHOLE = ("streams", "pools", "oom", "emptied", "devices", "training", "graphs")

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from trace_kit import trace_of as trace_by_hand
 
 from poolalloc import _core
-from poolalloc.trace import Op, TraceError, log, read, steps
-from poolalloc.trace.format import check
+from poolalloc._internal.trace import log, steps
+from poolalloc._internal.trace.format import check
+from poolalloc.analysis.trace import Op, TraceError, read
 
 INITIAL = 64
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from trace_kit import MiB, ToyAllocator, pickled, snapshot_of, toys, trace_of
 
 from poolalloc import Config, _core
+from poolalloc.analysis.replay import DEFAULT_MEMORY, Replayer, recorded_figures, replay, sample_points
+from poolalloc.analysis.trace import DeviceInfo, Op, Trace
+from poolalloc.analysis.trace.torch_snapshot import import_snapshot
 from poolalloc.errors import ConfigError, UsageError
-from poolalloc.replay import DEFAULT_MEMORY, Replayer, recorded_figures, replay, sample_points
-from poolalloc.trace import DeviceInfo, Op, Trace
-from poolalloc.trace.torch_snapshot import import_snapshot
 
 QUANTITIES = ("requested", "live", "pending", "resident", "reserved")
 PUBLISHED_LATE = 64 << 10  # the engine's own peak of pending memory may lag by this for each of several heaps

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trace_kit import summary
 
-from poolalloc.replay import replay
-from poolalloc.trace import Op, Trace, TraceError
-from poolalloc.trace.format import check
-from poolalloc.trace.report import Report
-from poolalloc.trace.rmm_csv import import_log
+from poolalloc._internal.trace.format import check
+from poolalloc.analysis.replay import replay
+from poolalloc.analysis.trace import Op, Trace, TraceError
+from poolalloc.analysis.trace.report import Report
+from poolalloc.analysis.trace.rmm_csv import import_log
 
 HEADER = "Thread,Time,Action,Pointer,Size,Stream\n"
 

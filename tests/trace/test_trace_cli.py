@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trace_kit import MiB, trace_of
 
-from poolalloc import archive
+from poolalloc._internal import npz
+from poolalloc._internal.trace.files import _arrays
+from poolalloc._internal.trace.format import EVENT, Frame, StackTable
+from poolalloc.analysis.trace import Op, Trace, read, write
 from poolalloc.cli import run
-from poolalloc.trace import Op, Trace, read, write
-from poolalloc.trace.files import _arrays
-from poolalloc.trace.format import EVENT, Frame, StackTable
 
 SHIPPED = Path(__file__).parent.parent / "data" / "medium_512_training.pickle"
 
@@ -305,7 +305,7 @@ def test_stacks_and_names_from_a_file_cannot_move_the_cursor(cli: Any) -> None:
 
 def unchecked(trace: Trace, path: Path) -> None:
     """Write a trace that breaks the rules."""
-    archive.write(path, _arrays(trace))
+    npz.write(path, _arrays(trace))
 
 
 ALLOC = (Op.ALLOC, 1, 100)

@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_kit import ToyAllocator, live_at, pickled, snapshot_of, toys, trace_of
 
-from poolalloc import Config, costs
-from poolalloc import tune as tuning
-from poolalloc.replay import replay
-from poolalloc.trace import Op, Trace, write
-from poolalloc.trace.format import check, requested_over_time
-from poolalloc.trace.parts import split
-from poolalloc.trace.torch_snapshot import import_snapshot
-from poolalloc.tune import TRIALS, Objective, Score, TuneError, _growths, tune
+from poolalloc import Config
+from poolalloc._internal.trace.format import check, requested_over_time
+from poolalloc.analysis import costs
+from poolalloc.analysis import tune as tuning
+from poolalloc.analysis.replay import replay
+from poolalloc.analysis.trace import Op, Trace, write
+from poolalloc.analysis.trace.parts import split
+from poolalloc.analysis.trace.torch_snapshot import import_snapshot
+from poolalloc.analysis.tune import TRIALS, Objective, Score, TuneError, _growths, tune
 
 MIB = 1 << 20
 

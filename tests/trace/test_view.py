@@ -17,13 +17,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from trace_kit import MiB, pickled, snapshot_of, toys, trace_of
 
-from poolalloc import view
-from poolalloc.replay import Replayer
-from poolalloc.trace import Op, Trace
-from poolalloc.trace.format import Frame, StackTable
-from poolalloc.trace.torch_snapshot import import_snapshot
-from poolalloc.view import blocks as of_blocks
-from poolalloc.view.layers import Layer
+from poolalloc._internal.trace.format import Frame, StackTable
+from poolalloc.analysis import view
+from poolalloc.analysis.replay import Replayer
+from poolalloc.analysis.trace import Op, Trace
+from poolalloc.analysis.trace.torch_snapshot import import_snapshot
+from poolalloc.analysis.view import blocks as of_blocks
+from poolalloc.analysis.view.layers import Layer
 
 TYPES = {"Float64Array": "<f8", "Uint32Array": "<u4", "Int32Array": "<i4", "Uint16Array": "<u2"}
 EVIL = "</script><img src=x onerror=alert(1)>"

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trace_kit import MiB, trace_of
 
+from poolalloc._internal.trace.format import SCOPE_FILE
+from poolalloc.analysis.live_blocks import Share, live_set
+from poolalloc.analysis.report import report
+from poolalloc.analysis.report.growth import FEWEST
+from poolalloc.analysis.report.tree import tree_of
+from poolalloc.analysis.trace import Frame, Op, StackTable, Trace, read, write
 from poolalloc.cli import run
-from poolalloc.live_set import Share, live_set
-from poolalloc.report import report
-from poolalloc.report.growth import FEWEST
-from poolalloc.report.tree import tree_of
-from poolalloc.trace import Frame, Op, StackTable, Trace, read, write
-from poolalloc.trace.format import SCOPE_FILE
 
 
 class Program:
@@ -284,7 +284,7 @@ def test_the_command_draws(leaking: Path, tmp_path: Path, capsys: pytest.Capture
 
 def test_the_picture_uses_the_words_of_the_tables(leaking: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="pictures are an extra")
-    from poolalloc.report import picture
+    from poolalloc.analysis.report import picture
 
     def areas(trace: Trace) -> list[str]:
         return picture._areas(trace, np.arange(len(trace)), 9)[0]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from poolalloc.trace import Op, Trace
-from poolalloc.trace.format import EVENT
+from poolalloc._internal.trace.format import EVENT
+from poolalloc.analysis.trace import Op, Trace
 
 MiB = 1 << 20
 ORDINARY = (0, 0)

@@ -1,7 +1,7 @@
 // cuDNN's functions that must do more than succeed: descriptors that can be asked back, the choice of a
 // convolution algorithm, and the weight layout of recurrent networks.
 // Not for the graph ("backend") API: it is refused, and the launcher keeps torch on the calls before it
-// (poolalloc/sim.py says how), because a simulated plan would answer for choices that only the real library makes.
+// (poolalloc/sim says how), because a simulated plan would answer for choices that only the real library makes.
 #include <algorithm>
 #include <vector>
 

@@ -1,0 +1,114 @@
+"""Old names of modules: importing one gives the module in its new place, and warns.
+
+A finder at the end of sys.meta_path knows them, so they cost nothing where nobody uses them.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+_PREFIX = "poolalloc."
+MOVED = {
+    "against": "analysis.baselines",
+    "archive": "_internal.npz",
+    "children": "_children",
+    "compare": "analysis.compare",
+    "costs": "analysis.costs",
+    "driver_work": "_internal.driver_work",
+    "exact_bins": "_internal.exact_bins",
+    "fit": "analysis.fit",
+    "live_set": "analysis.live_blocks",
+    "output": "_internal.atomic_files",
+    "plan": "analysis.plan",
+    "plan.cycle": "analysis.plan.cycle",
+    "plan.file": "_internal.plan_file",
+    "plan.making": "analysis.plan.making",
+    "plan.placement": "analysis.plan.placement",
+    "plan.worth": "analysis.plan.worth",
+    "proposal": "analysis.block_reuse",
+    "replay": "analysis.replay",
+    "report": "analysis.report",
+    "report.growth": "analysis.report.growth",
+    "report.picture": "analysis.report.picture",
+    "report.tree": "analysis.report.tree",
+    "trace": "analysis.trace",
+    "trace.files": "_internal.trace.files",
+    "trace.format": "_internal.trace.format",
+    "trace.log": "_internal.trace.log",
+    "trace.observe": "analysis.trace.observe",
+    "trace.parts": "analysis.trace.parts",
+    "trace.perform": "analysis.trace.perform",
+    "trace.picture": "analysis.replay_picture",
+    "trace.rebuild": "analysis.trace.rebuild",
+    "trace.report": "analysis.trace.report",
+    "trace.rmm_csv": "analysis.trace.rmm_csv",
+    "trace.steps": "_internal.trace.steps",
+    "trace.torch_snapshot": "analysis.trace.torch_snapshot",
+    "tune": "analysis.tune",
+    "view": "analysis.view",
+    "view.blocks": "analysis.view.blocks",
+    "view.layers": "analysis.view.layers",
+    "view.page": "analysis.view.page",
+    "workers": "_internal.workers",
+}
+"""By old name, the new one; both without `poolalloc.`."""
+
+
+def keep_old_names() -> None:
+    """Let old names of modules be imported."""
+    sys.meta_path.append(_Finder())
+
+
+def warn_of_old_name(old: str, new: str, stacklevel: int = 3) -> None:
+    """Warn of a public name that has another place now."""
+    warnings.warn(f"{_PREFIX}{old} is now {_PREFIX}{new}", DeprecationWarning, stacklevel=stacklevel)
+
+
+class _Finder:
+    """Finds modules by their old names."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        old = name.removeprefix(_PREFIX)
+        if old == name or old not in MOVED:
+            return None
+        warn_of_old_name(old, MOVED[old])
+        return ModuleSpec(name, _Loader(_PREFIX + MOVED[old]), is_package=True)
+
+
+class _Loader(Loader):
+    """Gives a module that is imported under its new name."""
+
+    def __init__(self, new: str) -> None:
+        self._new = new
+        self._spec: ModuleSpec | None = None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = import_module(self._new)
+        if spec.name == "poolalloc.compare":  # poolalloc.compare() is a function, too
+            return _Callable(module)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        if self._spec is not None:
+            module.__spec__ = self._spec  # the import system has put the old name's there
+
+
+class _Callable(ModuleType):
+    """A module that is called as its function of the same name."""
+
+    def __init__(self, module: ModuleType) -> None:
+        name = module.__name__.rpartition(".")[2]
+        super().__init__(module.__name__, module.__doc__)
+        self.__dict__.update({key: value for key, value in vars(module).items() if not key.startswith("__")})
+        self._function = getattr(module, name)
+
+    def __call__(self, *args: Any, **keywords: Any) -> object:
+        return self._function(*args, **keywords)
