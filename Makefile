@@ -146,6 +146,7 @@ lint: $(BUILT) $(DEV)
 	$(PY) tools/check_includes.py
 	PYTHONPATH=. $(VENV)/bin/lint-imports --no-logo
 	$(PY) tools/generate_options.py --check
+	$(PY) tools/generate_manual.py --check
 	$(PY) tools/figures.py --check
 
 clean:

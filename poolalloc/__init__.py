@@ -44,9 +44,9 @@ if TYPE_CHECKING:
         trim,
     )
     from poolalloc.memory import (
-        BinShare,
         Fragmentation,
-        Share,
+        MemoryBreakdown,
+        SizeClassBreakdown,
         driver_time,
         empty_cache,
         fragmentation,
@@ -59,18 +59,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlreadyInitializedError",
-    "BinShare",
     "Config",
     "ConfigError",
     "ExactBin",
     "Fragmentation",
     "Installation",
+    "MemoryBreakdown",
     "NamedModules",
     "NotInstalledError",
     "OomCallback",
     "OutOfMemoryError",
     "Recording",
-    "Share",
+    "SizeClassBreakdown",
     "UsageError",
     "__version__",
     "analysis",
@@ -125,9 +125,9 @@ _HOME = {
     "poolalloc.recording": ("Recording", "mark", "record"),
     "poolalloc.scopes": ("NamedModules", "name_modules", "scope"),
     "poolalloc.memory": (
-        "BinShare",
+        "SizeClassBreakdown",
         "Fragmentation",
-        "Share",
+        "MemoryBreakdown",
         "driver_time",
         "empty_cache",
         "fragmentation",
@@ -137,12 +137,17 @@ _HOME = {
     ),
 }
 _MODULES = ("analysis", "bench", "config", "errors", "metrics", "sim")
+_OLD = {"BinShare": "SizeClassBreakdown", "Share": "MemoryBreakdown"}
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"poolalloc.{name}")
+    if name in _OLD:
+        _moved.warn_of_old_name(name, _OLD[name])
+        value = globals()[name] = getattr(import_module("poolalloc.memory"), _OLD[name])
+        return value
     if name == "_core":
         return _native_module()
     if name not in _MODULE_OF:

@@ -7,5 +7,7 @@ install() that is going on and imports torch is left to do it.
 from poolalloc import install
 from poolalloc.installing import in_progress
 
+__all__ = []
+
 if not in_progress():
     install()

@@ -32,7 +32,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["OPTIONS", "Config", "ExactBin", "Option", "profiles"]
+__all__ = ["OPTIONS", "Config", "ExactBin", "Option", "describe_profiles", "profiles"]
 
 PAGE_BYTES = 2 << 20
 _TABLE = {option.name: option for option in OPTIONS}

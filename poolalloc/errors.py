@@ -5,6 +5,19 @@ Each text says what was asked, what is true and what to do.
 
 from __future__ import annotations
 
+__all__ = [
+    "AlreadyInitializedError",
+    "ConfigError",
+    "DriverError",
+    "InvariantViolation",
+    "NotInstalledError",
+    "OutOfMemoryError",
+    "PoolallocError",
+    "TorchError",
+    "UnknownNameError",
+    "UsageError",
+]
+
 
 class PoolallocError(Exception):
     """The base of all of them."""
@@ -45,6 +58,13 @@ class DriverError(PoolallocError, RuntimeError):
 
 class UsageError(PoolallocError, ValueError):
     """A call broke the rules: an address that is not poolalloc's, a second free, no such device or pool."""
+
+
+class UnknownNameError(PoolallocError, KeyError):
+    """A table of poolalloc's has nothing by that name or number: an allocator, a device, a way of doing something."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
 
 
 class InvariantViolation(PoolallocError, AssertionError):  # noqa: N818 - the name the core gives it

@@ -13,7 +13,18 @@ from typing import Any
 from poolalloc import _core
 from poolalloc._internal.device import device_index
 from poolalloc._internal.installed import require_installed
+from poolalloc.errors import UsageError
 from poolalloc.sizes import parse_size
+
+__all__ = [
+    "OomCallback",
+    "memory_fraction",
+    "memory_limit",
+    "on_oom",
+    "set_memory_fraction",
+    "set_memory_limit",
+    "trim",
+]
 
 _handles: set[OomCallback] = set()
 
@@ -77,7 +88,7 @@ def set_memory_limit(limit: int | str | None, device: Any = None) -> None:
     require_installed()
     size = 0 if limit is None else _size(limit)
     if limit is not None and size == 0:
-        raise ValueError("poolalloc: a memory limit of 0 leaves nothing; None stands for no limit")
+        raise UsageError("a memory limit of 0 leaves nothing; None stands for no limit")
     _core.set_memory_limit(size, device_index(device))
 
 
@@ -116,5 +127,5 @@ def trim(target: int | str | None = None, device: Any = None, *, wait: bool = Fa
 def _size(value: int | str) -> int:
     size = parse_size(value, zero=True) if isinstance(value, str) else int(value)
     if size < 0:
-        raise ValueError(f"poolalloc: {size} bytes are no size")
+        raise UsageError(f"{size} bytes are no size")
     return size

@@ -8,16 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poolalloc import _core
 from poolalloc._internal import price_lists
 from poolalloc._internal.device import device_index
 from poolalloc._internal.driver_work import DriverTime, DriverWork
 from poolalloc._internal.installed import require_installed
+from poolalloc._internal.moved import old_names
 from poolalloc._internal.text import text_table
 
+__all__ = [
+    "EVENTS",
+    "QUANTITIES",
+    "Fragmentation",
+    "MemoryBreakdown",
+    "SizeClassBreakdown",
+    "driver_time",
+    "empty_cache",
+    "fragmentation",
+    "fragmentation_of",
+    "memory_stats",
+    "memory_summary",
+    "overhead_of",
+    "reset_peak_stats",
+    "summary_of",
+]
+
 QUANTITIES = ("requested", "live", "pending", "kept", "resident", "idle", "reserved")
+"""What statistics count in bytes."""
 EVENTS = {
     "allocations": "blocks handed out",
     "frees": "blocks given back",
@@ -44,6 +63,7 @@ EVENTS = {
     "callbacks": "times a callback was asked for memory",
     "out_of_memory": "allocations that failed",
 }
+"""What statistics count in numbers, and what each counts."""
 
 
 def memory_stats(device: Any = None) -> dict[str, Any]:
@@ -157,7 +177,7 @@ def _mode_of(stats: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Share:
+class MemoryBreakdown:
     """Where reserved bytes are. The parts add up to `reserved`."""
 
     requested: int = 0  # asked by the program
@@ -173,11 +193,11 @@ class Share:
         """All physical memory of this share, in bytes."""
         return sum(getattr(self, name) for name in _PARTS)
 
-    def __add__(self, other: Share) -> Share:
-        return Share(*(getattr(self, name) + getattr(other, name) for name in _PARTS))
+    def __add__(self, other: MemoryBreakdown) -> MemoryBreakdown:
+        return MemoryBreakdown(*(getattr(self, name) + getattr(other, name) for name in _PARTS))
 
     @classmethod
-    def of(cls, stats: Mapping[str, Any]) -> Share:
+    def of(cls, stats: Mapping[str, Any]) -> MemoryBreakdown:
         """The share of one heap or device, from its statistics."""
         now = {name: int(stats[name]["current"]) for name in QUANTITIES}
         return cls(
@@ -195,7 +215,7 @@ _PARTS = ("requested", "rounding", "pending", "kept", "half_empty", "idle", "idl
 
 
 @dataclass(frozen=True)
-class BinShare:
+class SizeClassBreakdown:
     """Resident memory of one size class, or of the arena (block_bytes None), over all streams and pools."""
 
     block_bytes: int | None
@@ -221,19 +241,19 @@ class Fragmentation:
     """
 
     device: int
-    total: Share
-    heaps: Mapping[tuple[int, tuple[int, int]], Share]  # by (stream, pool)
-    bins: tuple[BinShare, ...]
+    total: MemoryBreakdown
+    heaps: Mapping[tuple[int, tuple[int, int]], MemoryBreakdown]  # by (stream, pool)
+    bins: tuple[SizeClassBreakdown, ...]
     uncut: int
     unmapped: int
 
     @property
-    def streams(self) -> dict[int, Share]:
+    def streams(self) -> dict[int, MemoryBreakdown]:
         """The shares by stream, over all pools."""
         return _grouped((stream, share) for (stream, _), share in self.heaps.items())
 
     @property
-    def pools(self) -> dict[tuple[int, int], Share]:
+    def pools(self) -> dict[tuple[int, int], MemoryBreakdown]:
         """The shares by pool, over all streams; (0, 0) is the ordinary pool."""
         return _grouped((pool, share) for (_, pool), share in self.heaps.items())
 
@@ -268,7 +288,7 @@ class Fragmentation:
             for (stream, pool), share in self.heaps.items():
                 table.append((_stream(stream), _pool(pool), *_sizes(share)))
             if self.unmapped:
-                table.append(("none", "-", *_sizes(Share(idle=self.unmapped))))
+                table.append(("none", "-", *_sizes(MemoryBreakdown(idle=self.unmapped))))
             lines += ["", *text_table(table, "<<")]
         if self.bins:
             table = [("blocks of", "blocks", "requested", "rounded", "kept", "half-empty", "resident")]
@@ -308,14 +328,14 @@ def fragmentation(device: Any = None) -> Fragmentation:
 
 def fragmentation_of(stats: Mapping[str, Any]) -> Fragmentation:
     """The same from statistics that memory_stats() or an Engine gave."""
-    heaps = {(heap["stream"], tuple(heap["pool"])): Share.of(heap) for heap in stats["heaps"]}
-    total = sum(heaps.values(), Share(idle=stats["unmapped"]))
+    heaps = {(heap["stream"], tuple(heap["pool"])): MemoryBreakdown.of(heap) for heap in stats["heaps"]}
+    total = sum(heaps.values(), MemoryBreakdown(idle=stats["unmapped"]))
     bins = tuple(_bins(stats["heaps"]))
     uncut = sum(heap["uncut"] for heap in stats["heaps"])
     return Fragmentation(stats["device"], total, heaps, bins, uncut, stats["unmapped"])
 
 
-def _bins(heaps: Iterable[Mapping[str, Any]]) -> Iterable[BinShare]:
+def _bins(heaps: Iterable[Mapping[str, Any]]) -> Iterable[SizeClassBreakdown]:
     sums: dict[int, list[int]] = {}
     arena = [0, 0, 0, 0]
     for heap in heaps:
@@ -328,15 +348,15 @@ def _bins(heaps: Iterable[Mapping[str, Any]]) -> Iterable[BinShare]:
             for i, name in enumerate(("live_blocks", "rounded", "resident", "requested")):
                 own[i] += row[name]
     for block_bytes, (blocks, rounded, resident, requested) in sorted(sums.items()):
-        yield BinShare(block_bytes, blocks, rounded, 0, resident - rounded, requested)
+        yield SizeClassBreakdown(block_bytes, blocks, rounded, 0, resident - rounded, requested)
     if arena[2]:
-        yield BinShare(None, arena[0], arena[1], arena[3], arena[2] - arena[1] - arena[3], None)
+        yield SizeClassBreakdown(None, arena[0], arena[1], arena[3], arena[2] - arena[1] - arena[3], None)
 
 
-def _grouped(shares: Iterable[tuple[Any, Share]]) -> dict[Any, Share]:
-    result: dict[Any, Share] = {}
+def _grouped(shares: Iterable[tuple[Any, MemoryBreakdown]]) -> dict[Any, MemoryBreakdown]:
+    result: dict[Any, MemoryBreakdown] = {}
     for key, share in shares:
-        result[key] = result.get(key, Share()) + share
+        result[key] = result.get(key, MemoryBreakdown()) + share
     return result
 
 
@@ -344,7 +364,7 @@ def _size(count: int) -> str:
     return _core.format_bytes(count)
 
 
-def _sizes(share: Share) -> tuple[str, ...]:
+def _sizes(share: MemoryBreakdown) -> tuple[str, ...]:
     return (*(_size(getattr(share, name)) for name in _PARTS), _size(share.reserved))
 
 
@@ -358,3 +378,13 @@ def _pool(pool: tuple[int, int]) -> str:
 
 def _counts(calls: Mapping[str, int]) -> Iterable[tuple[str, str]]:
     return ((name, f"{count:,}") for name, count in sorted(calls.items(), key=lambda item: -item[1]))
+
+
+if not TYPE_CHECKING:  # names of before, which warn
+    __getattr__ = old_names(
+        __name__,
+        {
+            "Share": "MemoryBreakdown",
+            "BinShare": "SizeClassBreakdown",
+        },
+    )

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
+__all__ = ["PORT", "Collector", "Server", "register", "serve"]
+
 Devices = list[dict[str, Any]]
 """The statistics of each device that a process uses."""
 PORT = 9400

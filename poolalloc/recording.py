@@ -26,6 +26,8 @@ from poolalloc.errors import PoolallocError, UsageError
 if TYPE_CHECKING:
     from poolalloc._internal.trace.format import DeviceInfo
 
+__all__ = ["Recording", "mark", "record"]
+
 _lock = threading.Lock()
 _current: Recording | None = None
 

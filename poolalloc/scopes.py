@@ -22,6 +22,8 @@ from poolalloc import _core
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["NamedModules", "name_modules", "scope"]
+
 _KEY = "poolalloc scope"  # in the metadata of a node of the autograd graph
 
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from poolalloc.errors import UsageError
+
+__all__ = ["format_size", "parse_size"]
+
 UNITS = {
     "": 1,
     "b": 1,
@@ -33,14 +37,14 @@ def parse_size(text: str, *, zero: bool = False) -> int:
     match = _FORM.fullmatch(text)
     if match is None or match[2].lower() not in UNITS:
         reason = "is negative" if text.strip().startswith("-") else "is not a size"
-        raise ValueError(
+        raise UsageError(
             f'"{text}" {reason}; write plain bytes or a number with a unit, such as 80GiB, 512 MiB or 24GB'
         )
     size = int(Fraction(match[1]) * UNITS[match[2].lower()])
     if size == 0 and not zero:
-        raise ValueError(f'"{text}" is no size to work with; it must be at least one byte')
+        raise UsageError(f'"{text}" is no size to work with; it must be at least one byte')
     if size >= _LIMIT:
-        raise ValueError(f'"{text}" is too large; the largest size is below 8388608 TiB')
+        raise UsageError(f'"{text}" is too large; the largest size is below 8388608 TiB')
     return size
 
 

@@ -21,6 +21,7 @@ from types import ModuleType
 
 from poolalloc import _core
 from poolalloc._internal.private_folder import PrivateFolder, is_settled
+from poolalloc.errors import PoolallocError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 HEADERS = ("core", "driver", "plugin")
@@ -29,7 +30,7 @@ HEADERS = ("core", "driver", "plugin")
 _FLAGS = ("-std=c++20", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-DNDEBUG")
 
 
-class BridgeError(RuntimeError):
+class BridgeError(PoolallocError, RuntimeError):
     """The bridge cannot be built or loaded; the message is one line that says why, and where known what to do."""
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from poolalloc.errors import UsageError
+
 
 def device_index(device: Any) -> int:
     """A device as torch writes it (None, 0, "cuda:1", torch.device) to its index. None is the current device."""
     if isinstance(device, str):
         name, _, index = device.partition(":")
         if name != "cuda" or (index and not index.isdigit()):
-            raise ValueError(f'poolalloc: no CUDA device is named "{device}"; write "cuda", "cuda:0" or 0')
+            raise UsageError(f'no CUDA device is named "{device}"; write "cuda", "cuda:0" or 0')
         device = int(index) if index else None
     elif hasattr(device, "index") and hasattr(device, "type"):  # torch.device
         if device.type != "cuda":
-            raise ValueError(f"poolalloc: {device} is not a CUDA device")
+            raise UsageError(f"{device} is not a CUDA device")
         device = device.index
     if device is None:
         torch = sys.modules.get("torch")

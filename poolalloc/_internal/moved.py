@@ -1,13 +1,14 @@
 """Old names of modules: importing one gives the module in its new place, and warns.
 
-A finder at the end of sys.meta_path knows them, so they cost nothing where nobody uses them.
+A finder in front of sys.meta_path knows them. In front, because a package that has moved would else give its modules a
+second time, under their old names.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
@@ -47,7 +48,7 @@ MOVED = {
     "trace.perform": "analysis.trace.perform",
     "trace.picture": "analysis.replay_picture",
     "trace.rebuild": "analysis.trace.rebuild",
-    "trace.report": "analysis.trace.report",
+    "trace.report": "analysis.trace.import_report",
     "trace.rmm_csv": "analysis.trace.rmm_csv",
     "trace.steps": "_internal.trace.steps",
     "trace.torch_snapshot": "analysis.trace.torch_snapshot",
@@ -63,7 +64,7 @@ MOVED = {
 
 def keep_old_names() -> None:
     """Let old names of modules be imported."""
-    sys.meta_path.append(_Finder())
+    sys.meta_path.insert(0, _Finder())
 
 
 def warn_of_old_name(old: str, new: str, stacklevel: int = 3) -> None:
@@ -71,15 +72,36 @@ def warn_of_old_name(old: str, new: str, stacklevel: int = 3) -> None:
     warnings.warn(f"{_PREFIX}{old} is now {_PREFIX}{new}", DeprecationWarning, stacklevel=stacklevel)
 
 
+def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a module in which some names (keys) are now called otherwise (values)."""
+
+    def find(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        home = module.removeprefix(_PREFIX)
+        warn_of_old_name(f"{home}.{name}", f"{home}.{names[name]}")
+        value = getattr(sys.modules[module], names[name])
+        setattr(sys.modules[module], name, value)
+        return value
+
+    return find
+
+
 class _Finder:
     """Finds modules by their old names."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        old = name.removeprefix(_PREFIX)
-        if old == name or old not in MOVED:
+        if not name.startswith(_PREFIX) or (new := _new_name(name.removeprefix(_PREFIX))) is None:
             return None
-        warn_of_old_name(old, MOVED[old])
-        return ModuleSpec(name, _Loader(_PREFIX + MOVED[old]), is_package=True)
+        warn_of_old_name(name.removeprefix(_PREFIX), new)
+        return ModuleSpec(name, _Loader(_PREFIX + new), is_package=True)
+
+
+def _new_name(old: str) -> str | None:
+    if old in MOVED:
+        return MOVED[old]
+    package, _, module = old.rpartition(".")
+    return f"{MOVED[package]}.{module}" if package in MOVED else None
 
 
 class _Loader(Loader):

@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from poolalloc.errors import PoolallocError
 
-class UntrustedError(PermissionError):
+
+class UntrustedError(PoolallocError, PermissionError):
     """A folder or file that others may change; the text names it and says why it is not used."""
 
 

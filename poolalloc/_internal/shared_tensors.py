@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from poolalloc.errors import NotInstalledError
+
 
 def name_the_sender() -> None:
     """Let tensors say that they come from poolalloc when torch.multiprocessing sends them."""
@@ -37,7 +39,7 @@ def open_tensor(sender: int, rebuild: Callable[..., Any], arguments: tuple[Any, 
     from poolalloc._internal.installed import is_installed
 
     if not is_installed():
-        raise RuntimeError(
+        raise NotInstalledError(
             f"process {sender} runs on poolalloc and shared a CUDA tensor with process {os.getpid()}, which does not, "
             "so it cannot be opened: call poolalloc.install() in this process too, before anything touches CUDA, or "
             "start the program with poolalloc run, which serves the processes that it starts"

@@ -12,3 +12,5 @@ which exact bins and which placement suit it. `report` and `live_blocks` say who
 
 The package may import the top level of poolalloc, poolalloc.bench and poolalloc.sim; not poolalloc.cli.
 """
+
+__all__ = []

@@ -16,9 +16,10 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poolalloc._internal.driver_work import DriverWork
+from poolalloc._internal.moved import old_names
 from poolalloc._internal.trace.format import Trace
 from poolalloc._internal.trace.steps import Phases
 from poolalloc.analysis.trace import perform as performer
@@ -30,11 +31,13 @@ from poolalloc.bench.results import Row
 from poolalloc.bench.workloads import Workload
 from poolalloc.errors import PoolallocError
 
+__all__ = ["BaselineError", "Performed", "perform", "require", "title"]
+
 SECONDS = 3600.0
 """After which a performance is given up."""
 
 
-class AgainstError(PoolallocError, ValueError):
+class BaselineError(PoolallocError, ValueError):
     """There is no such allocator, or nothing to perform it on: no CUDA build of torch, no simulator."""
 
 
@@ -70,13 +73,13 @@ class Performed:
 
 
 def require(names: Sequence[str], *, real: bool = False) -> None:
-    """Raise AgainstError unless these allocators can be performed here; called before long work rather than after."""
+    """Raise BaselineError unless these allocators can be performed here; called before long work rather than after."""
     for name in names:
         _allocator(name)
     if names:
         _torch()
     if real and not has_real_gpu():
-        raise AgainstError("torch sees no CUDA device here; on simulated ones any machine can do it")
+        raise BaselineError("torch sees no CUDA device here; on simulated ones any machine can do it")
 
 
 def perform(
@@ -94,7 +97,7 @@ def perform(
     `real`: on the GPUs of this machine instead, as they are.
 
     `points` are the events after which memory and driver calls are looked at; `placements`: note every address. Raises
-    AgainstError.
+    BaselineError.
     """
     chosen = _allocator(allocator)
     count = performer.devices_of(trace)
@@ -102,7 +105,7 @@ def perform(
     try:
         device.check()
     except DeviceError as error:
-        raise AgainstError(str(error)) from None
+        raise BaselineError(str(error)) from None
     setting = harness.Setting(device, _torch(), timeout=SECONDS)
     program = Workload(Path(path).name, Path(performer.__file__))
     with tempfile.TemporaryDirectory(prefix="poolalloc-against-") as folder:
@@ -118,7 +121,7 @@ def perform(
 
 
 def title(allocator: str) -> str:
-    """Return the name of an allocator for people. Raises AgainstError."""
+    """Return the name of an allocator for people. Raises BaselineError."""
     return _allocator(allocator).title
 
 
@@ -126,11 +129,15 @@ def _allocator(name: str) -> Allocator:
     try:
         return named(name)
     except KeyError as error:
-        raise AgainstError(str(error.args[0])) from None
+        raise BaselineError(str(error.args[0])) from None
 
 
 def _torch() -> TorchInstall:
     try:
         return torch_install()
     except DeviceError as error:
-        raise AgainstError(str(error)) from None
+        raise BaselineError(str(error)) from None
+
+
+if not TYPE_CHECKING:  # names of before, which warn
+    __getattr__ = old_names(__name__, {"AgainstError": "BaselineError"})

@@ -1,9 +1,9 @@
 """Which exact bins suit recorded programs: sizes that come and go often, and how many blocks of each are worth keeping.
 
-    from poolalloc.analysis.block_reuse import Reuse
+    from poolalloc.analysis.block_reuse import BlockReuse
     from poolalloc.analysis.trace import read
 
-    Reuse([read("monday.npz"), read("tuesday.npz")]).bins(share=0.01)
+    BlockReuse([read("monday.npz"), read("tuesday.npz")]).bins(share=0.01)
 
 A freed block serves the next request of its size if it is still kept by then. How many of its size a stream must keep
 for that follows from the recording: as many as were freed and not asked for again in between, itself included. So each
@@ -16,12 +16,16 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from poolalloc._internal.exact_bins import GRANULARITY, MOST_BINS, MOST_BYTES, MOST_KEPT, ExactBin
+from poolalloc._internal.moved import old_names
 from poolalloc._internal.trace.format import Op, Trace, requested_over_time
+
+__all__ = ["LEAST_SERVED", "BlockReuse"]
 
 LEAST_SERVED = 16
 """Requests that a kept block must serve to be proposed."""
@@ -49,7 +53,7 @@ class _Size:
         self.streams = max(self.streams, streams)
 
 
-class Reuse:
+class BlockReuse:
     """How the blocks of each size above `above` bytes come back, in one or several recordings that count the same."""
 
     def __init__(self, traces: Iterable[Trace], above: int = 0) -> None:
@@ -136,3 +140,7 @@ def _needed(births: list[bool]) -> Counts:
             if kept:
                 kept[-1] = max(kept[-1], most + 1)
     return np.bincount(np.array(counts, np.int64), minlength=1).astype(np.int64)
+
+
+if not TYPE_CHECKING:  # names of before, which warn
+    __getattr__ = old_names(__name__, {"Reuse": "BlockReuse"})

@@ -18,8 +18,10 @@ from typing import Any
 
 from poolalloc._internal.device import device_index
 from poolalloc._internal.text import text_table
-from poolalloc.errors import UsageError
+from poolalloc.errors import UnknownNameError, UsageError
 from poolalloc.sizes import format_size
+
+__all__ = ["Comparison", "Cost", "compare"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Comparison:
         for cost in self.costs:
             if cost.name == name:
                 return cost
-        raise KeyError(name)
+        raise UnknownNameError(f"there is no way {name!r} in this comparison")
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values; bytes and seconds."""

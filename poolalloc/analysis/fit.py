@@ -25,9 +25,11 @@ from poolalloc._internal.trace import files
 from poolalloc._internal.trace.format import Trace, requested_over_time
 from poolalloc.analysis import costs
 from poolalloc.analysis.costs import PriceList
-from poolalloc.analysis.live_blocks import LiveSet, largest_live_set, phases_of
+from poolalloc.analysis.live_blocks import LiveBlocks, peak_live_blocks, phases_of
 from poolalloc.analysis.replay import MOST_MEMORY, OutOfMemory, Recorded, Replayer, recorded_figures, require_memory
 from poolalloc.config import Config
+
+__all__ = ["DeviceFit", "Fit", "Verdict", "fit"]
 
 PAGE = 2 << 20
 
@@ -47,7 +49,7 @@ class DeviceFit:
     idle_in_pools: int
     """Idle memory of private pools in use (CUDA graphs, MemPool), which serves only them, where it ran out."""
     recorded: Recorded | None
-    live_set: LiveSet
+    peak_blocks: LiveBlocks
 
     def spare(self, memory: int) -> int | None:
         """Return how much more memory there is than needed; negative: how much is missing. None: none is enough."""
@@ -122,7 +124,7 @@ class Fit:
                     "spare": device.spare(self.memory_bytes),
                     "out_of_memory": None if device.out_of_memory is None else vars(device.out_of_memory).copy(),
                     "recorded": None if device.recorded is None else vars(device.recorded).copy(),
-                    "live_set": device.live_set.to_json(),
+                    "live_set": device.peak_blocks.to_json(),
                 }
                 for device in self.devices
             ],
@@ -170,7 +172,7 @@ def fit(
 
     Raises:
         ConfigError: wrong options.
-        AgainstError: an allocator that cannot be performed here.
+        BaselineError: an allocator that cannot be performed here.
     """
     if against:
         from poolalloc.analysis import baselines as performing
@@ -205,7 +207,7 @@ def fit(
                 out_of_memory=lost,
                 idle_in_pools=idle_in_pools,
                 recorded=recorded_figures(trace, device),
-                live_set=largest_live_set(trace, device, phases),
+                peak_blocks=peak_live_blocks(trace, device, phases),
             )
         )
     conf = "" if config is None else config.to_conf()
@@ -244,7 +246,7 @@ def _perform(replayer: Replayer, allocator: str, mine: Verdict, memory: int, cou
         def perform(given: int, points: Sequence[int] = ()) -> baselines.Performed:
             done = baselines.perform(path, alone, allocator, given, points=points)
             if done.row.error is not None:
-                raise baselines.AgainstError(f"{allocator}: {done.row.error.splitlines()[0]}")
+                raise baselines.BaselineError(f"{allocator}: {done.row.error.splitlines()[0]}")
             return done
 
         def peak(given: int) -> int | None:

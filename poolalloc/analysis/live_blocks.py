@@ -1,6 +1,6 @@
 """What a recorded program holds at one event, and what of it goes together: by size, phase, line, scope.
 
-    live = largest_live_set(trace, device=0)
+    live = peak_live_blocks(trace, device=0)
     for share in live.by_line:
         print(share.label, share.requested)
 
@@ -12,15 +12,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from poolalloc import _core
+from poolalloc._internal.moved import old_names
 from poolalloc._internal.text import printable
 from poolalloc._internal.trace import steps
 from poolalloc._internal.trace.format import SCOPE_FILE, Events, Frame, Op, Trace, frames_to_json, requested_over_time
+
+__all__ = ["BlockGroup", "LiveBlocks", "Phases", "live_blocks", "peak_live_blocks", "phases_of"]
 
 BEFORE = "before the recording began"
 BEFORE_MARKS = "before the first mark"
@@ -34,7 +37,7 @@ Indexes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Share:
+class BlockGroup:
     """Blocks of a live set that have something in common."""
 
     label: str
@@ -51,7 +54,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class LiveSet:
+class LiveBlocks:
     """What the program holds after an event on a device; each list, largest first."""
 
     event: int
@@ -59,13 +62,13 @@ class LiveSet:
     """Since the first event."""
     blocks: int
     requested: int
-    by_size: tuple[Share, ...]
-    by_phase: tuple[Share, ...]
-    by_lifetime: tuple[Share, ...]
-    by_stack: tuple[Share, ...]
+    by_size: tuple[BlockGroup, ...]
+    by_phase: tuple[BlockGroup, ...]
+    by_lifetime: tuple[BlockGroup, ...]
+    by_stack: tuple[BlockGroup, ...]
     """Empty where no stacks were recorded, as by_line."""
-    by_line: tuple[Share, ...]
-    by_scope: tuple[Share, ...]
+    by_line: tuple[BlockGroup, ...]
+    by_scope: tuple[BlockGroup, ...]
     """Empty where no scopes were recorded."""
 
     def to_json(self) -> dict[str, Any]:
@@ -93,13 +96,13 @@ def phases_of(trace: Trace) -> Phases:
     return Phases(starts, (before, *(steps.name(number) for number in range(1, len(starts) + 1))))
 
 
-def largest_live_set(trace: Trace, device: int, phases: Phases | None = None) -> LiveSet:
+def peak_live_blocks(trace: Trace, device: int, phases: Phases | None = None) -> LiveBlocks:
     """Return what the program held on a device when it held most. `phases`: phases_of(trace), where it is known."""
     ours = np.flatnonzero(trace.events["device"] == device)
-    return live_set(trace, device, int(ours[int(requested_over_time(trace.events[ours]).argmax())]), phases)
+    return live_blocks(trace, device, int(ours[int(requested_over_time(trace.events[ours]).argmax())]), phases)
 
 
-def live_set(trace: Trace, device: int, event: int, phases: Phases | None = None) -> LiveSet:
+def live_blocks(trace: Trace, device: int, event: int, phases: Phases | None = None) -> LiveBlocks:
     """Return what the program held on a device after an event. `phases`: phases_of(trace), where it is known."""
     events = trace.events
     live = live_after(trace, device, event)
@@ -108,7 +111,7 @@ def live_set(trace: Trace, device: int, event: int, phases: Phases | None = None
     freed_later = np.isin(blocks["id"], events["id"][events["op"] == Op.FREE])
     lifetimes = np.where(freed_later, "freed later", "kept to the end of the recording")
     by_line = _by_label(trace, blocks, stack_label, NO_STACK)
-    return LiveSet(
+    return LiveBlocks(
         event=event,
         seconds=(int(events["time_ns"][event]) - int(events["time_ns"][0])) / 1e9,
         blocks=len(live),
@@ -131,12 +134,12 @@ def live_after(trace: Trace, device: int, event: int) -> Indexes:
     return births[~np.isin(events["id"][births], freed)]
 
 
-def _group(requested: npt.NDArray[np.uint64], labels: npt.NDArray[Any]) -> tuple[Share, ...]:
+def _group(requested: npt.NDArray[np.uint64], labels: npt.NDArray[Any]) -> tuple[BlockGroup, ...]:
     names, of = np.unique(labels, return_inverse=True)
     shares = []
     for number, name in enumerate(names.tolist()):
         sizes = requested[of == number]
-        shares.append(Share(str(name), len(sizes), int(sizes.sum()), int(sizes.min()), int(sizes.max())))
+        shares.append(BlockGroup(str(name), len(sizes), int(sizes.sum()), int(sizes.min()), int(sizes.max())))
     return tuple(sorted(shares, key=lambda share: (-share.requested, share.label)))
 
 
@@ -157,17 +160,19 @@ def _phase_of(trace: Trace, live: Indexes, phases: Phases) -> npt.NDArray[Any]:
 # --- stacks -----------------------------------------------------------------------------------------------------------
 
 
-def _by_stack(trace: Trace, blocks: Events) -> tuple[Share, ...]:
+def _by_stack(trace: Trace, blocks: Events) -> tuple[BlockGroup, ...]:
     shares = []
     for share in _group(blocks["requested"], blocks["stack"]):
         frames = trace.stacks[int(share.label)]
-        shares.append(Share(stack_label(frames), share.blocks, share.requested, share.smallest, share.largest, frames))
+        shares.append(
+            BlockGroup(stack_label(frames), share.blocks, share.requested, share.smallest, share.largest, frames)
+        )
     return tuple(shares)
 
 
 def _by_label(
     trace: Trace, blocks: Events, label: Callable[[tuple[Frame, ...]], str], unknown: str
-) -> tuple[Share, ...]:
+) -> tuple[BlockGroup, ...]:
     """Blocks by what is said of their stacks; none where that is `unknown` of all."""
     labels = labels_of(trace, blocks["stack"], label)
     return _group(blocks["requested"], labels) if (labels != unknown).any() else ()
@@ -205,3 +210,15 @@ def stack_label(frames: tuple[Frame, ...]) -> str:
     own = [frame for frame in python if not any(part in frame.file for part in _OWN_CODE_AFTER)]
     line = (own or python or list(lines))[0]
     return str(line) if line is lines[0] else f"{line}: {lines[0].function}"
+
+
+if not TYPE_CHECKING:  # names of before, which warn
+    __getattr__ = old_names(
+        __name__,
+        {
+            "LiveSet": "LiveBlocks",
+            "Share": "BlockGroup",
+            "live_set": "live_blocks",
+            "largest_live_set": "peak_live_blocks",
+        },
+    )

@@ -25,10 +25,13 @@ from poolalloc._internal.driver_work import DriverWork
 from poolalloc._internal.trace import steps
 from poolalloc._internal.trace.format import Op, Trace, TraceError, recorded_reserved_over_time, requested_over_time
 from poolalloc.config import Config
+from poolalloc.errors import UnknownNameError
 from poolalloc.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
     from poolalloc.analysis.plan import Plan
+
+__all__ = ["Curve", "DeviceResult", "OutOfMemory", "Recorded", "Replayer", "Result", "recorded_figures", "replay"]
 
 DEFAULT_MEMORY = 80 << 30
 MOST_MEMORY = 1 << 43
@@ -141,7 +144,7 @@ class Result:
         for device in self.devices:
             if device.device == index:
                 return device
-        raise KeyError(f"nothing was allocated on device {index}")
+        raise UnknownNameError(f"nothing was allocated on device {index}")
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values; bytes and seconds."""

@@ -10,6 +10,8 @@ from poolalloc._internal.trace.format import TraceError
 from poolalloc.analysis.replay import DeviceResult, Result
 from poolalloc.sizes import format_size
 
+__all__ = ["write_png"]
+
 REQUESTED = "#3b6ea8"
 LIVE = "#7ba3d0"
 RESIDENT = "#cfdbe8"

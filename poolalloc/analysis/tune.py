@@ -29,15 +29,19 @@ from poolalloc._internal.trace import steps
 from poolalloc._internal.trace.format import Trace, TraceError
 from poolalloc._internal.version import __version__
 from poolalloc.analysis import costs
-from poolalloc.analysis.block_reuse import Reuse
+from poolalloc.analysis.block_reuse import BlockReuse
 from poolalloc.analysis.costs import PriceList
 from poolalloc.analysis.replay import Replayer
 from poolalloc.analysis.trace.parts import split
 from poolalloc.config import Config, words_of
 from poolalloc.errors import PoolallocError
 
+__all__ = ["OBJECTIVES", "TRIALS", "Objective", "Score", "Scores", "TuneError", "Tuned", "tune"]
+
 Objective = Literal["memory", "time", "balanced"]
+"""What is to be least: reserved memory, the driver's modelled time, or both in balance."""
 OBJECTIVES: tuple[Objective, ...] = ("memory", "time", "balanced")
+"""Every objective."""
 TUNED_ON = 0.75
 """Of each trace's events."""
 TIME_WEIGHT = 0.01
@@ -169,7 +173,7 @@ class _Choices:
         }
         if exact_bins:
             self.space |= {"kept_share": categories(_KEPT_SHARES), "kept_held": categories([False, True])}
-        self._reuse = Reuse(traces, above=_BIN_LIMITS[0]) if exact_bins else None
+        self._reuse = BlockReuse(traces, above=_BIN_LIMITS[0]) if exact_bins else None
         self._proposed: dict[tuple[Any, ...], tuple[ExactBin, ...]] = {}
 
     def suggest(self, trial: Any) -> Config:

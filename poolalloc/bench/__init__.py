@@ -4,3 +4,5 @@
 cells, `child` is what runs inside a cell, `check` holds what must agree, `results` the figures, `report` and `picture`
 draw.
 """
+
+__all__ = []

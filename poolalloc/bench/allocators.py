@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from poolalloc.errors import UnknownNameError
+
+__all__ = ["ALLOCATORS", "Allocator", "named"]
+
 
 @dataclass(frozen=True)
 class Allocator:
@@ -44,6 +48,7 @@ ALLOCATORS: dict[str, Allocator] = {
         Allocator("poolalloc", "poolalloc", "poolalloc", install="poolalloc:install"),
     )
 }
+"""By name."""
 
 
 def named(name: str) -> Allocator:
@@ -55,7 +60,9 @@ def named(name: str) -> Allocator:
         return ALLOCATORS[name]
     if ":" in name:
         return Allocator(name, f"torch's with {name}", "torch", torch_conf=name)
-    raise KeyError(f"unknown allocator {name!r}; there are {', '.join(ALLOCATORS)}, and torch's settings as key:value")
+    raise UnknownNameError(
+        f"unknown allocator {name!r}; there are {', '.join(ALLOCATORS)}, and torch's settings as key:value"
+    )
 
 
 # Variables that would change torch's allocator behind a cell's back.

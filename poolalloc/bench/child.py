@@ -31,6 +31,7 @@ from poolalloc.bench.sources import (
     TorchSource,
     nvml_used_bytes,
 )
+from poolalloc.errors import PoolallocError
 
 TIMELINE_POINTS = 1500
 
@@ -49,7 +50,7 @@ class Spec:
     progress: str
 
 
-class ScriptError(RuntimeError):
+class ScriptError(PoolallocError, RuntimeError):
     """A script ended with an exit code other than 0."""
 
 

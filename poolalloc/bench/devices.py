@@ -11,10 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from poolalloc._internal.price_lists import PriceList
+from poolalloc.errors import PoolallocError
 from poolalloc.sim import DEFAULT_GPU, SimulationError, sim_environment
 
+__all__ = ["Device", "DeviceError", "TorchInstall", "has_real_gpu", "real_gpus", "torch_install"]
 
-class DeviceError(ValueError):
+
+class DeviceError(PoolallocError, ValueError):
     """The bench cannot run on what was asked for; the message is for the user."""
 
 

@@ -26,6 +26,8 @@ from poolalloc.bench.results import Results, Row, Timeline
 from poolalloc.bench.workloads import Workload
 from poolalloc.sim import add_values
 
+__all__ = ["Cell", "Setting", "Watcher", "run_cell", "run_cells"]
+
 POLL_SECONDS = 0.1
 OTHER_RANKS_SECONDS = 60.0
 """How long the other ranks may take to end once one has ended; they may wait for it for ever."""

@@ -17,6 +17,7 @@ from poolalloc.bench.panels import (
     overhead_text,
 )
 from poolalloc.bench.results import Results
+from poolalloc.errors import PoolallocError
 
 REQUESTED = "#3b6ea8"
 HELD = "#cfdbe8"
@@ -32,7 +33,7 @@ LEAST_WIDTH = 1.2  # of its first column
 TABLE_SIZE = 9.5  # of its letters, in points
 
 
-class MissingReportError(ImportError):
+class MissingReportError(PoolallocError, ImportError):
     """matplotlib is not installed."""
 
 

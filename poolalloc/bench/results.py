@@ -9,6 +9,9 @@ from typing import Any
 
 from poolalloc._internal.driver_work import DriverTime, DriverWork
 from poolalloc._internal.price_lists import PriceList, find
+from poolalloc.errors import UsageError
+
+__all__ = ["Results", "Row", "Timeline"]
 
 SCHEMA = 1
 
@@ -187,7 +190,7 @@ class Results:
     def from_json(cls, data: dict[str, Any]) -> Results:
         """Return the results that to_json wrote. Raises ValueError for another schema."""
         if data.get("schema") != SCHEMA:
-            raise ValueError(f"unknown schema {data.get('schema')!r}; this version reads {SCHEMA}")
+            raise UsageError(f"unknown schema {data.get('schema')!r}; this version reads {SCHEMA}")
         rows = []
         for row, details in zip(data["rows"], data["details"], strict=True):
             figures = {key: value for key, value in row.items() if key not in _FIGURED}

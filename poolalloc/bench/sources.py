@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from poolalloc._internal.price_lists import PRICED
+from poolalloc.errors import DriverError
 
 # The calls that take, give or map device memory, by their names in the CUDA runtime and driver (without _v2).
 MEMORY_CALLS = frozenset(
@@ -235,7 +236,7 @@ class SimulatedDriver:
             library.simgpu_report_json.argtypes = [ctypes.c_char_p, ctypes.c_int]
             library.simgpu_report_json.restype = ctypes.c_int
         except AttributeError as error:
-            raise RuntimeError("the simulated GPU is not loaded in this process") from error
+            raise DriverError("the simulated GPU is not loaded in this process") from error
         self._library = library
 
     def used(self, device: int) -> int:
@@ -276,12 +277,12 @@ def nvml_used_bytes() -> dict[str, int]:
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError as error:
-        raise RuntimeError(f"NVML cannot be loaded: {error}") from error
+        raise DriverError(f"NVML cannot be loaded: {error}") from error
 
     def call(name: str, *arguments: Any) -> None:
         code = getattr(nvml, name)(*arguments)
         if code != 0:
-            raise RuntimeError(f"{name} failed with NVML code {code}")
+            raise DriverError(f"{name} failed with NVML code {code}")
 
     call("nvmlInit_v2")
     try:

@@ -15,6 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from poolalloc.errors import PoolallocError
+
+__all__ = ["Workload", "WorkloadError", "choose_size", "describe", "find", "known"]
+
 DEFAULT_SIZE = "full"
 
 
@@ -48,7 +52,7 @@ class Workload:
         return self.steps is None
 
 
-class WorkloadError(ValueError):
+class WorkloadError(PoolallocError, ValueError):
     """No such workload, or not one that can be run; the message is for the user."""
 
 

@@ -15,6 +15,8 @@ import typer
 from poolalloc._internal.version import __version__
 from poolalloc.cli.common import BAD_INPUT, print_error
 
+__all__ = ["COMMANDS", "main", "make_app", "run"]
+
 COMMANDS = {
     "run": "poolalloc.cli.run",
     "sim": "poolalloc.cli.sim",
@@ -29,6 +31,7 @@ COMMANDS = {
     "doctor": "poolalloc.cli.doctor",
     "build-bridge": "poolalloc.cli.build_bridge",
 }
+"""By the name of each command, its module."""
 
 # typer carries its own copy of click in newer versions and depends on click in older ones; this finds either.
 _ClickException: type[Exception] = next(

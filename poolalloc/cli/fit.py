@@ -93,7 +93,7 @@ def print_fit(found: Fit, name: str, config: str) -> None:
     for device in found.devices:
         for line in _verdict(found, device, name):
             say(console, line)
-        _print_live_set(console, device)
+        _print_live_blocks(console, device)
 
 
 def _print_verdicts(console: Console, found: Fit, config: str) -> None:
@@ -173,10 +173,10 @@ def _verdict(found: Fit, device: DeviceFit, name: str) -> list[str]:
     return lines
 
 
-def _print_live_set(console: Console, device: DeviceFit) -> None:
-    from poolalloc.cli.live_set import by, table_of
+def _print_live_blocks(console: Console, device: DeviceFit) -> None:
+    from poolalloc.cli.live_blocks import by, table_of
 
-    live = device.live_set
+    live = device.peak_blocks
     title = (
         f"the largest live set: {format_size(live.requested)} in {live.blocks:,} blocks, after event "
         f"{live.event:,}, {live.seconds:.6f} s after the first"

@@ -17,7 +17,7 @@ from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
     from poolalloc._internal.trace.format import Trace
-    from poolalloc.analysis.trace.report import Report
+    from poolalloc.analysis.trace.import_report import ImportReport
 
 
 def register(app: typer.Typer) -> None:
@@ -74,7 +74,7 @@ def import_(
     return 0
 
 
-def read_any(data: bytes, name: str) -> tuple[Trace, Report]:
+def read_any(data: bytes, name: str) -> tuple[Trace, ImportReport]:
     """Return the trace in a file of any kind that can be imported. Raises TraceError."""
     from poolalloc._internal.trace.format import TraceError
     from poolalloc.analysis.trace import rmm_csv, torch_snapshot
@@ -108,7 +108,7 @@ def _unzipped(data: bytes) -> bytes:
     return whole
 
 
-def print_report(report: Report, trace: Trace) -> None:
+def print_report(report: ImportReport, trace: Trace) -> None:
     """Print the account as tables."""
     from poolalloc.cli.tables import Table, say, stdout_console
 

@@ -12,7 +12,7 @@ from poolalloc.cli.common import fail, require_writable, size_option, write_file
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
-    from poolalloc.analysis.plan import Found, Plan, Worth
+    from poolalloc.analysis.plan import Plan, StreamFindings, Worth
 
 SECONDS = 10.0
 _MOST = 0.8  # of the requests: a plan that covers less is worth a word
@@ -76,7 +76,7 @@ def plan(
     return 0
 
 
-def _print(plan: Plan, found: list[Found], worth: Worth, name: str) -> None:
+def _print(plan: Plan, found: list[StreamFindings], worth: Worth, name: str) -> None:
     from poolalloc.cli.tables import Table, say, stdout_console
 
     console = stdout_console()
@@ -120,7 +120,7 @@ def _print(plan: Plan, found: list[Found], worth: Worth, name: str) -> None:
         say(console, line)
 
 
-def _not_planned(found: list[Found]) -> list[str]:
+def _not_planned(found: list[StreamFindings]) -> list[str]:
     lines = []
     for one in found:
         where = f"device {one.device}, {_stream(one)} stream"
@@ -140,11 +140,11 @@ def _not_planned(found: list[Found]) -> list[str]:
     return lines
 
 
-def _stream(found: Found) -> str:
+def _stream(found: StreamFindings) -> str:
     return "default" if found.stream == 0 else f"other {found.stream}"
 
 
-def _document(plan: Plan, found: list[Found], worth: Worth) -> dict[str, Any]:
+def _document(plan: Plan, found: list[StreamFindings], worth: Worth) -> dict[str, Any]:
     """Bytes, and numbers of requests."""
     return {
         "schema": 1,

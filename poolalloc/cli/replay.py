@@ -138,7 +138,7 @@ def replay(
 def perform_against(
     path: Path, replayer: Replayer, memory: int, names: Sequence[str], *, placements: bool, real: bool = False
 ) -> list[Performed]:
-    """Perform the trace under each of torch's allocators named, on simulated GPUs or real ones. Raises AgainstError."""
+    """Perform the trace under each of torch's allocators named, simulated or real. Raises BaselineError."""
     if not names:
         return []
     from poolalloc.analysis import baselines

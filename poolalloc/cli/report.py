@@ -14,7 +14,7 @@ from poolalloc.sizes import format_size
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from poolalloc.analysis.live_blocks import LiveSet
+    from poolalloc.analysis.live_blocks import LiveBlocks
     from poolalloc.analysis.report import DeviceReport, Report
     from poolalloc.analysis.report.growth import Growth
 
@@ -105,14 +105,14 @@ def _print_device(console: Console, device: DeviceReport, rows: int, depth: int)
         f"{format_size(device.peak.requested)} held at the peak, {format_size(device.end.requested)} at the end",
     )
     peak = f"{device.peak.seconds:.6f} s after the first event, event {device.peak.event:,}"
-    _print_live_set(console, device.peak, f"held at the peak, {peak}", rows, depth)
+    _print_live_blocks(console, device.peak, f"held at the peak, {peak}", rows, depth)
     if device.end.blocks > 0 and device.end.event != device.peak.event:
-        _print_live_set(console, device.end, "held at the end", rows, depth)
+        _print_live_blocks(console, device.end, "held at the end", rows, depth)
     _print_growth(console, device.growth, rows)
 
 
-def _print_live_set(console: Console, live: LiveSet, title: str, rows: int, depth: int) -> None:
-    from poolalloc.cli.live_set import by, by_scope, table_of
+def _print_live_blocks(console: Console, live: LiveBlocks, title: str, rows: int, depth: int) -> None:
+    from poolalloc.cli.live_blocks import by, by_scope, table_of
     from poolalloc.cli.tables import say
 
     groups = [by_scope(live, 2 * rows, depth)] if live.by_scope else []

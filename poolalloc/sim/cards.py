@@ -11,8 +11,6 @@ from pathlib import Path
 
 from poolalloc.errors import PoolallocError
 
-__all__ = ["DEFAULT_GPU", "SimGpu", "SimulationError", "find_gpu", "gpus", "is_simulated", "library_folder"]
-
 DEFAULT_GPU = "h100"
 
 

@@ -11,16 +11,6 @@ from poolalloc._internal.price_lists import PriceList
 from poolalloc.sim.cards import DEFAULT_GPU, SimulationError, find_gpu, library_folder
 from poolalloc.sizes import format_size
 
-__all__ = [
-    "MAXIMUM_DEVICES",
-    "MAXIMUM_LAG",
-    "MAXIMUM_MEMORY",
-    "MINIMUM_MEMORY",
-    "VMM_FAULTS",
-    "sees_devices",
-    "sim_environment",
-]
-
 MINIMUM_MEMORY = 2 * 2**20
 MAXIMUM_MEMORY = 2**44
 MAXIMUM_DEVICES = 64

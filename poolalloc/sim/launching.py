@@ -20,8 +20,6 @@ from poolalloc.sim.cards import DEFAULT_GPU
 from poolalloc.sim.environment import sim_environment
 from poolalloc.sim.programs import prepare
 
-__all__ = ["TIMED_OUT", "SimulatedRun", "execute", "run_simulated", "supervise"]
-
 TIMED_OUT = 124
 """The exit code of a run that its time limit ended, as timeout(1) has it."""
 

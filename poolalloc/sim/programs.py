@@ -12,8 +12,6 @@ from pathlib import Path
 
 from poolalloc.sim.cards import SimulationError
 
-__all__ = ["add_values", "prepare"]
-
 
 def prepare(command: Sequence[str], environment: Mapping[str, str]) -> str:
     """Return the file that `command` starts, after checking what can be checked without running it.

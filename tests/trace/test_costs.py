@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trace_kit import trace_of
 
+from poolalloc._internal import price_lists
 from poolalloc._internal.driver_work import DriverWork, Part
 from poolalloc._internal.trace import steps
 from poolalloc.analysis import costs
@@ -93,7 +94,7 @@ def test_a_measured_device_is_found_by_its_name(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "a.json"
     path.write_text(json.dumps(GOOD))
     shipped = costs.known()
-    monkeypatch.setattr(costs, "known", lambda: {**shipped, "a": path})
+    monkeypatch.setattr(price_lists, "known", lambda: {**shipped, "a": path})
     assert costs.find(device="A").source == "measured"
     assert costs.find(device="another").name == "default"
     assert costs.find("a").microseconds == {"map": (1, 2.5)}

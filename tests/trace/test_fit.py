@@ -10,7 +10,7 @@ from trace_kit import MiB, ToyAllocator, pickled, snapshot_of, toys, trace_of
 
 from poolalloc import Config
 from poolalloc.analysis.fit import PAGE, fit
-from poolalloc.analysis.live_blocks import largest_live_set
+from poolalloc.analysis.live_blocks import peak_live_blocks
 from poolalloc.analysis.replay import replay
 from poolalloc.analysis.trace import Frame, Op, StackTable
 from poolalloc.analysis.trace.torch_snapshot import import_snapshot
@@ -53,7 +53,7 @@ def test_devices_are_judged_one_by_one_in_numbers_of_the_whole_trace() -> None:
     assert (second.device, second.fits, second.smallest_memory) == (3, False, 80 * MiB)
     assert second.out_of_memory is not None
     assert second.out_of_memory.event == 7
-    assert second.live_set.event == 7
+    assert second.peak_blocks.event == 7
     assert not found.fits
 
 
@@ -78,7 +78,7 @@ def test_every_grouping_adds_up(first: ToyAllocator, second: ToyAllocator) -> No
     if trace is None:
         return
     for device in (0, 1):
-        live = largest_live_set(trace, device)
+        live = peak_live_blocks(trace, device)
         assert live.requested == replay(trace).device(device).peak_requested
         for shares in (live.by_size, live.by_phase, live.by_lifetime):
             assert sum(share.requested for share in shares) == live.requested
@@ -104,7 +104,7 @@ def test_blocks_are_grouped_by_size_phase_lifetime_and_stack() -> None:
         (Op.ALLOC, 5, 1),
     ]
     trace = trace_of(rows, stacks=stacks.table(), marks=("forward", "backward"), initial_events=1)
-    live = largest_live_set(trace, 0)
+    live = peak_live_blocks(trace, 0)
     assert (live.event, live.blocks, live.requested) == (5, 4, 3 * MiB + 1900)
     assert [(share.label, share.blocks) for share in live.by_size] == [(str(2 * MiB), 1), (str(MiB), 1), ("1024", 2)]
     assert [(share.label, share.requested) for share in live.by_phase] == [
@@ -143,6 +143,6 @@ def test_without_marks_phases_are_the_steps_found() -> None:
     for step in range(9):
         rows += [(Op.ALLOC, 10 * step + k, k * MiB) for k in range(2, 8)]
         rows += [(Op.FREE, 10 * step + k, k * MiB) for k in range(2, 8)]
-    live = largest_live_set(trace_of(rows), 0)
+    live = peak_live_blocks(trace_of(rows), 0)
     assert [share.label for share in live.by_phase][-1] == "before the first step found"
     assert live.by_phase[0].label.endswith("(found)")

@@ -15,7 +15,7 @@ from trace_kit import MiB, ToyAllocator, live_at, pickled, snapshot_of, summary,
 
 from poolalloc._internal.trace.format import check, recorded_reserved_over_time
 from poolalloc.analysis.trace import Frame, Op, Trace, TraceError
-from poolalloc.analysis.trace.report import Report
+from poolalloc.analysis.trace.import_report import ImportReport
 from poolalloc.analysis.trace.torch_snapshot import import_snapshot
 
 SHIPPED = Path(__file__).parent.parent / "data" / "medium_512_training.pickle"
@@ -32,7 +32,7 @@ def refusal(data: bytes) -> str:
     return ""
 
 
-def imported(snapshot: Any) -> tuple[Trace, Report]:
+def imported(snapshot: Any) -> tuple[Trace, ImportReport]:
     """The trace of a snapshot, which obeys the rules, and the account, which adds up."""
     trace, report = import_snapshot(pickled(snapshot), "test.pickle")
     check(trace)

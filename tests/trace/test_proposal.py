@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from trace_kit import trace_of
 
 from poolalloc import Config, ExactBin
-from poolalloc.analysis.block_reuse import LEAST_SERVED, Reuse
+from poolalloc.analysis.block_reuse import LEAST_SERVED, BlockReuse
 from poolalloc.analysis.replay import Replayer
 from poolalloc.analysis.trace import Op, Trace
 
@@ -31,7 +31,7 @@ def churn(rounds: int, blocks: dict[int, int]) -> Trace:
 
 
 def test_what_comes_back_most_for_its_size_is_proposed_first() -> None:
-    reuse = Reuse([churn(100, {MIB: 3, 10 * MIB: 1})])
+    reuse = BlockReuse([churn(100, {MIB: 3, 10 * MIB: 1})])
     assert reuse.peak_requested == 13 * MIB
     assert reuse.bins(1.0) == (ExactBin(MIB, keep=3), ExactBin(10 * MIB, keep=1))
     assert reuse.bins(0.25) == (ExactBin(MIB, keep=3),)
@@ -41,15 +41,15 @@ def test_what_comes_back_most_for_its_size_is_proposed_first() -> None:
 
 
 def test_what_seldom_comes_back_is_not_proposed() -> None:
-    assert Reuse([churn(LEAST_SERVED, {MIB: 1})]).bins(1.0) == ()
-    assert Reuse([churn(LEAST_SERVED + 1, {MIB: 1})]).bins(1.0) == (ExactBin(MIB, keep=1),)
-    assert Reuse([trace_of([(Op.ALLOC, n, MIB) for n in range(1, 99)])]).bins(1.0) == ()
+    assert BlockReuse([churn(LEAST_SERVED, {MIB: 1})]).bins(1.0) == ()
+    assert BlockReuse([churn(LEAST_SERVED + 1, {MIB: 1})]).bins(1.0) == (ExactBin(MIB, keep=1),)
+    assert BlockReuse([trace_of([(Op.ALLOC, n, MIB) for n in range(1, 99)])]).bins(1.0) == ()
 
 
 def test_traces_count_together_and_the_smallest_bounds_what_is_kept() -> None:
     small, large = churn(50, {MIB: 1}), churn(50, {MIB: 8})
-    assert Reuse([small, large]).bins(1.0) == (ExactBin(MIB, keep=1),)
-    assert Reuse([large]).bins(1.0) == (ExactBin(MIB, keep=8),)
+    assert BlockReuse([small, large]).bins(1.0) == (ExactBin(MIB, keep=1),)
+    assert BlockReuse([large]).bins(1.0) == (ExactBin(MIB, keep=8),)
 
 
 def test_every_stream_keeps_its_own() -> None:
@@ -59,7 +59,7 @@ def test_every_stream_keeps_its_own() -> None:
     events["id"][half:] += events["id"][:half].max()
     events["time_ns"] = np.arange(len(events))
     trace = Trace(events=events, streams=(0, 7))
-    reuse = Reuse([trace])
+    reuse = BlockReuse([trace])
     assert reuse.peak_requested == 2 * MIB
     assert reuse.bins(1.0) == (ExactBin(MIB, keep=1),), "one on each of the two streams"
 
@@ -81,7 +81,7 @@ def programs(draw: st.DrawFn) -> Trace:
 @given(programs(), st.floats(0, 2))
 @settings(max_examples=examples(60), deadline=None)
 def test_a_replay_serves_just_what_was_foretold(trace: Trace, share: float) -> None:
-    reuse = Reuse([trace])
+    reuse = BlockReuse([trace])
     bins = reuse.bins(share, above=MIB // 2)
     assert sum(each.size * each.keep for each in bins) <= share * reuse.peak_requested
     if not bins:

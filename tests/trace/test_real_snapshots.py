@@ -16,7 +16,7 @@ from trace_kit import summary
 from poolalloc._internal.trace.format import check
 from poolalloc.analysis.replay import recorded_figures, replay
 from poolalloc.analysis.trace import Op, Trace
-from poolalloc.analysis.trace.report import Report
+from poolalloc.analysis.trace.import_report import ImportReport
 from poolalloc.analysis.trace.torch_snapshot import import_snapshot
 from poolalloc.sim import SimulationError, run_simulated
 
@@ -25,7 +25,7 @@ WHOLE = ("streams", "pools", "oom", "emptied", "devices", "training", "graphs")
 CUT = ("streams-late", "training-late", "devices-late", "pools-late", "streams-ring", "training-ring", "devices-ring")
 EXPANDABLE = tuple(f"expandable-{name}" for name in ("streams", "emptied", "pools", "training-late", "training-ring"))
 
-Imported = tuple[Trace, Report, list[dict[str, Any]]]
+Imported = tuple[Trace, ImportReport, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")

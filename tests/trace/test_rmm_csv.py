@@ -10,13 +10,13 @@ from trace_kit import summary
 from poolalloc._internal.trace.format import check
 from poolalloc.analysis.replay import replay
 from poolalloc.analysis.trace import Op, Trace, TraceError
-from poolalloc.analysis.trace.report import Report
+from poolalloc.analysis.trace.import_report import ImportReport
 from poolalloc.analysis.trace.rmm_csv import import_log
 
 HEADER = "Thread,Time,Action,Pointer,Size,Stream\n"
 
 
-def imported(text: str) -> tuple[Trace, Report]:
+def imported(text: str) -> tuple[Trace, ImportReport]:
     trace, report = import_log(text.encode(), "log.csv")
     check(trace)
     left, right = report.balance()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from trace_kit import MiB, trace_of
 
 from poolalloc._internal.trace.format import SCOPE_FILE
-from poolalloc.analysis.live_blocks import Share, live_set
+from poolalloc.analysis.live_blocks import BlockGroup, live_blocks
 from poolalloc.analysis.report import report
 from poolalloc.analysis.report.growth import FEWEST
 from poolalloc.analysis.report.tree import tree_of
@@ -168,31 +168,31 @@ def test_blocks_of_a_line_count_together_whatever_it_is_in() -> None:
     program.allocate(MiB, "forward", "b.x")
     program.allocate(MiB, "", "b.y")
     program.allocate(MiB)
-    live = live_set(program.trace(), 0, 3)
+    live = live_blocks(program.trace(), 0, 3)
     assert [(share.label, share.blocks) for share in live.by_line] == [
         ("(no stack of Python, as in backward passes)", 2),
         ("forward (/home/me/train.py:7)", 2),
     ]
     assert [share.label for share in live.by_scope] == ["(in no scope)", "a", "b.x", "b.y"]
     assert len(live.by_stack) == 4
-    early = live_set(program.trace(), 0, 0)
+    early = live_blocks(program.trace(), 0, 0)
     assert (early.blocks, early.requested) == (1, MiB)
 
 
 def test_what_was_not_recorded_is_not_listed() -> None:
     program = Program()
     program.allocate(MiB)
-    live = live_set(program.trace(), 0, 0)
+    live = live_blocks(program.trace(), 0, 0)
     assert live.by_line == live.by_stack == live.by_scope == ()
     program.allocate(MiB, scope="here")
-    live = live_set(program.trace(), 0, 1)
+    live = live_blocks(program.trace(), 0, 1)
     assert live.by_line == live.by_stack == ()
     assert [share.label for share in live.by_scope] == ["(in no scope)", "here"]
 
 
 def test_scopes_are_a_tree() -> None:
     shares = [
-        Share(label, 1, size, size, size)
+        BlockGroup(label, 1, size, size, size)
         for label, size in (
             ("train/Net.blocks.0.up", 10),
             ("train/Net.blocks.0.down", 20),

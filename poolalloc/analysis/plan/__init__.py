@@ -8,18 +8,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from poolalloc._internal.moved import old_names
 from poolalloc._internal.plan_file import Part, Plan, PlanError, read, write
-from poolalloc.analysis.plan.making import ABOVE, Found, make
+from poolalloc.analysis.plan.making import ABOVE, StreamFindings, make
 from poolalloc.analysis.plan.placement import Placement, place
 from poolalloc.analysis.plan.worth import Worth, judge
 
 __all__ = [
     "ABOVE",
-    "Found",
     "Part",
     "Placement",
     "Plan",
     "PlanError",
+    "StreamFindings",
     "Worth",
     "judge",
     "make",
@@ -27,3 +30,7 @@ __all__ = [
     "read",
     "write",
 ]
+
+
+if not TYPE_CHECKING:  # names of before, which warn
+    __getattr__ = old_names(__name__, {"Found": "StreamFindings"})

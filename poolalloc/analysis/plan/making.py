@@ -37,7 +37,7 @@ Progress = Callable[[float, float], None]
 
 
 @dataclass(frozen=True)
-class Found:
+class StreamFindings:
     """What a plan was made of on one device and stream, or why there is none."""
 
     device: int
@@ -79,7 +79,7 @@ class _Requests:
 
 def make(
     trace: Trace, *, above: int = ABOVE, seconds: float = 10.0, progress: Progress | None = None
-) -> tuple[Plan, list[Found]]:
+) -> tuple[Plan, list[StreamFindings]]:
     """Plan everything in a trace that repeats: each device and stream by itself.
 
     Args:
@@ -120,14 +120,14 @@ def _places(trace: Trace) -> list[_Place]:
     return places
 
 
-def _plan_one(trace: Trace, where: _Place, above: int, seconds: float) -> Found:
+def _plan_one(trace: Trace, where: _Place, above: int, seconds: float) -> StreamFindings:
     events = trace.events
     ours = (events["op"] == Op.ALLOC) & (events["device"] == where.device) & (events["stream"] == where.column)
     ours &= events["pool"] == 0
     initial = int(np.count_nonzero(ours[: trace.initial_events]))
     ours[: trace.initial_events] = False
     large = np.flatnonzero(ours & (events["requested"] > above))
-    found = Found(where.device, where.stream, len(large), int(np.count_nonzero(ours)) - len(large), initial)
+    found = StreamFindings(where.device, where.stream, len(large), int(np.count_nonzero(ours)) - len(large), initial)
     if len(large) == 0:
         return replace(found, problem=f"no request is larger than {_core.format_bytes(above)}")
     requests = _requests(trace, large)

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from poolalloc import _core
+from poolalloc.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,16 @@ def place(
     if spans.size == 0 and amounts.size == 0:
         return Placement(np.zeros(0, np.uint64), 0, 0, "")
     if spans.ndim != 2 or spans.shape[1] != 2 or amounts.shape != spans.shape[:1]:
-        raise ValueError(f"lifetimes must have shape (n, 2) and sizes (n,), not {spans.shape} and {amounts.shape}")
+        raise UsageError(f"lifetimes must have shape (n, 2) and sizes (n,), not {spans.shape} and {amounts.shape}")
     if spans.dtype.kind not in "iu" or amounts.dtype.kind not in "iu":
-        raise ValueError("lifetimes and sizes must be whole numbers")
+        raise UsageError("lifetimes and sizes must be whole numbers")
     together = np.full(len(amounts), -1) if groups is None else np.asarray(groups)
     if together.shape != amounts.shape or together.dtype.kind not in "iu":
-        raise ValueError(f"groups must be whole numbers of shape {amounts.shape}")
+        raise UsageError(f"groups must be whole numbers of shape {amounts.shape}")
     if int(amounts.min()) < 1:
-        raise ValueError(f"a block of {int(amounts.min())} bytes has no place")
+        raise UsageError(f"a block of {int(amounts.min())} bytes has no place")
     if alignment < 1:
-        raise ValueError(f"alignment {alignment} is below 1")
+        raise UsageError(f"alignment {alignment} is below 1")
     rounded = (amounts.astype(np.uint64) + np.uint64(alignment - 1)) // np.uint64(alignment)
     found = _core.place_offline(
         spans[:, 0].astype(np.int64),

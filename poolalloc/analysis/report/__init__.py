@@ -19,8 +19,10 @@ import numpy as np
 
 from poolalloc._internal.trace import steps
 from poolalloc._internal.trace.format import Op, Trace
-from poolalloc.analysis.live_blocks import LiveSet, Phases, largest_live_set, live_set, phases_of
-from poolalloc.analysis.report.growth import Growth, growth
+from poolalloc.analysis.live_blocks import LiveBlocks, Phases, live_blocks, peak_live_blocks, phases_of
+from poolalloc.analysis.report.growth import Growth, LeftBehind, growth
+
+__all__ = ["DeviceReport", "Growth", "LeftBehind", "Report", "report"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class DeviceReport:
     """While it was recorded; what was there before is not counted."""
     allocated: int
     """Bytes of these, one after the other."""
-    peak: LiveSet
-    end: LiveSet
+    peak: LiveBlocks
+    end: LiveBlocks
     growth: Growth
 
 
@@ -86,7 +88,7 @@ def _device(trace: Trace, device: int, starts: steps.Indexes, phases: Phases) ->
         name=trace.device_info(device).name,
         allocations=len(made),
         allocated=int(made["requested"].sum()),
-        peak=largest_live_set(trace, device, phases),
-        end=live_set(trace, device, int(np.flatnonzero(trace.events["device"] == device)[-1]), phases),
+        peak=peak_live_blocks(trace, device, phases),
+        end=live_blocks(trace, device, int(np.flatnonzero(trace.events["device"] == device)[-1]), phases),
         growth=growth(trace, device, starts),
     )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from poolalloc.analysis.live_blocks import Share
+from poolalloc.analysis.live_blocks import BlockGroup
 
 
 @dataclass
@@ -31,8 +31,8 @@ def parts_of(scope: str) -> list[str]:
     return re.split(r"(?<=[/.])", scope)
 
 
-def tree_of(shares: Iterable[Share]) -> Node:
-    """Return the tree of the scopes that blocks are told of (LiveSet.by_scope)."""
+def tree_of(shares: Iterable[BlockGroup]) -> Node:
+    """Return the tree of the scopes that blocks are told of (LiveBlocks.by_scope)."""
     root = Node("")
     for share in shares:
         node = root
@@ -43,7 +43,7 @@ def tree_of(shares: Iterable[Share]) -> Node:
     return _joined(root)
 
 
-def _add(node: Node, share: Share) -> None:
+def _add(node: Node, share: BlockGroup) -> None:
     node.blocks += share.blocks
     node.requested += share.requested
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from poolalloc._internal.trace.format import Op, Trace
+from poolalloc.errors import UsageError
 
 
 def split(trace: Trace, at: int) -> tuple[Trace, Trace]:
@@ -16,7 +17,7 @@ def split(trace: Trace, at: int) -> tuple[Trace, Trace]:
     initial_events <= at <= len(trace).
     """
     if not trace.initial_events <= at <= len(trace):
-        raise ValueError(f"a trace of {len(trace)} events cannot be split at {at}")
+        raise UsageError(f"a trace of {len(trace)} events cannot be split at {at}")
     before, after = trace.events[:at], trace.events[at:]
     freed = before["id"][before["op"] == Op.FREE]
     births = before[(before["op"] == Op.ALLOC) & ~np.isin(before["id"], freed)].copy()

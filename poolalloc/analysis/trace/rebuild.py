@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from poolalloc._internal.trace.format import EVENT, MAX_BYTES, Events, Op, TraceError
-from poolalloc.analysis.trace.report import Report
+from poolalloc.analysis.trace.import_report import ImportReport
 
 Pool = tuple[int, int]
 ORDINARY: Pool = (0, 0)
@@ -170,7 +170,7 @@ class _Spans:
 class _DeviceRebuild:
     """The events of one device."""
 
-    def __init__(self, log: DeviceLog, report: Report) -> None:
+    def __init__(self, log: DeviceLog, report: ImportReport) -> None:
         self.log = log
         self.report = report
         self.open = _Spans()
@@ -371,7 +371,7 @@ def _may_be(final: FinalBlock, block: _Block) -> bool:
 class _PoolGuess:
     """Which pool an entry is about: what it says itself, else the pool of the segment around its address at the end."""
 
-    def __init__(self, log: DeviceLog, report: Report) -> None:
+    def __init__(self, log: DeviceLog, report: ImportReport) -> None:
         self._report = report
         self._entries = log.entries
         self._segments = sorted(log.segments or (), key=attrgetter("address"))
@@ -436,7 +436,7 @@ def reserved_at_start(log: DeviceLog) -> int | None:
     return held if 0 <= held < MAX_BYTES else None
 
 
-def _monotone(times: list[int], report: Report) -> list[int]:
+def _monotone(times: list[int], report: ImportReport) -> list[int]:
     """Clocks of several threads differ by a little: no entry is earlier than the one before it."""
     latest, late = 0, 0
     result = []
@@ -475,7 +475,7 @@ class _Numbers:
         return tuple(self._numbers)
 
 
-def rebuild(logs: Iterable[DeviceLog], marks: Iterable[tuple[int, Entry]], report: Report) -> Rebuilt:
+def rebuild(logs: Iterable[DeviceLog], marks: Iterable[tuple[int, Entry]], report: ImportReport) -> Rebuilt:
     """Return the events of several devices as one sequence in time. `marks` are (device, entry), in time.
 
     Raises TraceError for logs that contradict themselves.

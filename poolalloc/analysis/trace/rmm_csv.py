@@ -12,8 +12,8 @@ import re
 
 from poolalloc._internal.trace.format import MAX_BYTES, DeviceInfo, Trace, TraceError
 from poolalloc._internal.version import __version__
+from poolalloc.analysis.trace.import_report import ImportReport, count_written
 from poolalloc.analysis.trace.rebuild import DeviceLog, Entry, rebuild
-from poolalloc.analysis.trace.report import Report, count_written
 
 KIND = "RMM log"
 COLUMNS = ("Thread", "Time", "Action", "Pointer", "Size", "Stream")
@@ -27,12 +27,12 @@ _NOTHING = ("(nil)", "nullptr", "NULL", "")
 _DAY_NS = 86_400 * 10**9
 
 
-def import_log(data: bytes, source: str) -> tuple[Trace, Report]:
+def import_log(data: bytes, source: str) -> tuple[Trace, ImportReport]:
     """Return the trace in the bytes of a log called `source`, and the account of what became of its lines.
 
     Raises TraceError for what is no such log, or has lines that say nothing.
     """
-    report = Report(source=source, kind=KIND)
+    report = ImportReport(source=source, kind=KIND)
     entries, timed = _Reader(data, report).read()
     if not entries:
         raise TraceError("it has no line that is an event")
@@ -68,7 +68,7 @@ def import_log(data: bytes, source: str) -> tuple[Trace, Report]:
 
 
 class _Reader:
-    def __init__(self, data: bytes, report: Report) -> None:
+    def __init__(self, data: bytes, report: ImportReport) -> None:
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError:

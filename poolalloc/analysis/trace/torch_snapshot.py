@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from poolalloc._internal.trace.format import MAX_BYTES, MAX_DEVICES, DeviceInfo, Frame, StackTable, Trace, TraceError
 from poolalloc._internal.version import __version__
+from poolalloc.analysis.trace.import_report import ImportReport, count_written
 from poolalloc.analysis.trace.rebuild import (
     ORDINARY,
     SEGMENT_OPS,
@@ -30,7 +31,6 @@ from poolalloc.analysis.trace.rebuild import (
     rebuild,
     reserved_at_start,
 )
-from poolalloc.analysis.trace.report import Report, count_written
 
 KIND = "PyTorch memory snapshot"
 
@@ -119,7 +119,7 @@ def _memory_bounded(more: int) -> Iterator[None]:
 # --- the import -----------------------------------------------------------------------------------------------------
 
 
-def import_snapshot(data: bytes, source: str) -> tuple[Trace, Report]:
+def import_snapshot(data: bytes, source: str) -> tuple[Trace, ImportReport]:
     """Return the trace in the bytes of a snapshot file called `source`, and the account of what became of its entries.
 
     Raises TraceError for what is no snapshot, or one that contradicts itself.
@@ -151,7 +151,7 @@ class _Import:
             raise TraceError("it is no memory snapshot of PyTorch: it has no segments and device_traces")
         self.snapshot = snapshot
         self.data = data
-        self.report = Report(source=source, kind=KIND)
+        self.report = ImportReport(source=source, kind=KIND)
         self.stacks = StackTable()
         self.known_stacks: dict[tuple[int, str], int] = {}
         self.known_pools: dict[int, tuple[Any, Pool]] = {}
@@ -159,7 +159,7 @@ class _Import:
         self.timed = True
         self._note_unknown(snapshot, _TOP, "the snapshot")
 
-    def run(self) -> tuple[Trace, Report]:
+    def run(self) -> tuple[Trace, ImportReport]:
         traces = _list(self.snapshot["device_traces"], "device_traces")
         segments = self._segments()
         devices = sorted({*(device for device, trace in enumerate(traces) if trace), *segments})

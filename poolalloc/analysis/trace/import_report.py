@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from poolalloc._internal.moved import old_names
 from poolalloc._internal.trace.format import Op
 
 
 @dataclass
-class Report:
+class ImportReport:
     """The account of one import. Each Counter is by kind or by reason."""
 
     source: str = ""
@@ -55,6 +56,10 @@ class Report:
         }
 
 
-def count_written(report: Report, ops: list[int]) -> None:
+def count_written(report: ImportReport, ops: list[int]) -> None:
     """Note the events of the finished trace."""
     report.written = Counter({Op(op).name.lower(): number for op, number in Counter(ops).items()})
+
+
+if not TYPE_CHECKING:  # names of before, which warn
+    __getattr__ = old_names(__name__, {"Report": "ImportReport"})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
-    from poolalloc.analysis.live_blocks import LiveSet, Share
+    from poolalloc.analysis.live_blocks import BlockGroup, LiveBlocks
     from poolalloc.cli.tables import Table
 
 
@@ -25,7 +25,7 @@ Group = tuple[str, Sequence[Row], str]
 """What rows are grouped by, the rows, and what is said of those that are not among them, or nothing."""
 
 
-def by(name: str, shares: Sequence[Share], most: int, least: int = 0) -> Group:
+def by(name: str, shares: Sequence[BlockGroup], most: int, least: int = 0) -> Group:
     """Return a group of the largest shares, of `least` bytes or more; if more than one is left, they are one row."""
     rows = [_row(share, format_size(int(share.label)) if name == "size class" else share.label) for share in shares]
     most = min(most, sum(row.requested >= least for row in rows))
@@ -36,12 +36,12 @@ def by(name: str, shares: Sequence[Share], most: int, least: int = 0) -> Group:
     return name, rows, ""
 
 
-def _row(share: Share, label: str) -> Row:
+def _row(share: BlockGroup, label: str) -> Row:
     sizes = {format_size(share.smallest): None, format_size(share.largest): None}
     return Row(label, share.blocks, share.requested, " - ".join(sizes))
 
 
-def by_scope(live: LiveSet, most: int, depth: int, least: float = 0.01) -> Group:
+def by_scope(live: LiveBlocks, most: int, depth: int, least: float = 0.01) -> Group:
     """Return the tree of scopes as a group: as deep as `depth`, the `most` largest and those as large as the last.
 
     Those with less than `least` of the live set are not among them.
@@ -62,7 +62,7 @@ def by_scope(live: LiveSet, most: int, depth: int, least: float = 0.01) -> Group
     return "scope", rows, "(each with the scopes inside it; smaller ones are left out)"
 
 
-def table_of(live: LiveSet, title: str, groups: Sequence[Group]) -> Table:
+def table_of(live: LiveBlocks, title: str, groups: Sequence[Group]) -> Table:
     """Return a table of groups of a live set."""
     from poolalloc.analysis.live_blocks import shown
     from poolalloc.cli.tables import Table as NewTable
