@@ -47,7 +47,8 @@ _WORDS = {"true": True, "1": True, "false": False, "0": False}
 class Config(Options):
     """The options of an allocator, checked. Sizes are in bytes, and may be given as text such as `"2 MiB"`.
 
-    Raises ConfigError for a value that is out of range or of the wrong kind, and for two that contradict each other.
+    Raises:
+        ConfigError: a value is out of range or of the wrong kind, or two contradict each other.
     """
 
     def _set(self, values: Mapping[str, object]) -> None:
@@ -58,7 +59,7 @@ class Config(Options):
     @classmethod
     def load(
         cls,
-        spec: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        spec: Config | Mapping[str, object] | str | os.PathLike[str] | None = None,
         *,
         config: str | os.PathLike[str] | None = None,
         conf: str | None = None,
@@ -68,7 +69,10 @@ class Config(Options):
         `spec` is a Config, which is taken as it is; or a mapping of options, the path of a TOML file, the name of a
         profile (`profiles()` lists them), or None for the defaults. On top of these come, in this order, the file or
         profile that POOLALLOC_CONFIG names and the options in POOLALLOC_CONF; the file or profile `config` and the
-        options `conf` come last, on top of a Config too. Raises ConfigError.
+        options `conf` come last, on top of a Config too.
+
+        Raises:
+            ConfigError: an option is unknown or has a value that is not allowed, or a file cannot be read.
         """
         sources: list[_Source] = []
         if isinstance(spec, Config):
@@ -91,20 +95,31 @@ class Config(Options):
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Config:
-        """Return the options in the table `[poolalloc]` of a TOML file. Raises ConfigError, also if there is none."""
+        """Return the options in the table `[poolalloc]` of a TOML file.
+
+        Raises:
+            ConfigError: the file cannot be read, or an option in it is wrong.
+        """
         return cls._from((os.fspath(path), _from_file(path)))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Config:
         """Return the options of the file that POOLALLOC_CONFIG names, with those of POOLALLOC_CONF on top.
 
-        `environ` stands for os.environ. Raises ConfigError that says which of the two is wrong.
+        `environ` stands for os.environ.
+
+        Raises:
+            ConfigError: an option is wrong; the text says in which of the two.
         """
         return cls._from(*_from_environment(os.environ if environ is None else environ))
 
     @classmethod
     def from_conf(cls, text: str) -> Config:
-        """Return the options in `key:value,key:value`, the form of POOLALLOC_CONF. Raises ConfigError."""
+        """Return the options in `key:value,key:value`, the form of POOLALLOC_CONF.
+
+        Raises:
+            ConfigError: an option is unknown or has a value that is not allowed.
+        """
         return cls._from(("", _from_conf(text)))
 
     @classmethod

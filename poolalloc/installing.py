@@ -31,7 +31,7 @@ _importing = threading.local()
 
 
 def install(
-    config: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    config: Config | Mapping[str, object] | str | os.PathLike[str] | None = None,
     *,
     plan: str | os.PathLike[str] | None = None,
     bridge: bool | None = None,
@@ -51,10 +51,13 @@ def install(
 
     Calling it again with the same configuration, or with None, returns the first result.
 
-    Raises AlreadyInitializedError if torch has already initialised CUDA or has another library's allocator, PlanError
-    for a file that is no plan, ConfigError for options that do not exist, and for those or a plan that differ from an
-    earlier call's, TorchError if there is no torch, it is not built for CUDA, it is half imported, or the bridge was
-    demanded and cannot be built, UsageError if it is called again while it imports torch.
+    Raises:
+        AlreadyInitializedError: torch has already initialised CUDA, or has another library's allocator.
+        PlanError: the file is no plan.
+        ConfigError: an option does not exist, or options or a plan differ from those of an earlier call.
+        TorchError: there is no torch, it is not built for CUDA, it is half imported, or the bridge was demanded and
+            cannot be built.
+        UsageError: it is called again while it imports torch.
     """
     if (done := installed.made()) is None:
         config = Config.load(config)
@@ -111,7 +114,7 @@ def _install_first(config: Config, plan: Path | None, bridge: bool | None) -> In
 
 def _require_same(
     done: Installation,
-    config: Config | Mapping[str, Any] | str | os.PathLike[str] | None,
+    config: Config | Mapping[str, object] | str | os.PathLike[str] | None,
     plan: str | os.PathLike[str] | None,
 ) -> None:
     if config is not None and (asked := Config.load(config)) != done.config:
@@ -231,7 +234,11 @@ def _install_plugin(config: Config, plan: Path | None, torch: ModuleType) -> Ins
 
 
 def import_torch() -> ModuleType:
-    """Torch, if it can be served. Raises TorchError."""
+    """Return torch, if it can be served.
+
+    Raises:
+        TorchError: it cannot.
+    """
     try:
         import torch
     except ImportError as error:

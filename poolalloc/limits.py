@@ -8,13 +8,16 @@ from __future__ import annotations
 import atexit
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from poolalloc import _core
 from poolalloc._internal.device import device_index
 from poolalloc._internal.installed import require_installed
 from poolalloc.errors import UsageError
 from poolalloc.sizes import parse_size
+
+if TYPE_CHECKING:
+    from torch.types import Device
 
 __all__ = [
     "OomCallback",
@@ -61,7 +64,10 @@ def on_oom(callback: Callable[[int, int], object]) -> OomCallback:
     added, on the thread that asked for memory, under no lock, before anything waits for the device; their own requests
     call nobody back. What one raises is reported as Python reports what a __del__ raises, and the request goes on.
 
-    Also a decorator. Raises NotInstalledError before install().
+    Also a decorator.
+
+    Raises:
+        NotInstalledError: before install().
     """
     require_installed()
     handle = OomCallback(callback, _core.on_oom(callback))
@@ -76,14 +82,15 @@ def _remove_all() -> None:
         handle.remove()
 
 
-def set_memory_limit(limit: int | str | None, device: Any = None) -> None:
+def set_memory_limit(limit: int | str | None, device: Device = None) -> None:
     """Let poolalloc hold at most `limit` bytes (or "40 GiB"; None: no such limit) on a device (None: the current one).
 
     The fraction of set_memory_fraction() holds as well: the smaller of the two counts. A limit below what is held gives
     back what is idle and needs no wait; what is live stays, and nothing grows until enough of it was freed.
 
-    Raises NotInstalledError before install(), ValueError for what is no size, UsageError for less than one page of
-    2 MiB or a device that does not exist.
+    Raises:
+        NotInstalledError: before install().
+        UsageError: it is no size, or less than one page of 2 MiB, or there is no such device.
     """
     require_installed()
     size = 0 if limit is None else _size(limit)
@@ -92,13 +99,13 @@ def set_memory_limit(limit: int | str | None, device: Any = None) -> None:
     _core.set_memory_limit(size, device_index(device))
 
 
-def memory_limit(device: Any = None) -> int | None:
+def memory_limit(device: Device = None) -> int | None:
     """The bytes that set_memory_limit() or the option memory_limit allows on a device, or None."""
     require_installed()
     return _core.memory_limit(device_index(device)) or None
 
 
-def set_memory_fraction(fraction: float, device: Any = None) -> None:
+def set_memory_fraction(fraction: float, device: Device = None) -> None:
     """Let poolalloc hold at most this fraction, above 0 and up to 1, of a device's memory (None: the current one).
 
     The same as torch.cuda.set_per_process_memory_fraction(), which calls it; see set_memory_limit().
@@ -107,13 +114,13 @@ def set_memory_fraction(fraction: float, device: Any = None) -> None:
     _core.set_memory_fraction(fraction, device_index(device))
 
 
-def memory_fraction(device: Any = None) -> float:
+def memory_fraction(device: Device = None) -> float:
     """The fraction of a device's memory that poolalloc may hold."""
     require_installed()
     return _core.memory_fraction(device_index(device))
 
 
-def trim(target: int | str | None = None, device: Any = None, *, wait: bool = False) -> int:
+def trim(target: int | str | None = None, device: Device = None, *, wait: bool = False) -> int:
     """Give idle memory of a device back to it, until poolalloc holds no more than `target` bytes (None: all it can).
 
     Returns the bytes given back. Only what the device is done with goes, and nothing is waited for; with `wait` the

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from poolalloc import _core
 from poolalloc._internal import price_lists
@@ -16,7 +16,11 @@ from poolalloc._internal.device import device_index
 from poolalloc._internal.driver_work import DriverTime, DriverWork
 from poolalloc._internal.installed import require_installed
 from poolalloc._internal.moved import old_names
+from poolalloc._internal.statistics import Amount, DeviceStats, HeapStats, MemoryStats
 from poolalloc._internal.text import text_table
+
+if TYPE_CHECKING:
+    from torch.types import Device
 
 __all__ = [
     "EVENTS",
@@ -66,7 +70,7 @@ EVENTS = {
 """What statistics count in numbers, and what each counts."""
 
 
-def memory_stats(device: Any = None) -> dict[str, Any]:
+def memory_stats(device: Device = None) -> MemoryStats:
     """Statistics of one device (None: the current one), as a nested dict.
 
     Each of requested, live, pending, kept, resident, idle and reserved is {"current", "peak", "total"}, in bytes; of
@@ -76,14 +80,16 @@ def memory_stats(device: Any = None) -> dict[str, Any]:
     pages that the driver charges for (poolalloc.driver_time prices them); "overhead" is peak reserved / peak requested,
     or None before the first request.
 
-    Raises NotInstalledError before install(), UsageError for a device that does not exist.
+    Raises:
+        NotInstalledError: before install().
+        UsageError: there is no such device.
     """
     require_installed()
     stats = _core.stats(device_index(device))
     return {**stats, "overhead": overhead_of(stats)}
 
 
-def overhead_of(stats: Mapping[str, Any]) -> float | None:
+def overhead_of(stats: DeviceStats) -> float | None:
     """Peak reserved / peak requested; None before the first request."""
     requested = stats["requested"]["peak"]
     return stats["reserved"]["peak"] / requested if requested else None
@@ -95,7 +101,9 @@ def driver_time(prices: str | None = None) -> DriverTime:
     A model, from handles and pages counted: .total.low and .total.high are seconds, .work.handles_mapped how many
     handles were mapped. A program that takes it before and after a step learns what the step costs.
 
-    Raises NotInstalledError before install(), CostError for a price list that does not exist.
+    Raises:
+        NotInstalledError: before install().
+        CostError: there is no such price list.
     """
     require_installed()
     devices = _core.devices()
@@ -103,7 +111,7 @@ def driver_time(prices: str | None = None) -> DriverTime:
     return DriverWork(work).price(price_lists.find(prices))
 
 
-def reset_peak_stats(device: Any = None) -> None:
+def reset_peak_stats(device: Device = None) -> None:
     """Let the peaks of one device (None: the current one) start again from what is current."""
     require_installed()
     _core.reset_peak_stats(device_index(device))
@@ -118,12 +126,12 @@ def empty_cache() -> int:
     return _core.empty_cache()
 
 
-def memory_summary(device: Any = None) -> str:
+def memory_summary(device: Device = None) -> str:
     """The statistics of one device (None: the current one) as a table of plain text."""
     return summary_of(memory_stats(device))
 
 
-def summary_of(stats: Mapping[str, Any]) -> str:
+def summary_of(stats: DeviceStats) -> str:
     """The same from statistics that memory_stats() or an Engine gave."""
     lines = [
         f"poolalloc, GPU {stats['device']}: {_size(stats['reserved']['current'])} reserved "
@@ -132,16 +140,18 @@ def summary_of(stats: Mapping[str, Any]) -> str:
         "",
     ]
     rows: list[tuple[str, ...]] = [("memory", "now", "peak", "ever added", "ever freed")]
+    amounts = cast(Mapping[str, Mapping[str, int]], stats)
     for name in QUANTITIES:
-        now, peak, total = (stats[name][key] for key in ("current", "peak", "total"))
+        now, peak, total = (amounts[name][key] for key in ("current", "peak", "total"))
         # What is idle is what reserved and resident leave: it has no history of its own.
         history = ("-", "-", "-") if name == "idle" else (_size(peak), _size(total), _size(total - now))
         rows.append((name, _size(now), *history))
     lines += text_table(rows)
     overhead = overhead_of(stats)
     lines += ["", f"overhead (peak reserved / peak requested)  {'-' if overhead is None else f'{overhead:.4f}'}", ""]
+    counts = cast(Mapping[str, int], stats)
     lines += text_table(
-        [("events", "count", ""), *((name, f"{stats[name]:,}", text) for name, text in EVENTS.items())], "<><"
+        [("events", "count", ""), *((name, f"{counts[name]:,}", text) for name, text in EVENTS.items())], "<><"
     )
     lines += [""]
     blocks = stats["live_blocks"]
@@ -170,7 +180,7 @@ def summary_of(stats: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _mode_of(stats: Mapping[str, Any]) -> str:
+def _mode_of(stats: DeviceStats) -> str:
     if stats["virtual_memory"]:
         return "pages, mapped where they are needed"
     return f"whole segments, {sum(heap['segments'] for heap in stats['heaps']):,} of them now"
@@ -197,9 +207,10 @@ class MemoryBreakdown:
         return MemoryBreakdown(*(getattr(self, name) + getattr(other, name) for name in _PARTS))
 
     @classmethod
-    def of(cls, stats: Mapping[str, Any]) -> MemoryBreakdown:
+    def of(cls, stats: HeapStats) -> MemoryBreakdown:
         """The share of one heap or device, from its statistics."""
-        now = {name: int(stats[name]["current"]) for name in QUANTITIES}
+        amounts = cast(Mapping[str, Amount], stats)
+        now = {name: int(amounts[name]["current"]) for name in QUANTITIES}
         return cls(
             requested=now["requested"],
             rounding=now["live"] - now["requested"],
@@ -257,7 +268,7 @@ class Fragmentation:
         """The shares by pool, over all streams; (0, 0) is the ordinary pool."""
         return _grouped((pool, share) for (_, pool), share in self.heaps.items())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The same as plain dicts and lists, for JSON."""
         return {
             "device": self.device,
@@ -318,24 +329,26 @@ _MEANING = {
 }
 
 
-def fragmentation(device: Any = None) -> Fragmentation:
+def fragmentation(device: Device = None) -> Fragmentation:
     """Where every reserved byte of a device (None: the current one) is. print() it, or take its to_dict().
 
-    Raises NotInstalledError before install(), UsageError for a device that does not exist.
+    Raises:
+        NotInstalledError: before install().
+        UsageError: there is no such device.
     """
     return fragmentation_of(memory_stats(device))
 
 
-def fragmentation_of(stats: Mapping[str, Any]) -> Fragmentation:
+def fragmentation_of(stats: DeviceStats) -> Fragmentation:
     """The same from statistics that memory_stats() or an Engine gave."""
-    heaps = {(heap["stream"], tuple(heap["pool"])): MemoryBreakdown.of(heap) for heap in stats["heaps"]}
+    heaps = {(heap["stream"], heap["pool"]): MemoryBreakdown.of(heap) for heap in stats["heaps"]}
     total = sum(heaps.values(), MemoryBreakdown(idle=stats["unmapped"]))
     bins = tuple(_bins(stats["heaps"]))
     uncut = sum(heap["uncut"] for heap in stats["heaps"])
     return Fragmentation(stats["device"], total, heaps, bins, uncut, stats["unmapped"])
 
 
-def _bins(heaps: Iterable[Mapping[str, Any]]) -> Iterable[SizeClassBreakdown]:
+def _bins(heaps: Iterable[HeapStats]) -> Iterable[SizeClassBreakdown]:
     sums: dict[int, list[int]] = {}
     arena = [0, 0, 0, 0]
     for heap in heaps:
@@ -345,8 +358,9 @@ def _bins(heaps: Iterable[Mapping[str, Any]]) -> Iterable[SizeClassBreakdown]:
         arena[3] += heap["kept"]["current"]
         for row in heap["bins"]:
             own = sums.setdefault(row["block_bytes"], [0, 0, 0, 0])
-            for i, name in enumerate(("live_blocks", "rounded", "resident", "requested")):
-                own[i] += row[name]
+            figures = (row["live_blocks"], row["rounded"], row["resident"], row["requested"])
+            for i, figure in enumerate(figures):
+                own[i] += figure
     for block_bytes, (blocks, rounded, resident, requested) in sorted(sums.items()):
         yield SizeClassBreakdown(block_bytes, blocks, rounded, 0, resident - rounded, requested)
     if arena[2]:

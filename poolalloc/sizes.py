@@ -31,8 +31,8 @@ _LIMIT = 2**63
 def parse_size(text: str, *, zero: bool = False) -> int:
     """Return the bytes that `text` stands for; a fraction of a byte is dropped.
 
-    Raises ValueError, with one line that says what is allowed, for anything that is not a size, and for no bytes at all
-    unless `zero` says that they are a value too.
+    Raises:
+        UsageError: it is not a size, or no bytes at all unless `zero` says that they are a value too.
     """
     match = _FORM.fullmatch(text)
     if match is None or match[2].lower() not in UNITS:

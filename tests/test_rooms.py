@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
+import re
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
 import pytest
 
 import poolalloc
+from poolalloc import _core
 from poolalloc._internal.moved import MOVED
+from poolalloc._internal.statistics import DeviceStats
 from poolalloc.errors import PoolallocError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
@@ -101,6 +107,61 @@ def test_old_names_are_the_new_ones_and_warn(module: str) -> None:
         assert found is getattr(home, new)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = home.no_such_name
+
+
+def _signatures(name: str) -> Iterator[tuple[str, str]]:
+    """Every annotation of what a module calls public, and of the public methods and fields of its classes."""
+    module = importlib.import_module(name)
+    for public in module.__all__:
+        value = getattr(module, public)
+        functions = {public: value}
+        if inspect.isclass(value):
+            functions = {f"{public}.{key}": getattr(each, "__func__", getattr(each, "fget", each))
+                         for key, each in vars(value).items() if not key.startswith("_")}  # fmt: skip
+            fields = inspect.get_annotations(value)
+            yield from ((f"{public}.{key}", str(text)) for key, text in fields.items() if not key.startswith("_"))
+        for owner, function in functions.items():
+            if inspect.isfunction(function):
+                yield from ((owner, str(text)) for text in function.__annotations__.values())
+
+
+READS_JSON = ("from_json", "DeviceResult.stats")
+"""What takes or keeps values as they stand in a file, or as the native module gives them."""
+
+
+@pytest.mark.parametrize("name", [name for name in generate_manual.public_modules() if name != "poolalloc.auto"])
+def test_no_public_signature_says_any(name: str) -> None:
+    arrays = re.compile(r"(NDArray|np\.dtype)\[Any\]")
+    found = [
+        (owner, text)
+        for owner, text in _signatures(name)
+        if re.search(r"\bAny\b", arrays.sub("", text)) and not owner.endswith(READS_JSON)
+    ]
+    assert found == []
+
+
+def _kind(type_: object) -> type | None:
+    """The TypedDict that a field of one holds, alone or in a list; None for plain values."""
+    arguments = get_args(type_)
+    inner = arguments[0] if get_origin(type_) is list else type_
+    return inner if is_typeddict(inner) else None
+
+
+def _agrees(stats: dict[str, Any], kind: type) -> None:
+    hints = get_type_hints(kind)
+    assert set(stats) == set(hints)
+    for name, type_ in hints.items():
+        if (inner := _kind(type_)) is not None:
+            for one in stats[name] if isinstance(stats[name], list) else [stats[name]]:
+                _agrees(one, inner)
+
+
+def test_statistics_are_of_the_type_that_says_so() -> None:
+    engine = _core.Engine("")
+    engine.allocate(1000)
+    stats = engine.stats()
+    assert stats["heaps"][0]["bins"]
+    _agrees(stats, DeviceStats)
 
 
 def test_every_exception_derives_from_poolalloc_error() -> None:

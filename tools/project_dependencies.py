@@ -1,7 +1,6 @@
-"""Prints what pyproject.toml asks for, one requirement a line: `demo` for what building and the demo take, `dev` for
-what working on the project takes.
+"""Prints what pyproject.toml asks for, one requirement a line.
 
-The Makefile installs from it, so that requirements stand in one place.
+`demo` is what building and the demo take, `dev` what working on the project takes. The Makefile installs from it, so that requirements stand in one place.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""What the workloads of library models share: batches of changing shape, one training step after the other, and the
-steps of a trainer that has a loop of its own."""
+"""What the workloads of library models share.
+
+Batches of changing shape, one training step after the other, and the steps of a trainer that has a loop of its own.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,10 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give the block a file to write, which takes the place of `path` when the block ends without an error.
 
     A link stays and its target is replaced. What is no regular file (a device, a pipe) is written to as it is: replaced
-    it must never be. So is a file in a folder where none can be made. Raises OSError.
+    it must never be. So is a file in a folder where none can be made.
+
+    Raises:
+        OSError: it cannot be written.
     """
     target = Path(os.path.realpath(path))
     exists = os.path.exists(path)
@@ -32,6 +35,10 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text, in UTF-8, whole or not at all. Raises OSError."""
+    """Write a text, in UTF-8, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     with whole_file(path) as file:
         file.write_text(text, encoding="utf-8")

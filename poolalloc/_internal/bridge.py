@@ -89,7 +89,11 @@ def cache_folder() -> Path:
 
 
 def plan(torch: ModuleType) -> Plan:
-    """How to build the bridge for this torch. Raises BridgeError if something that it takes is missing."""
+    """How to build the bridge for this torch.
+
+    Raises:
+        BridgeError: something that it takes is missing.
+    """
     folder = sources()
     if _digest_of_headers(folder) != _core.HEADERS_DIGEST:
         raise BridgeError(
@@ -134,7 +138,11 @@ def _digest_of_headers(folder: Path) -> str:
 
 
 def compiler() -> tuple[str, ...]:
-    """The C++ compiler to use, as the first words of a command: CXX, or what is found. Raises BridgeError."""
+    """The C++ compiler to use, as the first words of a command: CXX, or what is found.
+
+    Raises:
+        BridgeError: there is none.
+    """
     asked = os.environ.get("CXX")
     for candidate in [asked] if asked else ["g++", "c++", "clang++"]:
         words = candidate.split()
@@ -175,7 +183,9 @@ def _cuda_includes(site_packages: Path) -> list[str]:
 def build(torch: ModuleType, force: bool = False) -> Library:
     """The bridge for this torch, in the cache folder; built if it is not there yet.
 
-    Raises BridgeError with the compiler's first error, and NotKeptError with the reason why the folder is not used.
+    Raises:
+        BridgeError: it cannot be compiled; the compiler's first error.
+        NotKeptError: the folder cannot be used; why.
     """
     return build_plan(plan(torch), force)
 
@@ -261,7 +271,11 @@ _WARN = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_warn)
 
 
 def load(library: Library) -> None:
-    """Let the bridge take over torch's CUDA memory. Raises BridgeError if it cannot be loaded, or torch refuses it."""
+    """Let the bridge take over torch's CUDA memory.
+
+    Raises:
+        BridgeError: it cannot be loaded, or torch refuses it.
+    """
     try:
         install = ctypes.CDLL(library.loadable_path()).poolalloc_bridge_install
     except (OSError, AttributeError) as error:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from poolalloc.errors import UsageError
 
+if TYPE_CHECKING:
+    from torch.types import Device
 
-def device_index(device: Any) -> int:
+
+def device_index(device: Device) -> int:
     """A device as torch writes it (None, 0, "cuda:1", torch.device) to its index. None is the current device."""
     if isinstance(device, str):
         name, _, index = device.partition(":")
         if name != "cuda" or (index and not index.isdigit()):
             raise UsageError(f'no CUDA device is named "{device}"; write "cuda", "cuda:0" or 0')
         device = int(index) if index else None
-    elif hasattr(device, "index") and hasattr(device, "type"):  # torch.device
+    elif device is not None and not isinstance(device, int):  # torch.device
         if device.type != "cuda":
             raise UsageError(f"{device} is not a CUDA device")
         device = device.index

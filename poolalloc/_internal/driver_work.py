@@ -39,7 +39,7 @@ class Part:
     steps: int | None
     work: Work
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return it as plain values."""
         return {"steps": self.steps, "work": dict(self.work)}
 
@@ -89,7 +89,7 @@ class DriverWork:
             step(self.second_half),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return it as plain values."""
         return {
             "total": dict(self.total),
@@ -121,7 +121,7 @@ class DriverTime:
         times = (self.total, self.start_up, self.first_half_step, self.second_half_step)
         return f"{self.work.handles_mapped:,}", *("-" if time is None else time.milliseconds for time in times)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return it as plain values: milliseconds, each as [lowest, highest] or None."""
         named = {
             "total": self.total,

@@ -33,7 +33,10 @@ class ExactBin:
     """A size whose blocks every stream keeps for the next requests of it, at most `keep` of them.
 
     The first request of the size on a device makes `preallocate` blocks. Sizes are in bytes, may be given as text such
-    as `"6 MiB"`, and mean what they are when rounded up to 512 B, as requests are. Raises ConfigError.
+    as `"6 MiB"`, and mean what they are when rounded up to 512 B, as requests are.
+
+    Raises:
+        ConfigError: a figure is out of range.
     """
 
     size: int
@@ -71,7 +74,11 @@ def refusal(value: object, problem: str) -> ConfigError:
 
 
 def bins_of(value: object) -> tuple[ExactBin, ...]:
-    """Return the bins that a text, or several ExactBin or mappings of their fields, stand for. Raises ConfigError."""
+    """Return the bins that a text, or several ExactBin or mappings of their fields, stand for.
+
+    Raises:
+        ConfigError: it stands for no bins.
+    """
     if isinstance(value, str):
         parts = value.split("+") if value.strip(_SPACE) else []
         bins = tuple(_from_text(part.strip(_SPACE)) for part in parts)

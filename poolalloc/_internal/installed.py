@@ -99,7 +99,11 @@ def installation() -> Installation | None:
 
 
 def require_installed() -> Installation:
-    """Return what install() returned. Raises NotInstalledError where poolalloc does not serve this process."""
+    """Return what install() returned.
+
+    Raises:
+        NotInstalledError: poolalloc does not serve this process.
+    """
     if _installation is None:
         raise NotInstalledError(
             "poolalloc is not installed in this process, so there are no figures; call poolalloc.install() before "

@@ -40,7 +40,11 @@ class Kind(NamedTuple):
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write the arrays. The file appears whole or not at all. Raises OSError."""
+    """Write the arrays. The file appears whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     # Level 1: events shrink to an eighth or less, at several times the speed of the default level.
     with (
         whole_file(path) as target,

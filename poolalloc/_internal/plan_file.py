@@ -76,10 +76,10 @@ class Plan:
     parts: tuple[Part, ...]
     above: int
     """Only requests larger than so many bytes are in it."""
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, object] = field(default_factory=dict)
     """What it was made of."""
 
-    def to_core(self) -> dict[str, Any]:
+    def to_core(self) -> dict[str, object]:
         """Return it as poolalloc._core takes it."""
         return {
             "above": self.above,
@@ -172,7 +172,12 @@ def _check_overlaps(part: Part) -> None:
 
 
 def write(plan: Plan, path: str | os.PathLike[str]) -> None:
-    """Write a plan. The file appears whole or not at all. Raises PlanError for one that breaks the rules, OSError."""
+    """Write a plan. The file appears whole or not at all.
+
+    Raises:
+        PlanError: it breaks the rules.
+        OSError: it cannot be written.
+    """
     check(plan)
     header = {
         "format": _KIND.format,
@@ -194,7 +199,11 @@ def write(plan: Plan, path: str | os.PathLike[str]) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Plan:
-    """Return the plan in a file. Raises PlanError for one that is missing, damaged, or of a kind it does not know."""
+    """Return the plan in a file.
+
+    Raises:
+        PlanError: it is missing, damaged, or of a kind that is not known.
+    """
     with npz.reading(path, PlanError) as file:
         plan = _read_archive(file)
         check(plan)

@@ -59,7 +59,7 @@ class Modelled:
     high: float
     unpriced: Mapping[str, int]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return it as plain values."""
         return {"seconds_low": self.low, "seconds_high": self.high, "unpriced": dict(self.unpriced)}
 
@@ -139,7 +139,7 @@ class PriceList:
         texts = {"device": self.device, "source": self.source, "about": self.about}
         return json.dumps({"schema": SCHEMA, **texts, "microseconds": prices, "further_page": further}, indent=1) + "\n"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return what says where figures come from."""
         return {
             "name": self.name,
@@ -174,7 +174,8 @@ def known() -> dict[str, Path]:
 def find(name: str | None = None, device: str | None = None) -> PriceList:
     """Return a price list by name or path; without one, what was measured on `device`, else the default list.
 
-    Raises CostError.
+    Raises:
+        CostError: there is none, or the file is no price list.
     """
     if name is None and device is None:
         return _default()
@@ -192,7 +193,8 @@ def find(name: str | None = None, device: str | None = None) -> PriceList:
 def read(path: Path) -> PriceList:
     """Return the price list in a file. What a published one does not price is priced as in the default list.
 
-    Raises CostError.
+    Raises:
+        CostError: there is none, or the file is no price list.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -26,7 +26,9 @@ class UntrustedError(PoolallocError, PermissionError):
 class PrivateFolder:
     """An open folder. Made, for the user alone, if it is not there.
 
-    Raises UntrustedError for one that others may change, OSError for one that cannot be made or opened.
+    Raises:
+        UntrustedError: others may change it.
+        OSError: it cannot be made or opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,7 +55,11 @@ class PrivateFolder:
         self.close()
 
     def open(self, name: str) -> int | None:
-        """Return a descriptor for reading a file, None if there is no such file. Raises UntrustedError."""
+        """Return a descriptor for reading a file, None if there is no such file.
+
+        Raises:
+            UntrustedError: others may change it.
+        """
         try:
             descriptor = self._open(name, os.O_RDONLY)
         except FileNotFoundError:
@@ -84,7 +90,11 @@ class PrivateFolder:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Hold a lock file of the folder: one process goes on, the others wait. Raises UntrustedError."""
+        """Hold a lock file of the folder: one process goes on, the others wait.
+
+        Raises:
+            UntrustedError: others may change it.
+        """
         descriptor = self._open(name, os.O_RDWR | os.O_CREAT)
         try:
             check(os.fstat(descriptor), self.path / name)

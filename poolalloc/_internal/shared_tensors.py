@@ -35,7 +35,11 @@ def _reduce(tensor: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 
 def open_tensor(sender: int, rebuild: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Rebuild a tensor that process `sender` shared. Raises RuntimeError if poolalloc does not serve this process."""
+    """Rebuild a tensor that process `sender` shared.
+
+    Raises:
+        NotInstalledError: poolalloc does not serve this process.
+    """
     from poolalloc._internal.installed import is_installed
 
     if not is_installed():

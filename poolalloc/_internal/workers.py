@@ -52,9 +52,7 @@ def figures() -> list[dict[str, Any]]:
         found = [_core.stats(device) for device in _core.devices()]
     except UsageError:
         return []
-    for stats in found:
-        stats.pop("heaps")
-    return found
+    return [{name: value for name, value in stats.items() if name != "heaps"} for stats in found]
 
 
 def ask(folder: Path) -> dict[int, list[dict[str, Any]]]:

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from poolalloc._internal.driver_work import DriverWork
 from poolalloc._internal.moved import old_names
@@ -52,7 +52,7 @@ class Performed:
     device_name: str | None = None
     """The real GPU that it was performed on; None for a simulated one."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return its figures; those of a real device with its name, and what the requests and frees took."""
         if self.device_name is None:
             return self.row.to_json()
@@ -73,7 +73,11 @@ class Performed:
 
 
 def require(names: Sequence[str], *, real: bool = False) -> None:
-    """Raise BaselineError unless these allocators can be performed here; called before long work rather than after."""
+    """Check that these allocators can be performed here; called before long work rather than after.
+
+    Raises:
+        BaselineError: they cannot.
+    """
     for name in names:
         _allocator(name)
     if names:
@@ -121,7 +125,11 @@ def perform(
 
 
 def title(allocator: str) -> str:
-    """Return the name of an allocator for people. Raises BaselineError."""
+    """Return the name of an allocator for people.
+
+    Raises:
+        BaselineError: there is none by this name.
+    """
     return _allocator(allocator).title
 
 

@@ -14,12 +14,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING
 
 from poolalloc._internal.device import device_index
 from poolalloc._internal.text import text_table
 from poolalloc.errors import UnknownNameError, UsageError
 from poolalloc.sizes import format_size
+
+if TYPE_CHECKING:
+    from torch.types import Device
 
 __all__ = ["Comparison", "Cost", "compare"]
 
@@ -58,7 +61,7 @@ class Comparison:
                 return cost
         raise UnknownNameError(f"there is no way {name!r} in this comparison")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return everything as plain values; bytes and seconds."""
         return {"schema": 1, "costs": [vars(cost).copy() for cost in self.costs]}
 
@@ -84,7 +87,7 @@ class Comparison:
 
 
 def compare(
-    ways: Mapping[str, Callable[[], object]], *, device: Any = None, repeat: int = 3, warm_up: int = 1
+    ways: Mapping[str, Callable[[], object]], *, device: Device = None, repeat: int = 3, warm_up: int = 1
 ) -> Comparison:
     """Run each way by itself, and return what it costs in memory of one device.
 

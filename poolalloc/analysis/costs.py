@@ -49,7 +49,11 @@ class Measured:
 def measure(device: int = 0, rounds: int = 40) -> Measured:
     """Time every call on a device of this machine: the 10th and the 90th percentile of `rounds` with many calls each.
 
-    On a simulated device the list says so. Raises UsageError without a device, RuntimeError where its driver refuses.
+    On a simulated device the list says so.
+
+    Raises:
+        UsageError: there is no such device.
+        DriverError: its driver refuses.
     """
     from poolalloc import _core
     from poolalloc.sim import is_simulated

@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -99,7 +98,7 @@ class Fit:
         """Whether it fits on every device under poolalloc as it was configured first."""
         return all(device.fits for device in self.devices)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return everything as plain values; bytes and seconds."""
         return {
             "schema": 1,

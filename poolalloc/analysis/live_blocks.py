@@ -48,7 +48,7 @@ class BlockGroup:
     frames: tuple[Frame, ...] = ()
     """Of the stack that they have in common."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return everything as plain values."""
         return {**vars(self), "frames": frames_to_json(self.frames)}
 
@@ -71,7 +71,7 @@ class LiveBlocks:
     by_scope: tuple[BlockGroup, ...]
     """Empty where no scopes were recorded."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return everything as plain values; bytes and seconds."""
         return {
             name: [share.to_json() for share in value] if isinstance(value, tuple) else value

@@ -140,13 +140,17 @@ class Result:
         return self.events / self.core_seconds if self.core_seconds else 0.0
 
     def device(self, index: int) -> DeviceResult:
-        """Return one device's figures. Raises KeyError for a device on which nothing was allocated."""
+        """Return one device's figures.
+
+        Raises:
+            UnknownNameError: nothing was allocated on this device.
+        """
         for device in self.devices:
             if device.device == index:
                 return device
         raise UnknownNameError(f"nothing was allocated on device {index}")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return everything as plain values; bytes and seconds."""
         lost = self.out_of_memory
         return {
@@ -207,8 +211,11 @@ class Replayer:
         """Replay it, each device with `memory` bytes (None: as recorded, else 80 GiB or what it takes).
 
         `samples`: how many points the curves over time have, about; 0 makes none. `placements`: also note where each
-        allocation was placed. `plan`: what requests are served from (plan.read). Raises ConfigError and, where the
-        engine's own figures contradict each other, InvariantViolation.
+        allocation was placed. `plan`: what requests are served from (plan.read).
+
+        Raises:
+            ConfigError: an option is wrong.
+            InvariantViolation: the engine's own figures contradict each other.
         """
         memory_bytes, source = self._memory_unless_given
         if memory is not None:
@@ -325,7 +332,11 @@ def recorded_figures(trace: Trace, device: int) -> Recorded | None:
 
 
 def require_memory(memory: int) -> int:
-    """Return `memory` if a device of so many bytes can be modelled. Raises TraceError."""
+    """Return `memory` if a device of so many bytes can be modelled.
+
+    Raises:
+        TraceError: it cannot.
+    """
     if not _core.PAGE_BYTES <= memory <= MOST_MEMORY:
         raise TraceError(
             f"a device of {format_size(memory)} cannot be modelled; allowed: {format_size(_core.PAGE_BYTES)} to "

@@ -41,7 +41,12 @@ def require_matplotlib() -> None:
 
 
 def write_png(result: Result, title: str, path: Path) -> None:
-    """Draw a replay that was made with samples. Raises TraceError without matplotlib, OSError for the file."""
+    """Draw a replay that was made with samples.
+
+    Raises:
+        TraceError: there is no matplotlib.
+        OSError: the file cannot be written.
+    """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

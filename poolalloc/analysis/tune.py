@@ -105,13 +105,13 @@ class Tuned:
     """That were finished, those of other workers on the same storage included."""
     before: Scores
     after: Scores
-    provenance: dict[str, Any]
+    provenance: dict[str, object]
 
     def to_toml(self) -> str:
         """Return a profile: the options, and where they come from. install() and Config.load read it."""
         return profile(self.config, self.provenance)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return it as plain values: the options that differ from the defaults, and where they come from."""
         return {"schema": 1, "config": self.config.to_conf(), "provenance": self.provenance}
 
@@ -415,8 +415,10 @@ def _optuna() -> Any:
 
 
 def _study(optuna: Any, storage: str | None, name: str) -> Any:
-    """Open the search, or join it. Workers that open a new database at one time are in each other's way while Optuna
-    makes its tables: whoever comes second tries again.
+    """Open the search, or join it.
+
+    Workers that open a new database at one time are in each other's way while Optuna makes its tables: whoever comes
+    second tries again.
     """
     for patience in (1.0, 1.0, 1.0, 0.0):
         try:

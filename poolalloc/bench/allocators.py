@@ -54,7 +54,8 @@ ALLOCATORS: dict[str, Allocator] = {
 def named(name: str) -> Allocator:
     """Return the allocator of the table, or torch's own with the settings that `name` spells, as `key:value,...`.
 
-    Raises KeyError, with what there is, for any other name.
+    Raises:
+        UnknownNameError: it is neither; the text says what there is.
     """
     if name in ALLOCATORS:
         return ALLOCATORS[name]

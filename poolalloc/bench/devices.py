@@ -36,7 +36,11 @@ class TorchInstall:
 
 
 def torch_install() -> TorchInstall:
-    """Return the installed torch without importing it. Raises DeviceError if there is none, or none with CUDA."""
+    """Return the installed torch without importing it.
+
+    Raises:
+        DeviceError: there is none, or none with CUDA.
+    """
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         raise DeviceError("torch is not installed; install a CUDA build of it: pip install torch")

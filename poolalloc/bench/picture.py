@@ -46,7 +46,11 @@ def require_matplotlib() -> None:
 
 
 def write_png(results: Results, path: Path) -> None:
-    """Draw the results into a PNG file. Raises MissingReportError."""
+    """Draw the results into a PNG file.
+
+    Raises:
+        MissingReportError: there is no matplotlib.
+    """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas

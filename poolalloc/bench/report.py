@@ -1,5 +1,6 @@
-"""Writes the report as one HTML file: pictures as inline SVG, the table, a readout under the pointer. Nothing is loaded
-from anywhere, and no optional package is needed.
+"""Writes the report as one HTML file: pictures as inline SVG, the table, a readout under the pointer.
+
+Nothing is loaded from anywhere, and no optional package is needed.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Timeline:
             [end - begin for end in self.steps],
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the lists by name."""
         return {
             "seconds": [round(value, 4) for value in self.seconds],
@@ -106,7 +106,7 @@ class Row:
         """Return the modelled time of the driver's work; None where that is not known."""
         return None if self.driver_work is None else self.driver_work.price(prices)
 
-    def to_json(self, prices: PriceList | None = None) -> dict[str, Any]:
+    def to_json(self, prices: PriceList | None = None) -> dict[str, object]:
         """Return the row, its driver time by `prices` (None: the default list).
 
         "error" is there only if the cell failed, "skipped" only if it was not run.
@@ -132,7 +132,7 @@ class Row:
             row["skipped"] = self.skipped
         return row
 
-    def details_json(self) -> dict[str, Any]:
+    def details_json(self) -> dict[str, object]:
         """Return what is known of the cell beyond its row."""
         return {
             "workload": self.workload,
@@ -167,7 +167,7 @@ class Results:
         mine, theirs = row.step_seconds, first.step_seconds
         return mine / theirs if mine is not None and theirs else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the results in schema 1; "details" runs beside "rows" and holds the time lines."""
         return {
             "schema": SCHEMA,
@@ -188,7 +188,11 @@ class Results:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Results:
-        """Return the results that to_json wrote. Raises ValueError for another schema."""
+        """Return the results that to_json wrote.
+
+        Raises:
+            UsageError: they are of another schema.
+        """
         if data.get("schema") != SCHEMA:
             raise UsageError(f"unknown schema {data.get('schema')!r}; this version reads {SCHEMA}")
         rows = []

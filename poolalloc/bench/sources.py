@@ -225,7 +225,11 @@ class Peaks:
 
 
 class SimulatedDriver:
-    """The simulated CUDA runtime that is loaded in this process. Raises RuntimeError if there is none."""
+    """The simulated CUDA runtime that is loaded in this process.
+
+    Raises:
+        DriverError: there is none.
+    """
 
     def __init__(self) -> None:
         library = ctypes.CDLL(None)
@@ -272,7 +276,8 @@ class _NvmlMemory(ctypes.Structure):
 def nvml_used_bytes() -> dict[str, int]:
     """Return the used bytes of every real GPU of the machine by its UUID, without creating a context.
 
-    Raises RuntimeError if NVML is missing or refuses.
+    Raises:
+        DriverError: NVML is missing or refuses.
     """
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")

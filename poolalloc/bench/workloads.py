@@ -78,7 +78,11 @@ def known() -> dict[str, Path]:
 
 
 def find(name: str) -> Workload:
-    """Return the workload of this name, or the file at this path. Raises WorkloadError."""
+    """Return the workload of this name, or the file at this path.
+
+    Raises:
+        WorkloadError: there is none.
+    """
     looks_like_path = name.endswith(".py") or "/" in name
     if looks_like_path:
         path = Path(name)
@@ -97,7 +101,11 @@ def find(name: str) -> Workload:
 
 
 def describe(name: str, path: Path) -> Workload:
-    """Return what the file at `path` is, from its text. Raises WorkloadError if it is not Python."""
+    """Return what the file at `path` is, from its text.
+
+    Raises:
+        WorkloadError: it is not Python.
+    """
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except (SyntaxError, ValueError, OSError) as error:
@@ -133,7 +141,11 @@ def strings(nodes: Iterable[ast.expr | None]) -> tuple[str, ...]:
 
 
 def choose_size(workload: Workload, size: str | None) -> str:
-    """Return the size to run: `size`, or else "full", or the last in the table. Raises WorkloadError."""
+    """Return the size to run: `size`, or else "full", or the last in the table.
+
+    Raises:
+        WorkloadError: the table has no such size.
+    """
     if size is None:
         return DEFAULT_SIZE if DEFAULT_SIZE in workload.sizes else workload.sizes[-1]
     if size not in workload.sizes:

@@ -75,7 +75,11 @@ def import_(
 
 
 def read_any(data: bytes, name: str) -> tuple[Trace, ImportReport]:
-    """Return the trace in a file of any kind that can be imported. Raises TraceError."""
+    """Return the trace in a file of any kind that can be imported.
+
+    Raises:
+        TraceError: it is of no such kind.
+    """
     from poolalloc._internal.trace.format import TraceError
     from poolalloc.analysis.trace import rmm_csv, torch_snapshot
 

@@ -138,7 +138,11 @@ def replay(
 def perform_against(
     path: Path, replayer: Replayer, memory: int, names: Sequence[str], *, placements: bool, real: bool = False
 ) -> list[Performed]:
-    """Perform the trace under each of torch's allocators named, simulated or real. Raises BaselineError."""
+    """Perform the trace under each of torch's allocators named, simulated or real.
+
+    Raises:
+        BaselineError: one of them cannot be performed here.
+    """
     if not names:
         return []
     from poolalloc.analysis import baselines
@@ -231,7 +235,11 @@ def _page_of(name: str, result: Result, performed: Sequence[Performed], times: S
 
 
 def read_trace(path: Path) -> Trace:
-    """Return the trace in a file; ends the command if nothing was allocated in it. Raises TraceError."""
+    """Return the trace in a file; ends the command if nothing was allocated in it.
+
+    Raises:
+        TraceError: it is no trace.
+    """
     from poolalloc.analysis.trace import TraceError, read
 
     trace = read(path)
@@ -241,7 +249,11 @@ def read_trace(path: Path) -> Trace:
 
 
 def load_config(config: str | None, conf: str | None) -> Config:
-    """Return the options that the command line and the environment ask for. Raises ConfigError."""
+    """Return the options that the command line and the environment ask for.
+
+    Raises:
+        ConfigError: an option is wrong.
+    """
     from poolalloc.config import Config
 
     return Config.load(config=config, conf=conf)

@@ -91,7 +91,11 @@ def _failed(url: str, problem: str) -> Look:
 
 
 def _read(url: str, deadline: float) -> str:
-    """Return the answer. Raises OSError, with the reason as its text."""
+    """Return the answer.
+
+    Raises:
+        OSError: there is none; the text says why.
+    """
     import http.client
     import urllib.error
     import urllib.request
@@ -114,7 +118,11 @@ def _read(url: str, deadline: float) -> str:
 
 
 def parse(url: str, text: str) -> Look:
-    """Return what the text of an answer says. Raises ValueError for what is no number or device of poolalloc's."""
+    """Return what the text of an answer says.
+
+    Raises:
+        ValueError: something is no number or device of poolalloc's.
+    """
     from prometheus_client.parser import text_string_to_metric_families
 
     devices: dict[tuple[str, int], dict[str, int]] = {}

@@ -7,7 +7,7 @@ import math
 import re
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -146,7 +146,7 @@ def print_found(found: Tuned) -> None:
     table.print(console)
     options = found.config.to_conf() or "the defaults: nothing was better"
     say(console, f"options: {options}")
-    gains = found.provenance
+    gains: dict[str, Any] = found.provenance
     say(
         console,
         f"on what was held out: {gains['gains_held_out_milliseconds_a_step']:,.3f} ms a step of the driver's time and "

@@ -49,7 +49,8 @@ def is_simulated() -> bool:
 def library_folder() -> Path:
     """Return the folder of libsimgpu.so, libcuda.so.1 and gpus.json; POOLALLOC_SIMGPU_DIR names another.
 
-    Raises SimulationError where the simulated runtime was not built.
+    Raises:
+        SimulationError: the simulated runtime was not built.
     """
     folder = Path(os.environ.get("POOLALLOC_SIMGPU_DIR") or Path(__file__).resolve().parents[1] / "simgpu")
     for name in ("libsimgpu.so", "libcuda.so.1", "gpus.json"):
@@ -73,7 +74,8 @@ def _read_gpus(file: Path) -> dict[str, SimGpu]:
 def find_gpu(name: str) -> SimGpu:
     """Return the card called `name` (a key such as `a100`, in any case).
 
-    Raises SimulationError that names the nearest known cards.
+    Raises:
+        SimulationError: there is none; the text names the nearest.
     """
     known = gpus()
     if name.lower() in known:

@@ -51,7 +51,10 @@ def sim_environment(
     completes, `virtual_memory` whether the cards have virtual memory management, `vmm_fault` what of it fails although
     it is announced (VMM_FAULTS), `peers` the pairs of devices that reach each other's memory, such as "0-1,1-2"
     (default: all; "none"), `prices` how long the driver's work takes (None: no time), `report` the file for the JSON
-    report that is written at exit. Raises SimulationError for bad values.
+    report that is written at exit.
+
+    Raises:
+        SimulationError: a value is out of range, or there is no such card.
     """
     card = find_gpu(gpu)
     _check_range("memory", memory, MINIMUM_MEMORY, MAXIMUM_MEMORY, format_size)

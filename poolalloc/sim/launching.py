@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from poolalloc._internal.price_lists import PriceList
 from poolalloc.sim.cards import DEFAULT_GPU
@@ -36,7 +35,7 @@ class SimulatedRun:
     seconds: float
     stdout: str | None
     stderr: str | None
-    report: dict[str, Any] | None
+    report: dict[str, object] | None
 
 
 def execute(command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -68,7 +67,10 @@ def run_simulated(
 ) -> SimulatedRun:
     """Run `command` on simulated GPUs and return what became of it, with the device's report.
 
-    Parameters as for sim_environment; `timeout` is in seconds. Raises SimulationError where it cannot be started.
+    Parameters as for sim_environment; `timeout` is in seconds.
+
+    Raises:
+        SimulationError: it cannot be started.
     """
     with tempfile.TemporaryDirectory(prefix="poolalloc-sim-") as folder:
         report_file = Path(folder) / "report.json"

@@ -16,7 +16,8 @@ from poolalloc.sim.cards import SimulationError
 def prepare(command: Sequence[str], environment: Mapping[str, str]) -> str:
     """Return the file that `command` starts, after checking what can be checked without running it.
 
-    Raises SimulationError for a program or script that does not exist, and for a Python without a CUDA build of torch.
+    Raises:
+        SimulationError: the program or script does not exist, or the Python has no CUDA build of torch.
     """
     if not command:
         raise SimulationError("no program was given; example: poolalloc sim -- python train.py")

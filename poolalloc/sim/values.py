@@ -19,7 +19,8 @@ _FILES = ("simvalues/values.cpp", "simvalues/operators.h", "simvalues/views.h", 
 def build_values(torch_folder: Path) -> Path:
     """Return the library for the torch in this folder, built if it is not there yet.
 
-    Raises BridgeError, in one line, if it cannot be built.
+    Raises:
+        BridgeError: it cannot be built; one line.
     """
     return build_plan(plan_values(torch_folder), force=False).path
 

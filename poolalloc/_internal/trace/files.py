@@ -55,7 +55,11 @@ _DEVICE = ("device", "name", *_BYTES)
 
 
 def write(trace: Trace, path: str | os.PathLike[str]) -> None:
-    """Write a trace. The file appears whole or not at all. Raises TraceError for events that break the rules."""
+    """Write a trace. The file appears whole or not at all.
+
+    Raises:
+        TraceError: its events break the rules.
+    """
     check(trace)
     npz.write(path, _arrays(trace))
 
@@ -94,7 +98,8 @@ def _header(trace: Trace) -> dict[str, Any]:
 def read(path: str | os.PathLike[str]) -> Trace:
     """Return the trace in a file; a recording whose process did not end it counts up to its last whole part.
 
-    Raises TraceError for one that is missing, damaged, or of a kind it does not know.
+    Raises:
+        TraceError: it is missing, damaged, or of a kind that is not known.
     """
     with npz.reading(path, TraceError) as file:
         return _read_archive(file)

@@ -171,7 +171,7 @@ class Trace:
     initial_events: int = 0
     clock: str = "monotonic"
     """Where times come from: `monotonic`, `unix`, or `order` (not recorded: 1000 ns from one event to the next)."""
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, object] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.events)

@@ -90,7 +90,8 @@ def make(
 
     Returns the plan, and what it was made of on each device and stream.
 
-    Raises PlanError if nothing repeats, with the reason in one line.
+    Raises:
+        PlanError: nothing repeats; one line says why.
     """
     places = _places(trace)
     found = []

@@ -13,7 +13,6 @@ blocks alone, requested bytes; what an allocator makes of it is poolalloc.replay
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -50,7 +49,7 @@ class Report:
     """That the program marked, or that were found; 0 where there are none."""
     devices: tuple[DeviceReport, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return everything as plain values; bytes and seconds."""
         return {
             "schema": 1,

@@ -9,7 +9,6 @@ optimizer's state, or until a cache is full, is none. The first step is not look
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -53,7 +52,7 @@ class Growth:
         """Bytes that a step leaves behind, on average."""
         return sum(each.requested for each in self.left_behind) / self.steps if self.steps else 0.0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return everything as plain values; bytes."""
         return {
             "steps": self.steps,

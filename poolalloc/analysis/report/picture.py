@@ -39,7 +39,9 @@ _REST = "#c9ced4"
 def write_png(trace: Trace, title: str, path: Path, depth: int) -> None:
     """Draw a trace, with scopes as deep as `depth` told apart.
 
-    Raises TraceError without matplotlib, OSError for the file.
+    Raises:
+        TraceError: there is no matplotlib.
+        OSError: the file cannot be written.
     """
     picture.require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from poolalloc._internal.moved import old_names
 from poolalloc._internal.trace.format import Op
@@ -33,7 +33,7 @@ class ImportReport:
     """Properties of events that the source does not give, and what was taken instead."""
     missing: list[str] = field(default_factory=list)
     """What the source does not have at all."""
-    devices: list[dict[str, Any]] = field(default_factory=list)
+    devices: list[dict[str, object]] = field(default_factory=list)
     """Per device: what the recorded allocator itself says, in bytes; None where it does not say."""
 
     def balance(self) -> tuple[int, int]:
@@ -43,7 +43,7 @@ class ImportReport:
             self.written.total() + self.merged.total() + self.left_out.total(),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return everything as plain values."""
         counters = ("found", "inferred", "written", "merged", "left_out", "assumed")
         return {

@@ -13,8 +13,10 @@ from poolalloc.errors import UsageError
 def split(trace: Trace, at: int) -> tuple[Trace, Trace]:
     """Return the events before number `at`, and the others with what was live there as their initial state.
 
-    Blocks freed before but still in use by other streams are in the first part alone. Raises ValueError unless
-    initial_events <= at <= len(trace).
+    Blocks freed before but still in use by other streams are in the first part alone.
+
+    Raises:
+        UsageError: not initial_events <= at <= len(trace).
     """
     if not trace.initial_events <= at <= len(trace):
         raise UsageError(f"a trace of {len(trace)} events cannot be split at {at}")

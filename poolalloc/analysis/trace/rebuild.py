@@ -478,7 +478,8 @@ class _Numbers:
 def rebuild(logs: Iterable[DeviceLog], marks: Iterable[tuple[int, Entry]], report: ImportReport) -> Rebuilt:
     """Return the events of several devices as one sequence in time. `marks` are (device, entry), in time.
 
-    Raises TraceError for logs that contradict themselves.
+    Raises:
+        TraceError: the logs contradict themselves.
     """
     initial: list[_Emitted] = []
     sequences: list[list[_Emitted]] = []

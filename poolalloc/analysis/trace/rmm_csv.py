@@ -30,7 +30,8 @@ _DAY_NS = 86_400 * 10**9
 def import_log(data: bytes, source: str) -> tuple[Trace, ImportReport]:
     """Return the trace in the bytes of a log called `source`, and the account of what became of its lines.
 
-    Raises TraceError for what is no such log, or has lines that say nothing.
+    Raises:
+        TraceError: it is no such log, or has lines that say nothing.
     """
     report = ImportReport(source=source, kind=KIND)
     entries, timed = _Reader(data, report).read()

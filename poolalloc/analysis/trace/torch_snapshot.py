@@ -86,9 +86,12 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def load_plain(data: bytes) -> Any:
-    """Return the value that a pickle holds. Raises TraceError for one that is damaged or holds more than plain values.
+    """Return the value that a pickle holds.
 
     A few bytes can ask the unpickler for terabytes, so it gets no more memory than a file of this size can need.
+
+    Raises:
+        TraceError: it is damaged, or holds more than plain values.
     """
     try:
         # Where a damaged file asks for a buffer that cannot be had, Python prints a complaint of its own too.
@@ -122,7 +125,8 @@ def _memory_bounded(more: int) -> Iterator[None]:
 def import_snapshot(data: bytes, source: str) -> tuple[Trace, ImportReport]:
     """Return the trace in the bytes of a snapshot file called `source`, and the account of what became of its entries.
 
-    Raises TraceError for what is no snapshot, or one that contradicts itself.
+    Raises:
+        TraceError: it is no snapshot, or contradicts itself.
     """
     try:
         with _no_collection():
