@@ -88,20 +88,20 @@ endif
 # --- what people run ---------------------------------------------------------------------------------------------
 demo: $(BUILT)
 	@mkdir -p build/demo
-	$(PY) -m poolalloc bench gpt --json build/demo/results.json --html build/demo/report.html --png build/demo/report.png
+	$(PY) -m poolalloc bench gpt -o build/demo/results.json --html build/demo/report.html --png build/demo/report.png
 
 # Under a path of its own the example writes into build/figures.
 PY_ANYWHERE = $(if $(findstring /,$(PY)),$(abspath $(PY)),$(PY))
 figures: $(BUILT)
 	@mkdir -p build/figures
-	$(PY) -m poolalloc bench gpt --gpu h100 --json build/figures/demo.json
+	$(PY) -m poolalloc bench gpt --gpu h100 -o build/figures/demo.json
 	cd build/figures && $(PY_ANYWHERE) -m poolalloc sim -- $(PY_ANYWHERE) ../../examples/find_a_leak.py
 	$(PY) -m poolalloc report build/figures/leak.npz --png build/figures/who.png
 	$(PY) tools/figures.py --demo build/figures/demo.json --who build/figures/who.png
 
 bench: $(BUILT)
 	@mkdir -p build/bench
-	$(PY) -m poolalloc bench --json build/bench/results.json --html build/bench/report.html --png build/bench/report.png
+	$(PY) -m poolalloc bench -o build/bench/results.json --html build/bench/report.html --png build/bench/report.png
 
 test: test-native test-python
 

@@ -1,6 +1,6 @@
 """Turns the JSON of `poolalloc bench` into what is kept and shown: rows without time lines, and a table in Markdown.
 
-    poolalloc bench --gpu h100 --json build/bench/results.json
+    poolalloc bench --gpu h100 -o build/bench/results.json
     python benchmarks/summarize.py build/bench/results.json --keep benchmarks/results/simulated-h100.json
 
 Several files are taken together; a row of a later one replaces the same row of an earlier one.
@@ -97,7 +97,7 @@ def geometric_mean(values: list[float]) -> float:
 def main() -> None:
     """Read the files, print the table, and write the rows if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="+", help="files that `poolalloc bench --json` wrote")
+    parser.add_argument("results", type=Path, nargs="+", help="files that `poolalloc bench -o` wrote")
     parser.add_argument("--keep", type=Path, help="write the rows, without time lines, to this file")
     arguments = parser.parse_args()
     results = merge(arguments.results)

@@ -50,7 +50,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     "arguments",
     [
         ("import", str(SHIPPED), "-o", "sink"),
-        ("replay", "run.npz", "--json", "sink"),
+        ("replay", "run.npz", "-o", "sink"),
         ("replay", "run.npz", "--html", "sink"),
         ("tune", "run.npz", "--trials", "1", "-o", "sink"),
     ],
@@ -72,7 +72,7 @@ def test_commands_write_into_pipes(arguments: tuple[str, ...], tmp_path: Path) -
 def test_the_report_of_a_simulated_gpu_does_not_remove_what_is_no_file(tmp_path: Path) -> None:
     sink = tmp_path / "sink"
     os.mkfifo(sink)
-    assert "there is no such program" in refused(poolalloc("sim", "--json", str(sink), "--", "no-such-program"))
+    assert "there is no such program" in refused(poolalloc("sim", "-o", str(sink), "--", "no-such-program"))
     assert sink.is_fifo()
 
 
@@ -80,13 +80,12 @@ def test_the_report_of_a_simulated_gpu_does_not_remove_what_is_no_file(tmp_path:
     "arguments",
     [
         ("import", str(SHIPPED), "-o", "missing/file"),
-        ("replay", "run.npz", "--json", "missing/file"),
+        ("replay", "run.npz", "-o", "missing/file"),
         ("replay", "run.npz", "--png", "missing/file"),
         ("replay", "run.npz", "--html", "missing/file"),
         ("plan", "run.npz", "-o", "missing/file"),
-        ("plan", "run.npz", "-o", "plan.npz", "--json", "missing/file"),
         ("tune", "run.npz", "-o", "missing/file"),
-        ("sim", "--json", "missing/file", "--", "true"),
+        ("sim", "-o", "missing/file", "--", "true"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(arguments: tuple[str, ...], tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Writes the tables and pictures of the manual from recorded results, or checks that they are what the results say.
 
     figures.py                 write them again from benchmarks/results
-    figures.py --demo FILE     take FILE, a fresh `poolalloc bench gpt --json`, into the results first
+    figures.py --demo FILE     take FILE, a fresh `poolalloc bench gpt -o FILE`, into the results first
     figures.py --who FILE      take FILE, a fresh picture of examples/find_a_leak.py
     figures.py --check         exit code 1 with a line for each table or picture that is stale
 
@@ -148,7 +148,7 @@ def take_demo(file: Path) -> None:
     results = Results.from_json(json.loads(file.read_text()))
     if {(row.workload, row.allocator) for row in results.rows} != {(DEMO_WORKLOAD, name) for name in ALLOCATORS}:
         raise SystemExit(f"figures.py: {file} is not a run of `poolalloc bench {DEMO_WORKLOAD}`")
-    results.command = f"poolalloc bench {DEMO_WORKLOAD} --json demo.json"
+    results.command = f"poolalloc bench {DEMO_WORKLOAD} -o demo.json"
     for row in results.rows:
         row.timeline = row.timeline.thinned(POINTS)
     DEMO.write_text(json.dumps(results.to_json()) + "\n")
@@ -190,7 +190,7 @@ def main() -> int:
     """Write or check."""
     parser = argparse.ArgumentParser(description="Writes the tables and pictures of the manual from recorded results.")
     parser.add_argument("--check", action="store_true", help="check only; exit code 1 if something is stale")
-    parser.add_argument("--demo", type=Path, help="a fresh `poolalloc bench gpt --json`")
+    parser.add_argument("--demo", type=Path, help="a fresh `poolalloc bench gpt -o FILE`")
     parser.add_argument("--who", type=Path, help="a fresh picture by `poolalloc report --png`")
     options = parser.parse_args()
     if options.check:

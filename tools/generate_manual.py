@@ -150,7 +150,7 @@ def _command(name: str, command: Any) -> list[str]:
     lines = [f"## `poolalloc {name}`", "", inspect.cleandoc(command.callback.__doc__ or ""), "", f"    {usage}"]
     rows = [(f"`{_metavar(one)}`", one.help or "") for one in arguments]
     rows += [(_spelling(one), _help_of(one)) for one in options]
-    return [*lines, "", "| | |", "| --- | --- |", *(f"| {left} | {_cell(right)} |" for left, right in rows)]
+    return [*lines, "", "| | |", "| --- | --- |", *(f"| {_cell(left)} | {_cell(right)} |" for left, right in rows)]
 
 
 def _metavar(one: Any) -> str:
@@ -159,7 +159,7 @@ def _metavar(one: Any) -> str:
 
 def _spelling(option: Any) -> str:
     names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
-    return names if option.is_flag else f"{names} `{option.metavar or option.type.name.upper()}`"
+    return names if option.is_flag else f"{names} `{option.metavar}`"
 
 
 def _help_of(option: Any) -> str:
@@ -180,7 +180,7 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         raise SystemExit(f"usage: {Path(TOOL).name} [--check]")
     stale = False
-    for path, text in {REFERENCE: reference()}.items():
+    for path, text in {REFERENCE: reference(), COMMANDS: commands()}.items():
         if path.exists() and path.read_text() == text:
             continue
         if arguments:

@@ -68,7 +68,7 @@ def steps(out: Path) -> list[Step]:
     trace, replayed = out / "gpt.npz", out / "replay.json"
     record = f"{python} -m poolalloc run --record {trace} {benchmarks / 'workloads' / 'gpt.py'} small"
     against = "--against default --against expandable --against poolalloc"
-    replay = f"{python} -m poolalloc replay {trace} --device real {against} --json {replayed}"
+    replay = f"{python} -m poolalloc replay {trace} --device real {against} -o {replayed}"
     return [
         Step("doctor", [python, "-m", "poolalloc", "doctor"], 240),
         Step("costs", [python, str(benchmarks / "driver_costs.py"), "-o", str(out / "driver-costs.json")], 120),
@@ -78,7 +78,7 @@ def steps(out: Path) -> list[Step]:
         Step("hot-path", [python, str(hot_path), "--real", "--rounds", "3", "--json", str(out / "hot-path.json")], 540),
         Step("recording", ["sh", "-c", f"{python} {recording} --real --json > {out}/recording.json"], 180),
         Step("replay", ["sh", "-c", f"{record} && {replay}"], 240),
-        Step("bench", [python, "-m", "poolalloc", "bench", "--gpu", "real", "--timeout", "120", "--json",
+        Step("bench", [python, "-m", "poolalloc", "bench", "--device", "real", "--timeout", "2min", "-o",
                        str(out / "bench.json")], 1800),
     ]  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Prints what pyproject.toml asks for, one requirement a line.
 
-`demo` is what building and the demo take, `dev` what working on the project takes. The Makefile installs from it, so that requirements stand in one place.
+`demo` is what building and the demo take, `dev` what working on the project takes. The Makefile installs from it, so
+that requirements stand in one place.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class Fit:
             ],
             "devices": [
                 {
-                    **vars(device),
+                    **{name: value for name, value in vars(device).items() if name != "peak_blocks"},
                     "spare": device.spare(self.memory_bytes),
                     "out_of_memory": None if device.out_of_memory is None else vars(device.out_of_memory).copy(),
                     "recorded": None if device.recorded is None else vars(device.recorded).copy(),

@@ -88,6 +88,8 @@ def find(name: str) -> Workload:
         path = Path(name)
         if not path.is_file():
             raise WorkloadError(f"no such script: {name}")
+        if path.suffix != ".py" and not _begins_with_interpreter(path):
+            raise WorkloadError(f"{name} is no Python script: its name does not end in .py, and it has no #! line")
         return describe(name, path)
     names = known()
     if name in names:
@@ -98,6 +100,14 @@ def find(name: str) -> Workload:
             "poolalloc, or give the path of a script"
         )
     raise WorkloadError(f"unknown workload {name!r}; there are {', '.join(names)}, or give the path of a script")
+
+
+def _begins_with_interpreter(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(2) == b"#!"
+    except OSError:
+        return False
 
 
 def describe(name: str, path: Path) -> Workload:

@@ -13,12 +13,23 @@ from typing import Annotated
 import typer
 
 from poolalloc._internal.version import __version__
-from poolalloc.cli.common import BAD_INPUT, print_error
+from poolalloc.cli.common import BAD_INPUT, begin, print_error
 
-__all__ = ["COMMANDS", "main", "make_app", "run"]
+__all__ = ["COMMANDS", "RULES", "main", "make_app", "run"]
+
+RULES = (
+    "- `--json` prints one JSON document on standard output, and nothing else there.",
+    "- `-o`, `--output` names the file that the result is written to; `--html` a page, `--png` a picture.",
+    "- Times are written `500ms`, `60s`, `2min` or `1h`; sizes `24GiB`, `512MB` or as a number of bytes.",
+    "- `--against` names allocators, `--gpu` the card to simulate, `--device` where it runs: `simulated` or `real`.",
+    "- What goes wrong is one line on standard error that begins with `poolalloc: COMMAND:`.",
+    "- The exit code is 0; 1 where the command ran and its answer is no; 2 for bad input. `run` and `sim` end with the",
+    "  exit code of their program.",
+)
+"""What holds for every command, as the manual says it."""
 
 COMMANDS = {
-    "run": "poolalloc.cli.run",
+    "run": "poolalloc.cli.run_",
     "sim": "poolalloc.cli.sim",
     "bench": "poolalloc.cli.bench",
     "import": "poolalloc.cli.import_",
@@ -67,6 +78,7 @@ def _poolalloc(
 def run(arguments: list[str]) -> int:
     """Run the command line `poolalloc ARGUMENTS...` and return its exit code."""
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    begin(asked if asked in COMMANDS else "")
     app = make_app([asked] if asked in COMMANDS else list(COMMANDS))
     try:
         result = app(args=arguments, prog_name="poolalloc", standalone_mode=False)
@@ -79,12 +91,12 @@ def run(arguments: list[str]) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    """Return what click has to say, with the command it is about and where its help is."""
+    """Return what click has to say, and where the command's help is."""
     text = str(getattr(error, "format_message", error.__str__)())
     context = getattr(error, "ctx", None)
     command = getattr(context, "command_path", "poolalloc")
     separator = "" if text.endswith((".", "?", "!", ")")) else "."
-    return f"{command.removeprefix('poolalloc').strip()}: {text}{separator} See {command} --help".removeprefix(": ")
+    return f"{text}{separator} See {command} --help"
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -13,13 +12,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from poolalloc.cli.common import fail, print_error, require_writable, size_option, write_file
+from poolalloc.cli.common import (
+    NO,
+    Json,
+    allocator_names,
+    fail,
+    print_error,
+    print_json,
+    require_picture,
+    require_writable,
+    size_option,
+    time_option,
+    write_file,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from poolalloc.analysis.costs import PriceList
     from poolalloc.bench.results import Results
 
-DEFAULT_ALLOCATORS = "default,expandable,poolalloc"
+DEFAULT_ALLOCATORS = ("default", "expandable", "poolalloc")
 SCRIPT_ARGUMENTS = "poolalloc.script_arguments"
 
 
@@ -46,14 +58,28 @@ def bench(  # noqa: PLR0917
         list[str] | None,
         typer.Argument(metavar="WORKLOAD", help="Names of workloads, or paths of scripts. Default: all."),
     ] = None,
-    allocators: Annotated[str, typer.Option(help="Allocators to compare, separated by commas.")] = DEFAULT_ALLOCATORS,
-    gpu: Annotated[
-        str | None,
-        typer.Option(help="'real', or the name of a card to simulate. Default: real if there is one, else h100."),
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compare these allocators: names as --list has them, or settings of torch's such as "
+            "max_split_size_mb:128. Repeat for several, or put commas between names. "
+            f"Default: {','.join(DEFAULT_ALLOCATORS)}.",
+            metavar="ALLOCATOR",
+        ),
     ] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory of the simulated card, such as 24GiB.")] = None,
-    size: Annotated[str | None, typer.Option(help="Size of the workloads: tiny, small or full.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of each workload. Default: its own.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="The card to simulate. Default: h100.", metavar="NAME")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="On a simulated GPU, or on this machine's real one. Default: real if there is one.",
+            metavar="simulated|real",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of the simulated card, such as 24GiB.", metavar="SIZE")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Size of the workloads.", metavar="tiny|small|full")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of each workload. Default: its own.", metavar="N")] = None,
     costs: Annotated[
         str | None,
         typer.Option(help="Price list for the driver's time: a name or a file .json.", metavar="NAME|FILE"),
@@ -65,12 +91,18 @@ def bench(  # noqa: PLR0917
             metavar="NAME|FILE",
         ),
     ] = None,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures to this file, as they come.")
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write the figures to this file as JSON, as they come.", metavar="FILE"),
     ] = None,
-    html_path: Annotated[Path | None, typer.Option("--html", help="Write a report that opens offline.")] = None,
-    png_path: Annotated[Path | None, typer.Option("--png", help="Draw the report (needs matplotlib).")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds after which a cell is ended.")] = 900.0,
+    json: Json = False,
+    html_path: Annotated[
+        Path | None, typer.Option("--html", help="Write a report that opens offline.", metavar="FILE")
+    ] = None,
+    png_path: Annotated[
+        Path | None, typer.Option("--png", help="Draw the report (needs matplotlib).", metavar="FILE")
+    ] = None,
+    timeout: Annotated[str, typer.Option(help="When a cell is ended.", metavar="TIME")] = "15min",
     list_names: Annotated[bool, typer.Option("--list", help="Print the workloads and allocators, and exit.")] = False,
 ) -> int:
     """Compare what allocators reserve for the same program, each in its own process.
@@ -78,25 +110,23 @@ def bench(  # noqa: PLR0917
     A program is a workload by name (see --list) or any script: its arguments follow `--`. Runs on the simulated GPU
     where there is no real one. Exit code 1 if a cell failed, 2 for bad input.
 
-    Example: poolalloc bench gpt serving --json results.json --html report.html
+    Example: poolalloc bench gpt serving -o results.json --html report.html
 
     Example: poolalloc bench train.py --gpu a100 -- --layers 12
     """
-    from poolalloc._internal.atomic_files import write_text
     from poolalloc.bench import harness, picture, report
     from poolalloc.bench.progress import Progress
 
     if list_names:
         print_names()
         return 0
-    if timeout <= 0:
-        fail(f"--timeout: {timeout:g} is not a positive number of seconds")
-    for option, path in (("--json", json_path), ("--html", html_path), ("--png", png_path)):
-        require_writable(option, path, make_folder=True)
+    seconds = time_option("--timeout", timeout)
+    require_writable({"--output": output, "--html": html_path, "--png": png_path}, make_folders=True)
+    require_picture("--png", png_path)
     no_picture = missing_picture() if png_path is not None else None
-    cells = make_cells(workloads or all_workloads(), allocators, size, steps, context.meta.get(SCRIPT_ARGUMENTS, []))
+    cells = make_cells(workloads or all_workloads(), against, size, steps, context.meta.get(SCRIPT_ARGUMENTS, []))
     charged = price_list("--costs", costs) if driver_costs is None else price_list("--driver-costs", driver_costs)
-    torch, device = choose_device(gpu, memory, charged if driver_costs is not None else None)
+    torch, chosen = choose_device(gpu, device, memory, charged if driver_costs is not None else None)
     command = shlex.join(["poolalloc", *sys.argv[1:]])
 
     note_dropped_variables()
@@ -105,26 +135,29 @@ def bench(  # noqa: PLR0917
         signal.signal(number, lambda received, _: sys.exit(128 + received))
 
     def keep(results: Results) -> None:
-        if json_path is not None:
-            document = json.dumps(results.to_json(), indent=1) + "\n"
-            write_file(json_path, lambda path: write_text(path, document), silent=True)
+        if output is not None:
+            write_json(output, results.to_json(), silent=True)
 
-    with Progress(cells, device) as progress:
-        results = harness.run_cells(cells, harness.Setting(device, torch, timeout, charged), command, progress, keep)
-    print_results(results)
-    if json_path is not None:
-        print(f"wrote {json_path}")
+    with Progress(cells, chosen) as progress:
+        results = harness.run_cells(cells, harness.Setting(chosen, torch, seconds, charged), command, progress, keep)
+    if json:
+        print_json(results.to_json())
+    else:
+        print_results(results)
+        if output is not None:
+            print(f"wrote {output}")
+    print_failures(results)
     if html_path is not None:
-        write_file(html_path, lambda path: report.write_html(results, path))
+        write_file(html_path, lambda path: report.write_html(results, path), silent=json)
     if no_picture is not None:
         fail(no_picture)
     if png_path is not None:
-        write_file(png_path, lambda path: picture.write_png(results, path))
-    return 1 if any(row.error is not None for row in results.rows) else 0
+        write_file(png_path, lambda path: picture.write_png(results, path), silent=json)
+    return NO if any(row.error is not None for row in results.rows) else 0
 
 
 def print_results(results: Results) -> None:
-    """Print the table on stdout, what was skipped under it, and the errors of cells that failed on stderr."""
+    """Print the table, and what was skipped under it."""
     from poolalloc.bench.panels import device_text
     from poolalloc.bench.table import HEADINGS, LEAST_FIRST, NAMES, SILENT, about, cells
     from poolalloc.cli.tables import Table, say, stdout_console
@@ -138,9 +171,13 @@ def print_results(results: Results) -> None:
     skipped = {row.workload: row.skipped for row in results.rows if row.skipped is not None}
     for workload, reason in skipped.items():
         say(console, f"{workload} skipped: {reason}")
+
+
+def print_failures(results: Results) -> None:
+    """Print the errors of cells that failed."""
     for row in results.rows:
         if row.error is not None:
-            print(f"{row.workload} under {row.allocator} failed: {row.error}", file=sys.stderr, flush=True)
+            print_error(f"{row.workload} under {row.allocator} failed: {row.error}")
 
 
 def note_dropped_variables() -> None:
@@ -149,7 +186,7 @@ def note_dropped_variables() -> None:
 
     for name in TORCH_VARIABLES:
         if name in os.environ:
-            print(f"poolalloc: {name} is not passed on; every allocator runs with its own settings", file=sys.stderr)
+            print_error(f"{name} is not passed on; every allocator runs with its own settings")
 
 
 def print_names() -> None:
@@ -188,19 +225,20 @@ def missing_picture() -> str | None:
 
 
 def make_cells(
-    names: list[str], allocators: str, size: str | None, steps: int | None, arguments: list[str]
+    names: list[str], against: list[str] | None, size: str | None, steps: int | None, arguments: list[str]
 ) -> list[Any]:
     """Return every workload under every allocator; ends the command for a name that does not exist."""
-    from poolalloc.bench.allocators import ALLOCATORS
+    from poolalloc.bench.allocators import ALLOCATORS, named
     from poolalloc.bench.harness import Cell
     from poolalloc.bench.workloads import Workload, WorkloadError, choose_size, find
+    from poolalloc.errors import UnknownNameError
 
-    chosen = [name.strip() for name in allocators.split(",") if name.strip()]
-    for name in chosen:
-        if name not in ALLOCATORS:
-            fail(f"--allocators: unknown allocator {name!r}; there are {', '.join(ALLOCATORS)}")
+    try:
+        chosen = [named(name) for name in allocator_names(DEFAULT_ALLOCATORS if against is None else against)]
+    except UnknownNameError as error:
+        fail(f"--against: {error}")
     if not chosen:
-        fail(f"--allocators: name at least one of {', '.join(ALLOCATORS)}")
+        fail(f"--against: name at least one of {', '.join(ALLOCATORS)}")
     if steps is not None and steps < 1:
         fail(f"--steps: {steps} is not a positive number of steps")
     found: list[tuple[Workload, str | None, int]] = []
@@ -220,9 +258,9 @@ def make_cells(
     if arguments and not (len(found) == 1 and found[0][0].is_script):
         fail("arguments after -- are for a script, and for one script only")
     return [
-        Cell(workload, ALLOCATORS[name], its_size, its_steps, arguments)
+        Cell(workload, allocator, its_size, its_steps, arguments)
         for workload, its_size, its_steps in found
-        for name in dict.fromkeys(chosen)
+        for allocator in chosen
     ]
 
 
@@ -236,27 +274,36 @@ def price_list(option: str, name: str | None) -> PriceList:
         fail(f"{option}: {error}")
 
 
-def choose_device(gpu: str | None, memory: str | None, prices: PriceList | None = None) -> tuple[Any, Any]:
+def choose_device(
+    gpu: str | None, device: str | None, memory: str | None, prices: PriceList | None = None
+) -> tuple[Any, Any]:
     """Return the torch that will run and the device to run on; ends the command if there is none such.
 
     `prices` are what the work of a simulated driver takes.
     """
     from poolalloc.bench.devices import Device, DeviceError, real_gpus, torch_install
 
-    if gpu == "real" and memory is not None:
-        fail("--memory is the memory of a simulated card; it cannot be used with --gpu real")
-    if gpu == "real" and prices is not None:
-        fail("--driver-costs is the time of a simulated driver; it cannot be used with --gpu real")
+    if device not in (None, "simulated", "real"):
+        fail(f'--device: "{device}" is neither simulated nor real')
+    if gpu == "real":
+        fail("--gpu names a card to simulate; the machine's own GPU is --device real")
+    for option, value, what in (
+        ("--gpu", gpu, "the card to simulate"),
+        ("--memory", memory, "the memory of a simulated card"),
+        ("--driver-costs", prices, "the time of a simulated driver"),
+    ):
+        if device == "real" and value is not None:
+            fail(f"{option} is {what}; it cannot be used with --device real")
     memory_bytes = None if memory is None else size_option("--memory", memory)
     try:
         torch = torch_install()
-        if gpu == "real" or (gpu is None and memory is None and prices is None):
+        if device == "real" or (device is None and gpu is None and memory is None and prices is None):
             if count := real_gpus():
                 return torch, Device(simulated=False, gpu="real", count=count)
-            if gpu == "real":
-                raise DeviceError("--gpu real: torch sees no CUDA device here; without --gpu the simulated one is used")
-        device = Device(simulated=True, gpu=gpu or Device.gpu, memory_bytes=memory_bytes, prices=prices)
-        device.check()
+            if device == "real":
+                raise DeviceError("--device real: torch sees no CUDA device here; without it the simulated one is used")
+        simulated = Device(simulated=True, gpu=gpu or Device.gpu, memory_bytes=memory_bytes, prices=prices)
+        simulated.check()
     except DeviceError as error:
         fail(str(error))
-    return torch, device
+    return torch, simulated

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_format
 import time
 from typing import Annotated
 
 import typer
 
-from poolalloc.cli.common import fail
+from poolalloc.cli.common import BAD_INPUT, NO, Json, fail, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -18,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 def build_bridge(
     force: Annotated[bool, typer.Option("--force", help="Build it again even if it is there.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Compile the bridge for the installed torch, so that the first poolalloc.install() need not.
 
@@ -35,7 +34,7 @@ def build_bridge(
         started = time.monotonic()
         library = bridge.build(torch, force=force)
     except (TorchError, bridge.BridgeError) as error:
-        fail(f"build-bridge: {error}")
+        fail(str(error), BAD_INPUT if isinstance(error, bridge.NotKeptError) else NO)
     seconds = time.monotonic() - started
     if json:
         result = {
@@ -44,7 +43,7 @@ def build_bridge(
             "built": library.built,
             "seconds": seconds,
         }
-        print(json_format.dumps(result, indent=2))
+        print_json(result)
     else:
         done = f"built in {seconds:.1f} s" if library.built else "was built before"
         print(f"bridge for torch {torch.__version__}: {done}\n{library.path}")

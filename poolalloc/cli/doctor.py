@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json as json_format
 import os
 import platform
 import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from poolalloc._internal.version import __version__
+from poolalloc.cli.common import NO, Json, print_json
 from poolalloc.config import describe_profiles
 from poolalloc.sim import SimulationError, is_simulated, library_folder
 from poolalloc.sizes import format_size
@@ -35,9 +35,7 @@ def register(app: typer.Typer) -> None:
     app.command("doctor")(doctor)
 
 
-def doctor(
-    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-) -> int:
+def doctor(json: Json = False) -> int:
     """Show versions, the CUDA driver, the devices, whether torch can be served, and what torch loses by it.
 
     The exit code is 0 if poolalloc can serve torch here, 1 if not.
@@ -45,8 +43,11 @@ def doctor(
     Example: poolalloc doctor --json
     """
     findings = examine()
-    print(json_format.dumps(findings, indent=2) if json else "\n".join(describe(findings)))
-    return 0 if findings["swap"]["works"] else 1
+    if json:
+        print_json(findings)
+    else:
+        print("\n".join(describe(findings)))
+    return 0 if findings["swap"]["works"] else NO
 
 
 def examine() -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_format
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poolalloc.cli.common import config_help, fail, size_option
+from poolalloc.cli.common import NO, Json, allocator_names, config_help, fail, print_json, size_option
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
@@ -27,7 +26,9 @@ def register(app: typer.Typer) -> None:
 def fit(
     trace: Annotated[Path, typer.Argument(help="A trace, such as poolalloc import writes.", metavar="TRACE")],
     *,
-    memory: Annotated[str, typer.Option(help="Memory that poolalloc may have on each device, such as 24GiB.")],
+    memory: Annotated[
+        str, typer.Option(help="Memory that poolalloc may have on each device, such as 24GiB.", metavar="SIZE")
+    ],
     config: Annotated[
         list[str] | None,
         typer.Option(help=config_help("Repeat to judge several. "), metavar="PROFILE|FILE"),
@@ -47,7 +48,7 @@ def fit(
             help="Price list for the driver's time: a name or a file .json. Default: default.", metavar="NAME"
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    json: Json = False,
 ) -> int:
     """Say whether a recorded program fits, under which allocator, by how much, and what it holds when it holds most.
 
@@ -65,23 +66,30 @@ def fit(
     from poolalloc.cli.replay import load_config, read_trace
     from poolalloc.errors import PoolallocError
 
+    wanted = size_option("--memory", memory)
     try:
         named = {name: load_config(name, conf) for name in config or []}
         settings = named.pop(config[0]) if config else load_config(None, conf)
-        memory_bytes = require_memory(size_option("--memory", memory))
+        memory_bytes = require_memory(wanted)
         with working(f"fitting {trace.name}") as bar:
             recording = read_trace(trace)
             prices = driver_costs.find(costs)
             found = fitting.fit(
-                recording, memory_bytes, settings, also=named, against=against or [], prices=prices, progress=bar.at
+                recording,
+                memory_bytes,
+                settings,
+                also=named,
+                against=allocator_names(against or []),
+                prices=prices,
+                progress=bar.at,
             )
     except PoolallocError as error:
         fail(str(error))
     if json:
-        print(json_format.dumps({**found.to_json(), "trace": trace.name}, indent=1))
+        print_json({**found.to_json(), "trace": trace.name})
     else:
         print_fit(found, trace.name, config[0] if config else "")
-    return 0 if found.fits else 1
+    return 0 if found.fits else NO
 
 
 def print_fit(found: Fit, name: str, config: str) -> None:

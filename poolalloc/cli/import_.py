@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json as json_format
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from poolalloc._internal.text import printable
-from poolalloc.cli.common import count_of, fail, require_writable
+from poolalloc.cli.common import Json, count_of, fail, print_json, require_writable
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
     from poolalloc._internal.trace.format import Trace
     from poolalloc.analysis.trace.import_report import ImportReport
+
+
+_ZIP = b"PK\x03\x04"
+_NOT_ZIP = "it is a trace already, or another archive; import takes PyTorch's snapshots and RMM's logs"
 
 
 def register(app: typer.Typer) -> None:
@@ -34,9 +37,12 @@ def import_(
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The trace to write. Default: SOURCE with the ending .npz.")
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="The trace to write. Default: SOURCE with the ending .npz.", metavar="FILE"
+        ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
+    json: Json = False,
 ) -> int:
     """Make a trace of another program's recording, and say what was found, inferred and missing.
 
@@ -52,11 +58,11 @@ def import_(
         data = source.read_bytes()
     except OSError as error:
         fail(f"{source}: {error.strerror}")
+    if data.startswith(_ZIP):
+        fail(f"{source}: {_NOT_ZIP}")
     plain = source.with_suffix("") if source.suffix == ".gz" else source
     target = plain.with_suffix(".npz") if output is None else output
-    if target.exists() and target.samefile(source):
-        fail(f"{source}: the trace cannot replace the file it is made of; give another name with -o")
-    require_writable("--output", target)
+    require_writable({"--output": target}, inputs=[source])
     try:
         with working(f"reading {source.name}"):
             trace, report = read_any(data, source.name)
@@ -67,7 +73,7 @@ def import_(
     except OSError as error:
         fail(f"{target}: {error.strerror}")
     if json:
-        print(json_format.dumps({**report.to_json(), "trace": str(target), "events": len(trace)}, indent=1))
+        print_json({**report.to_json(), "trace": str(target), "events": len(trace)})
     else:
         print_report(report, trace)
         print(f"wrote {target}")
@@ -87,8 +93,8 @@ def read_any(data: bytes, name: str) -> tuple[Trace, ImportReport]:
         raise TraceError("it is empty")
     if data.startswith(b"\x1f\x8b"):
         data = _unzipped(data)
-    if data.startswith(b"PK\x03\x04"):
-        raise TraceError("it is a trace already, or another archive; import takes PyTorch's snapshots and RMM's logs")
+    if data.startswith(_ZIP):
+        raise TraceError(_NOT_ZIP)
     first_line = data[:1000].split(b"\n", 1)[0]
     if first_line.count(b",") >= 2 and all(32 <= byte < 127 or byte in b"\r\xef\xbb\xbf" for byte in first_line):
         return rmm_csv.import_log(data, name)

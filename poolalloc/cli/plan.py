@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poolalloc.cli.common import fail, require_writable, size_option, write_file
+from poolalloc.cli.common import NO, Json, fail, print_json, require_writable, size_option, time_option, write_file
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
     from poolalloc.analysis.plan import Plan, StreamFindings, Worth
 
-SECONDS = 10.0
 _MOST = 0.8  # of the requests: a plan that covers less is worth a word
 
 
@@ -27,30 +25,27 @@ def plan(
     trace: Annotated[Path, typer.Argument(help="A trace, such as poolalloc run --record writes.", metavar="TRACE")],
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="The plan's file.", metavar="PLAN.npz")],
-    seconds: Annotated[
-        float, typer.Option(help="How long to look for a lower placement.", metavar="SECONDS", min=0, max=1e6)
-    ] = SECONDS,
+    time: Annotated[str, typer.Option(help="How long to look for a lower placement.", metavar="TIME")] = "10s",
     above: Annotated[
         str | None, typer.Option(help="Plan requests larger than this; 128 KiB if not given.", metavar="SIZE")
     ] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write what was found to this file.")] = None,
+    json: Json = False,
 ) -> int:
     """Plan where the blocks of a program go whose steps ask for the same sizes again and again.
 
     Record it from its start over at least two whole steps, three show more. The next run is served from the plan by
     poolalloc run --plan, or install(plan=...); what it does otherwise is served as without one. A plan that would cost
-    memory, or only driver calls, when the recording is replayed is not written (exit code 2).
+    memory, or only driver calls, when the recording is replayed is not written (exit code 1).
 
-    Example: poolalloc plan run.npz -o plan.npz --seconds 60
+    Example: poolalloc plan run.npz -o plan.npz --time 60s
     """
-    from poolalloc._internal.atomic_files import write_text
     from poolalloc.analysis import plan as planning
     from poolalloc.analysis.replay import Replayer
     from poolalloc.analysis.trace import TraceError, read
     from poolalloc.cli.progress import working
 
-    require_writable("--output", output)
-    require_writable("--json", json_path)
+    require_writable({"--output": output}, inputs=[trace])
+    seconds = time_option("--time", time)
     limit = planning.ABOVE if above is None else size_option("--above", above)
     try:
         recording = read(trace)
@@ -67,12 +62,13 @@ def plan(
             worth = planning.judge(Replayer(recording), made)
     except planning.PlanError as error:
         fail(f"{trace.name}: {error}")
-    _print(made, found, worth, trace.name)
+    if json:
+        print_json(_document(made, found, worth))
+    else:
+        _print(made, found, worth, trace.name)
     if not worth.pays:
-        fail(f"{trace.name}: no plan is written, since it would not pay: {worth}")
-    write_file(output, lambda path: planning.write(made, path))
-    if json_path is not None:
-        write_file(json_path, lambda path: write_text(path, json.dumps(_document(made, found, worth), indent=1) + "\n"))
+        fail(f"{trace.name}: no plan is written, since it would not pay: {worth}", NO)
+    write_file(output, lambda path: planning.write(made, path), silent=json)
     return 0
 
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from poolalloc.cli.common import config_help, fail, require_writable, size_option, write_file
+from poolalloc.cli.common import (
+    NO,
+    Json,
+    allocator_names,
+    config_help,
+    fail,
+    print_json,
+    require_picture,
+    require_writable,
+    size_option,
+    write_file,
+    write_json,
+)
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
     from poolalloc._internal.trace.format import Trace
     from poolalloc.analysis.baselines import Performed
+    from poolalloc.analysis.plan import Worth
     from poolalloc.analysis.replay import DeviceResult, Replayer, Result
     from poolalloc.cli.driver_time import Priced
     from poolalloc.config import Config
@@ -37,7 +49,10 @@ def replay(
     ] = None,
     memory: Annotated[
         str | None,
-        typer.Option(help="Memory of each device, such as 40GiB. Default: as recorded, else 80 GiB or what it takes."),
+        typer.Option(
+            help="Memory of each device, such as 40GiB. Default: as recorded, else 80 GiB or what it takes.",
+            metavar="SIZE",
+        ),
     ] = None,
     against: Annotated[
         list[str] | None,
@@ -63,13 +78,21 @@ def replay(
             metavar="NAME",
         ),
     ] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the figures to this file as JSON.", metavar="FILE")
+    ] = None,
+    json: Json = False,
     png_path: Annotated[
-        Path | None, typer.Option("--png", help="Draw memory over time into this file (needs matplotlib).")
+        Path | None,
+        typer.Option("--png", help="Draw memory over time into this file (needs matplotlib).", metavar="FILE"),
     ] = None,
     html_path: Annotated[
         Path | None,
-        typer.Option("--html", help="Write a page with memory over time and a map of all blocks; it opens offline."),
+        typer.Option(
+            "--html",
+            help="Write a page with memory over time and a map of all blocks; it opens offline.",
+            metavar="FILE",
+        ),
     ] = None,
 ) -> int:
     """Replay a recorded program through poolalloc, with no GPU: exact peaks, driver calls, and where memory runs out.
@@ -87,17 +110,19 @@ def replay(
     from poolalloc.analysis.replay import Replayer, require_memory
     from poolalloc.cli import driver_time
     from poolalloc.cli.progress import working
-    from poolalloc.cli.tables import say, stdout_console
     from poolalloc.errors import PoolallocError
 
-    for option, path in (("--json", json_path), ("--png", png_path), ("--html", html_path)):
-        require_writable(option, path)
+    require_writable({"--output": output, "--png": png_path, "--html": html_path}, inputs=[trace])
+    require_picture("--png", png_path)
+    names = allocator_names(against or [])
+    memory_bytes = None if memory is None else size_option("--memory", memory)
     no_picture = picture.missing_matplotlib() if png_path is not None else None
     try:
         settings = load_config(config, conf)
         served_from = None if plan is None else planning.read(plan)
-        memory_bytes = None if memory is None else require_memory(size_option("--memory", memory))
-        real = _is_real(device, memory, against or [])
+        memory_bytes = None if memory_bytes is None else require_memory(memory_bytes)
+        real = _is_real(device, memory, names)
+        require_performable(names, real=real)
         with working(f"replaying {trace.name}"):
             recording = read_trace(trace)
             table = driver_costs.find(costs, _recorded_device(recording))
@@ -108,31 +133,74 @@ def replay(
                 without = replayer.run(settings, memory_bytes)
                 worth = planning.Worth.of(result, without) if without.out_of_memory is None else None
         performed = perform_against(
-            trace, replayer, result.memory_bytes, against or [], placements=html_path is not None, real=real
+            trace, replayer, result.memory_bytes, names, placements=html_path is not None, real=real
         )
         modelled = [one for one in performed if one.device_name is None]
         times = driver_time.times_of(result, modelled, replayer.phases, table)
-        print_result(result, recording, trace.name)
-        if worth is not None:
-            say(stdout_console(), f"plan: {worth}")
-        print_performed(performed)
-        driver_time.show(times)
-        if json_path is not None:
-            document = {**result.to_json(), "trace": trace.name, "provenance": recording.provenance}
-            document["performed"] = [one.to_json() for one in performed]
-            document["plan"] = None if worth is None else {**vars(worth), "cost": worth.cost}
-            document["driver_time"] = driver_time.to_json(times)
-            write_file(json_path, lambda path: write_text(path, json.dumps(document, indent=1) + "\n"))
+        found = _Found(trace.name, recording, result, performed, worth, times)
+        if json:
+            print_json(_document(found))
+        else:
+            _print_all(found)
+        if output is not None:
+            write_json(output, _document(found), silent=json)
         if png_path is not None and no_picture is None:
-            write_file(png_path, lambda path: picture.write_png(result, trace.name, path))
+            write_file(png_path, lambda path: picture.write_png(result, trace.name, path), silent=json)
         if html_path is not None:
             page = _page_of(trace.name, result, performed, times, recording)
-            write_file(html_path, lambda path: write_text(path, page))
+            write_file(html_path, lambda path: write_text(path, page), silent=json)
     except PoolallocError as error:
         fail(str(error))
     if no_picture is not None:
         fail(no_picture)
-    return 0 if result.out_of_memory is None else 1
+    return 0 if result.out_of_memory is None else NO
+
+
+class _Found(NamedTuple):
+    """All that is said of a replay."""
+
+    name: str
+    recording: Trace
+    result: Result
+    performed: list[Performed]
+    worth: Worth | None
+    times: Sequence[Priced]
+
+
+def _print_all(found: _Found) -> None:
+    from poolalloc.cli import driver_time
+    from poolalloc.cli.tables import say, stdout_console
+
+    print_result(found.result, found.recording, found.name)
+    if found.worth is not None:
+        say(stdout_console(), f"plan: {found.worth}")
+    print_performed(found.performed)
+    driver_time.show(found.times)
+
+
+def _document(found: _Found) -> dict[str, object]:
+    from poolalloc.cli import driver_time
+
+    return {
+        **found.result.to_json(),
+        "trace": found.name,
+        "provenance": found.recording.provenance,
+        "performed": [one.to_json() for one in found.performed],
+        "plan": None if found.worth is None else {**vars(found.worth), "cost": found.worth.cost},
+        "driver_time": driver_time.to_json(found.times),
+    }
+
+
+def require_performable(names: Sequence[str], *, real: bool = False) -> None:
+    """Check, before the work, that these allocators can be performed here.
+
+    Raises:
+        BaselineError: they cannot.
+    """
+    if names:
+        from poolalloc.analysis import baselines
+
+        baselines.require(names, real=real)
 
 
 def perform_against(
@@ -148,10 +216,9 @@ def perform_against(
     from poolalloc.analysis import baselines
     from poolalloc.cli.progress import working
 
-    baselines.require(names, real=real)
     points = replayer.points(SAMPLES)
     found = []
-    for name in dict.fromkeys(names):
+    for name in names:
         with working(f"performing {path.name} under {baselines.title(name)}"):
             found.append(
                 baselines.perform(path, replayer.trace, name, memory, points=points, placements=placements, real=real)

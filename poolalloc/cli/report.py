@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_format
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poolalloc.cli.common import fail, require_writable, write_file
+from poolalloc.cli.common import Json, fail, print_json, require_picture, require_writable, write_file
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
@@ -27,8 +26,8 @@ def register(app: typer.Typer) -> None:
 def report(
     trace: Annotated[Path, typer.Argument(help="A trace, of poolalloc or made by poolalloc import.", metavar="TRACE")],
     *,
-    rows: Annotated[int, typer.Option(help="The most rows of each list.", min=1)] = 12,
-    depth: Annotated[int, typer.Option(help="How deep the tree of scopes goes.", min=1)] = 4,
+    rows: Annotated[int, typer.Option(help="The most rows of each list.", min=1, metavar="N")] = 12,
+    depth: Annotated[int, typer.Option(help="How deep the tree of scopes goes.", min=1, metavar="N")] = 4,
     png: Annotated[
         Path | None, typer.Option(help="Draw who holds how much over time into this picture.", metavar="FILE.png")
     ] = None,
@@ -38,7 +37,7 @@ def report(
             help="Price list for the driver's time: a name or a file .json. Default: default.", metavar="NAME"
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    json: Json = False,
 ) -> int:
     """Say who holds a recorded program's memory at its peak and at its end, by line and by module, and what grows.
 
@@ -59,7 +58,8 @@ def report(
     from poolalloc.cli.replay import read_trace
     from poolalloc.errors import PoolallocError
 
-    require_writable("--png", png)
+    require_writable({"--png": png}, inputs=[trace])
+    require_picture("--png", png)
     no_picture = missing_matplotlib() if png is not None else None
     try:
         with working(f"reading {trace.name}"):
@@ -73,7 +73,7 @@ def report(
         fail(str(error))
     if json:
         document = {**found.to_json(), "trace": trace.name, "driver_time": driver_time.to_json(times)}
-        print(json_format.dumps(document, indent=1))
+        print_json(document)
     else:
         print_report(found, trace.name, rows, depth)
         driver_time.show(times)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 
 from poolalloc import sim as simulator
 from poolalloc.analysis import costs
-from poolalloc.cli.common import fail, print_error, require_writable, size_option
+from poolalloc.cli.common import fail, print_error, require_writable, size_option, time_option
 
 
 def register(app: typer.Typer) -> None:
@@ -74,10 +73,13 @@ def sim(
         ),
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(help="End the program after this many seconds (exit code 124).", metavar="SECONDS")
+        str | None, typer.Option(help="End the program after so long (exit code 124).", metavar="TIME")
     ] = None,
-    json: Annotated[
-        Path | None, typer.Option(help="Write peaks and CUDA calls to this file at exit.", metavar="FILE")
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Write peaks and CUDA calls to this file at exit, as JSON.", metavar="FILE"
+        ),
     ] = None,
 ) -> int:
     """Run a program on a simulated GPU: a CUDA build of torch, unmodified, on a machine without one.
@@ -85,11 +87,10 @@ def sim(
     Every allocation is the real one. Of what a program computes, only small integers and booleans are: flags, counts,
     masks, tokens. All else reads as zeros. A program that waits for such a value waits for ever; it is told so.
 
-    Example: poolalloc sim --gpu a100 --memory 40GiB --json report.json -- python train.py --epochs 1
+    Example: poolalloc sim --gpu a100 --memory 40GiB -o report.json -- python train.py --epochs 1
     """
     size = None if memory is None else size_option("--memory", memory)
-    if timeout is not None and not (math.isfinite(timeout) and timeout > 0):
-        fail(f"--timeout: {timeout:g} is no time to wait; it must be more than 0 seconds")
+    seconds = None if timeout is None else time_option("--timeout", timeout)
     try:
         environment = simulator.sim_environment(
             gpu,
@@ -100,28 +101,28 @@ def sim(
             vmm_fault=vmm_fault,
             peers=peers,
             prices=None if driver_costs is None else costs.find(driver_costs),
-            report=json,
+            report=output,
         )
         if not simulator.sees_devices(os.environ, devices):
             print_error(
                 f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']} names none of the simulated devices (0 to"
                 f" {devices - 1}), so the program does not get it"
             )
-        if json is not None:
-            _make_way_for(json)
+        if output is not None:
+            _make_way_for(output)
         simulator.prepare(command, environment)
         if values:
             simulator.add_values(command, environment, print_error)
-        if timeout is None:
+        if seconds is None:
             simulator.execute(command, environment)
-        code, _, _ = simulator.supervise(command, environment, timeout)
+        code, _, _ = simulator.supervise(command, environment, seconds)
     except (simulator.SimulationError, costs.CostError) as error:
         fail(str(error))
     except OSError as error:
         fail(f"{command[0]} cannot be started: {error.strerror}")
     if code is None:
         print_error(
-            f"the program was ended after {timeout:g} s, its --timeout. What a simulated GPU does not compute reads as"
+            f"the program was ended after {seconds:g} s, its --timeout. What a simulated GPU does not compute reads as"
             " zero; it may have waited for such a value (a loss that falls, a token that a model chooses)"
         )
         return simulator.TIMED_OUT
@@ -130,6 +131,6 @@ def sim(
 
 def _make_way_for(report: Path) -> None:
     """Remove a report of an earlier run, which a program that ends without writing one would pass off as its own."""
-    require_writable("--json", report)
+    require_writable({"--output": report})
     if report.is_file():
         report.unlink()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_format
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, NoReturn
+from urllib.parse import urlsplit
 
 import typer
 
-from poolalloc.cli.common import fail
+from poolalloc.cli.common import NO, Json, fail, print_json, time_option
 from poolalloc.cli.scrape import Look, Scraper
 from poolalloc.sizes import format_size
 
@@ -32,9 +32,9 @@ def top(
         typer.Argument(help="Where metrics are: a port, HOST:PORT or a URL. Default: port 9400.", metavar="TARGET..."),
     ] = None,
     *,
-    every: Annotated[float, typer.Option(help="Seconds from one look to the next.", min=0.1)] = 2.0,
+    every: Annotated[str, typer.Option(help="From one look to the next.", metavar="TIME")] = "2s",
     once: Annotated[bool, typer.Option("--once", help="Look once, and print that.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Look once, and print that as JSON.")] = False,
+    json: Json = False,
 ) -> int:
     """Show what processes hold, device by device, while they run; Ctrl-C ends it.
 
@@ -43,12 +43,13 @@ def top(
 
     Example: poolalloc top
 
-    Example: poolalloc top 9400 9401 gpu-box:9400 --every 5
+    Example: poolalloc top 9400 9401 gpu-box:9400 --every 5s
     """
     from poolalloc.cli.tables import stdout_console
     from poolalloc.errors import PoolallocError
     from poolalloc.metrics import PORT, require_client
 
+    pause = time_option("--every", every, least=0.1)
     try:
         require_client()
     except PoolallocError as error:
@@ -59,13 +60,13 @@ def top(
         for look in looks:
             if look.failed:
                 serving = "poolalloc.metrics.serve(), or under poolalloc run --metrics"
-                fail(f"{look.problem}; processes show what they hold after {serving}")
+                fail(f"{look.problem}; processes show what they hold after {serving}", NO)
         if json:
-            print(json_format.dumps([one.to_json() for one in looks], indent=1))
+            print_json([one.to_json() for one in looks])
         elif once or not sys.stdout.isatty():
             _print(stdout_console(), looks, [None] * len(looks))
         else:
-            _watch(scraper, looks, every)
+            _watch(scraper, looks, pause)
     except KeyboardInterrupt:
         pass
     return 0
@@ -73,11 +74,16 @@ def top(
 
 def url_of(target: str) -> str:
     """Return the URL that a target stands for."""
-    if target.isdigit():
-        return f"http://localhost:{target}/metrics"
-    url = target if "://" in target else f"http://{target}"
+    server = f"localhost:{target}" if target.isdigit() else target
+    url = server if "://" in server else f"http://{server}"
     if not url.startswith(("http://", "https://")):
         fail(f"{target}: metrics are read over http and https alone")
+    try:
+        port, host = urlsplit(url).port, urlsplit(url).hostname
+    except ValueError:
+        port, host = 0, None
+    if not host or port == 0:
+        fail(f"{target}: it names no server; write a port from 1 to 65535, HOST:PORT or a URL")
     return url if url.count("/") > 2 else f"{url}/metrics"
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poolalloc.cli.common import config_help, fail, require_writable, size_option, write_file
+from poolalloc.cli.common import (
+    Json,
+    config_help,
+    fail,
+    print_json,
+    require_writable,
+    size_option,
+    time_option,
+    write_file,
+)
 from poolalloc.sizes import format_size
 
 if TYPE_CHECKING:
     from poolalloc.analysis.tune import Tuned
-
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def register(app: typer.Typer) -> None:
@@ -30,24 +35,33 @@ def tune(
         list[Path], typer.Argument(help="Traces, from poolalloc run --record or poolalloc import.", metavar="TRACE")
     ],
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Write the profile to this TOML file.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Write the profile to this TOML file.", metavar="FILE")
+    ],
     objective: Annotated[
-        str, typer.Option(help="memory: least reserved; time: least of the driver's time, modelled; balanced: both.")
+        str,
+        typer.Option(
+            help="memory: least reserved; time: least of the driver's time, modelled; balanced: both.",
+            metavar="memory|time|balanced",
+        ),
     ] = "memory",
     trials: Annotated[
         int | None,
-        typer.Option(help="How many configurations to try. Default: 40, or with --time as many as it allows.", min=1),
+        typer.Option(
+            help="How many configurations to try. Default: 40, or with --time as many as it allows.", min=1, metavar="N"
+        ),
     ] = None,
-    time: Annotated[str | None, typer.Option(help="Stop after this long, such as 60s or 5m.", metavar="TIME")] = None,
+    time: Annotated[str | None, typer.Option(help="Stop after this long, such as 60s or 5min.", metavar="TIME")] = None,
     memory: Annotated[
-        str | None, typer.Option(help="Memory of each device, such as 40GiB. Default: as for replay.")
+        str | None, typer.Option(help="Memory of each device, such as 40GiB. Default: as for replay.", metavar="SIZE")
     ] = None,
     config: Annotated[
         str | None, typer.Option(help=config_help("What tuning begins with. "), metavar="PROFILE|FILE")
     ] = None,
     conf: Annotated[str | None, typer.Option(help="Options on top of it.", metavar="KEY:VALUE,...")] = None,
     most_overhead: Annotated[
-        float | None, typer.Option(help="Choose nothing whose peak reserved / peak requested is greater.", min=1.0)
+        float | None,
+        typer.Option(help="Choose nothing whose peak reserved / peak requested is greater.", min=1.0, metavar="RATIO"),
     ] = None,
     exact_bins: Annotated[
         bool, typer.Option("--exact-bins", help="Propose exact bins, too; with --objective time or balanced.")
@@ -62,8 +76,10 @@ def tune(
         str | None,
         typer.Option(help="Share the search with other workers: a journal file, or a database URL.", metavar="WHERE"),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads. Default: one for each processor.", min=1)] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write what was found to this file.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads. Default: one for each processor.", min=1, metavar="N")
+    ] = None,
+    json: Json = False,
 ) -> None:
     """Find options under which recorded programs need least; install("profile.toml") uses them.
 
@@ -86,13 +102,13 @@ def tune(
     chosen = next((known for known in OBJECTIVES if known == objective), None)
     if chosen is None:
         fail(f"--objective: {objective!r} is not one of {', '.join(OBJECTIVES)}")
-    require_writable("--output", output)
-    require_writable("--json", json_path)
+    require_writable({"--output": output}, inputs=traces)
+    limit = None if time is None else time_option("--time", time)
+    memory_bytes = None if memory is None else size_option("--memory", memory)
     try:
         base = load_config(config, conf)
-        memory_bytes = None if memory is None else require_memory(size_option("--memory", memory))
+        memory_bytes = None if memory_bytes is None else require_memory(memory_bytes)
         recordings = [read_trace(path) for path in traces]
-        limit = None if time is None else _seconds(time)
         wanted = trials if trials is not None else TRIALS if limit is None else math.inf
         began = monotonic()
 
@@ -116,11 +132,12 @@ def tune(
                 watch=lambda done, best: bar.at(int(100 * min(share(done), 1.0)), 100),
             )
     except PoolallocError as error:
-        fail(f"tune: {error}")
-    print_found(found)
-    write_file(output, lambda path: write_text(path, found.to_toml()))
-    if json_path is not None:
-        write_file(json_path, lambda path: write_text(path, json.dumps(found.to_json(), indent=1) + "\n"))
+        fail(str(error))
+    if json:
+        print_json(found.to_json())
+    else:
+        print_found(found)
+    write_file(output, lambda path: write_text(path, found.to_toml()), silent=json)
 
 
 def print_found(found: Tuned) -> None:
@@ -161,10 +178,3 @@ def print_found(found: Tuned) -> None:
 
 def _signed(count: int) -> str:
     return f"-{format_size(-count)}" if count < 0 else format_size(count)
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
-    if match is None or float(match[1]) == 0:
-        fail(f"--time: {text!r} is no time; write it as 60s, 5m or 1h")
-    return float(match[1]) * _UNITS[match[2]]

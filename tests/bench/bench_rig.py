@@ -32,10 +32,10 @@ Bench = Callable[..., Ran]
 
 
 def run_bench(folder: Path, *arguments: str, **environment: str) -> Ran:
-    """Run `poolalloc bench ARGUMENTS... --json F`; environment variables are added to this process's."""
+    """Run `poolalloc bench ARGUMENTS... -o F`; environment variables are added to this process's."""
     path = folder / "results.json"
     at = arguments.index("--") if "--" in arguments else len(arguments)
-    command = [sys.executable, "-m", "poolalloc", "bench", *arguments[:at], "--json", str(path), *arguments[at:]]
+    command = [sys.executable, "-m", "poolalloc", "bench", *arguments[:at], "-o", str(path), *arguments[at:]]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, check=False, env=os.environ | environment, cwd=folder
     )

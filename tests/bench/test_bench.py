@@ -80,7 +80,7 @@ def test_every_workload_runs_under_every_allocator(sim_bench: Bench, workload: s
 def test_a_workload_of_a_library_runs_where_the_library_is(sim_bench: Bench, name: str) -> None:
     if (missing := find(name).missing) is not None:
         pytest.skip(missing)
-    ran = sim_bench(name, "--size", "tiny", "--steps", "1", "--allocators", "default,poolalloc")
+    ran = sim_bench(name, "--size", "tiny", "--steps", "1", "--against", "default,poolalloc")
     assert ran.code == 0, ran.err
     default, ours = (ran.row(name)["peak_requested_bytes"] for name in ("default", "poolalloc"))
     assert ours == pytest.approx(default, abs=4 * 64 << 10)
@@ -88,7 +88,7 @@ def test_a_workload_of_a_library_runs_where_the_library_is(sim_bench: Bench, nam
 
 
 def test_ranks_run_side_by_side_and_have_a_row_each(sim_bench: Bench) -> None:
-    ran = sim_bench("gpt_ddp", "--size", "tiny", "--steps", "2", "--allocators", "poolalloc")
+    ran = sim_bench("gpt_ddp", "--size", "tiny", "--steps", "2", "--against", "poolalloc")
     assert ran.code == 0, ran.err
     assert ran.data is not None
     assert [row["workload"] for row in ran.data["rows"]] == ["gpt_ddp rank 0", "gpt_ddp rank 1"]
@@ -122,7 +122,7 @@ def test_settings_of_torchs_allocator_outside_do_not_reach_a_cell(sim_bench: Ben
         "tiny",
         "--steps",
         "1",
-        "--allocators",
+        "--against",
         "default",
         PYTORCH_ALLOC_CONF="expandable_segments:True",
     )
@@ -135,7 +135,7 @@ def test_memory_taken_behind_the_allocators_back_is_an_error_with_both_figures(
     sim_bench: Bench, script: Script
 ) -> None:
     plant = "import ctypes\nctypes.CDLL(None).cudaMalloc(ctypes.byref(ctypes.c_void_p()), ctypes.c_size_t(6 << 20))\n"
-    ran = sim_bench(script(HOLD + plant), "--allocators", "default,poolalloc")
+    ran = sim_bench(script(HOLD + plant), "--against", "default,poolalloc")
     assert ran.code == 1
     for allocator, reserved in (("default", 30 * MIB), ("poolalloc", ran.row("poolalloc")["peak_reserved_bytes"])):
         error = ran.row(allocator)["error"]
@@ -145,11 +145,11 @@ def test_memory_taken_behind_the_allocators_back_is_an_error_with_both_figures(
 
 
 def test_a_peak_that_the_driver_did_not_see_is_an_error(sim_bench: Bench, script: Script) -> None:
-    ran = sim_bench(script(HOLD + "import ctypes\nctypes.CDLL(None).simgpu_reset_peak(0)\n"), "--allocators", "default")
+    ran = sim_bench(script(HOLD + "import ctypes\nctypes.CDLL(None).simgpu_reset_peak(0)\n"), "--against", "default")
     assert ran.code == 0, ran.err  # the peak became what is in use now, and that is the same
     free = "del kept\ntorch.cuda.empty_cache()\n"
     ran = sim_bench(
-        script(HOLD + free + "import ctypes\nctypes.CDLL(None).simgpu_reset_peak(0)\n"), "--allocators", "default"
+        script(HOLD + free + "import ctypes\nctypes.CDLL(None).simgpu_reset_peak(0)\n"), "--against", "default"
     )
     assert ran.code == 1
     assert f"peak reserved was {30 * MIB} bytes, the driver says 0" in ran.row("default")["error"]
@@ -157,14 +157,14 @@ def test_a_peak_that_the_driver_did_not_see_is_an_error(sim_bench: Bench, script
 
 def test_a_broken_rule_of_cuda_is_an_error(sim_bench: Bench, script: Script) -> None:
     plant = "import ctypes\nctypes.CDLL(None).cudaFree(ctypes.c_void_p(0x12345000))\n"
-    ran = sim_bench(script(HOLD + plant), "--allocators", "default")
+    ran = sim_bench(script(HOLD + plant), "--against", "default")
     assert ran.code == 1
     assert "rules of CUDA were broken" in ran.row("default")["error"]
 
 
 def test_another_allocator_than_the_one_asked_for_is_an_error(sim_bench: Bench, script: Script) -> None:
     plant = "import torch\ntorch._C._accelerator_setAllocatorSettings('expandable_segments:False')\n"
-    ran = sim_bench(script(plant + HOLD), "--allocators", "expandable")
+    ran = sim_bench(script(plant + HOLD), "--against", "expandable")
     assert ran.code == 1
     assert "expandable_segments=False instead of True" in ran.row("expandable")["error"]
 
@@ -174,11 +174,11 @@ def test_a_peak_before_a_reset_counts(sim_bench: Bench, script: Script) -> None:
         HOLD
         + "del kept\ntorch.cuda.empty_cache()\nRESET\nkept = torch.empty(4 << 20, device='cuda', dtype=torch.uint8)\n"
     )
-    ran = sim_bench(script(text.replace("RESET", "torch.cuda.reset_peak_memory_stats()")), "--allocators", "default")
+    ran = sim_bench(script(text.replace("RESET", "torch.cuda.reset_peak_memory_stats()")), "--against", "default")
     assert ran.code == 0, ran.err
     assert ran.row("default")["peak_requested_bytes"] == 30 * MIB
     text = text.replace("RESET", "import poolalloc; poolalloc.reset_peak_stats()")
-    ran = sim_bench(script(text), "--allocators", "poolalloc")
+    ran = sim_bench(script(text), "--against", "poolalloc")
     assert ran.code == 0, ran.err
     assert ran.row("poolalloc")["peak_requested_bytes"] == 30 * MIB
 
@@ -197,7 +197,7 @@ def test_out_of_memory_is_a_row_and_no_failure(sim_bench: Bench) -> None:
 
 def test_a_script_gets_its_arguments_and_runs_as_main(sim_bench: Bench, script: Script, tmp_path: Path) -> None:
     text = HOLD + "import sys\nassert __name__ == '__main__'\nopen('seen', 'a').write(repr(sys.argv[1:]) + '\\n')\n"
-    ran = sim_bench(script(text), "--allocators", "default,poolalloc", "--", "--layers", "3")
+    ran = sim_bench(script(text), "--against", "default,poolalloc", "--", "--layers", "3")
     assert ran.code == 0, ran.err
     assert (tmp_path / "seen").read_text() == "['--layers', '3']\n" * 2
     assert ran.row("default")["peak_requested_bytes"] == 30 * MIB
@@ -213,7 +213,7 @@ def test_a_script_gets_its_arguments_and_runs_as_main(sim_bench: Bench, script: 
     ],
 )
 def test_a_cell_that_dies_is_an_error_row(sim_bench: Bench, script: Script, end: str, said: str) -> None:
-    ran = sim_bench(script(f"{end}\n"), "--allocators", "default")
+    ran = sim_bench(script(f"{end}\n"), "--against", "default")
     assert ran.code == 1
     assert said in ran.row("default")["error"]
     assert said in ran.err
@@ -221,7 +221,7 @@ def test_a_cell_that_dies_is_an_error_row(sim_bench: Bench, script: Script, end:
 
 def test_a_cell_that_fails_keeps_its_figures_and_the_others_still_run(sim_bench: Bench, script: Script) -> None:
     text = HOLD + "if torch.cuda.memory.get_allocator_backend() == 'native':\n    raise ValueError('a bad day')\n"
-    ran = sim_bench(script(text), "--allocators", "default,poolalloc")
+    ran = sim_bench(script(text), "--against", "default,poolalloc")
     assert ran.code == 1
     assert "ValueError: a bad day" in ran.row("default")["error"]
     assert "ValueError: a bad day" in ran.err
@@ -231,7 +231,7 @@ def test_a_cell_that_fails_keeps_its_figures_and_the_others_still_run(sim_bench:
 
 
 def test_a_cell_that_does_not_end_is_ended(sim_bench: Bench, script: Script) -> None:
-    ran = sim_bench(script("import time\ntime.sleep(1000)\n"), "--allocators", "default", "--timeout", "1")
+    ran = sim_bench(script("import time\ntime.sleep(1000)\n"), "--against", "default", "--timeout", "1")
     assert ran.code == 1
     assert "did not end within 1 seconds" in ran.row("default")["error"]
 
@@ -242,7 +242,7 @@ def test_a_bench_that_is_told_to_end_keeps_its_rows_and_leaves_no_process_behind
     del sim_bench  # it only says whether there is a torch to run with
     hang = "    import os, time\n    open('pid', 'w').write(str(os.getpid()) + '\\n')\n    time.sleep(1000)\n"
     path = script(HOLD + "if torch.cuda.memory.get_allocator_backend() != 'native':\n" + hang)
-    allocators = ["--allocators", "default,poolalloc", "--json", "rows.json"]
+    allocators = ["--against", "default,poolalloc", "-o", "rows.json"]
     command = [sys.executable, "-m", "poolalloc", "bench", path, *allocators]
     with started(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
         while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n")):
@@ -257,7 +257,7 @@ def test_a_bench_that_is_told_to_end_keeps_its_rows_and_leaves_no_process_behind
 
 
 def test_a_script_that_uses_no_gpu_is_an_error(sim_bench: Bench, script: Script) -> None:
-    ran = sim_bench(script("print('hello')\n"), "--allocators", "default")
+    ran = sim_bench(script("print('hello')\n"), "--against", "default")
     assert ran.code == 1
     assert "never used the GPU" in ran.row("default")["error"]
 
@@ -265,7 +265,7 @@ def test_a_script_that_uses_no_gpu_is_an_error(sim_bench: Bench, script: Script)
 def test_the_report_and_the_picture_are_written(sim_bench: Bench, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     ran = sim_bench(
-        *("serving", "--size", "tiny", "--steps", "5", "--allocators", "default,poolalloc"),
+        *("serving", "--size", "tiny", "--steps", "5", "--against", "default,poolalloc"),
         *("--html", str(tmp_path / "deep" / "r.html"), "--png", str(tmp_path / "deep" / "r.png")),
     )
     assert ran.code == 0, ran.err
@@ -280,14 +280,14 @@ def test_the_report_and_the_picture_are_written(sim_bench: Bench, tmp_path: Path
     [
         (("gtp",), "unknown workload 'gtp'"),
         (("missing.py",), "no such script: missing.py"),
-        (("gpt", "--allocators", "jemalloc"), "unknown allocator 'jemalloc'"),
-        (("gpt", "--allocators", ","), "name at least one"),
+        (("gpt", "--against", "jemalloc"), "unknown allocator 'jemalloc'"),
+        (("gpt", "--against", ","), "name at least one"),
         (("gpt", "--gpu", "voodoo2"), "voodoo2"),
         (("gpt", "--memory", "-3GiB"), "negative"),
-        (("gpt", "--memory", "1GiB", "--gpu", "real"), "--memory"),
+        (("gpt", "--memory", "1GiB", "--device", "real"), "--memory"),
         (("gpt", "--size", "huge"), "gpt has no size 'huge'"),
         (("gpt", "--steps", "0"), "--steps: 0"),
-        (("gpt", "--timeout", "0"), "--timeout: 0"),
+        (("gpt", "--timeout", "0"), '--timeout: "0"'),
         (("gpt", "--nonsense"), "--nonsense"),
         (("gpt", "--html", "/"), "--html: / cannot be written"),
         (("gpt", "--", "--layers", "3"), "arguments after -- are for a script"),

@@ -29,7 +29,7 @@ def write(path: Path, rows: list[dict[str, Any]], device: str = "H100") -> Path:
         "schema": 1,
         "torch": "2.15.0",
         "device": {"name": device, "memory_bytes": 80 * GIB, "simulated": True},
-        "command": f"poolalloc bench --json {path.name}",
+        "command": f"poolalloc bench -o {path.name}",
         "rows": rows,
         "details": [{"timeline": [0] * 1000} for _ in rows],
     }
@@ -57,7 +57,7 @@ def test_runs_are_put_together_and_the_table_says_mean_and_worst(tmp_path: Path)
     assert "| worst | | 2.0000 | 2.0000 | 1.2100 | 10 | 10 | 10 |" in done.stdout
     kept = json.loads((tmp_path / "kept" / "all.json").read_text())
     assert "details" not in kept
-    assert kept["commands"] == ["poolalloc bench --json a.json", "poolalloc bench --json b.json"]
+    assert kept["commands"] == ["poolalloc bench -o a.json", "poolalloc bench -o b.json"]
     assert len(kept["rows"]) == 9
     once_more = summarize(tmp_path / "kept" / "all.json")
     assert once_more.stdout == done.stdout

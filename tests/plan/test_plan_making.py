@@ -215,16 +215,18 @@ def test_the_command_writes_a_plan_and_says_what_it_found(tmp_path: Path, capsys
     train(program, 5)
     program.free(program.take(1000))
     write_trace(program.trace(), tmp_path / "run.npz")
-    out, report = tmp_path / "plan.npz", tmp_path / "plan.json"
-    arguments = ["plan", str(tmp_path / "run.npz"), "-o", str(out), "--seconds", "0.1", "--json", str(report)]
+    out = tmp_path / "plan.npz"
+    arguments = ["plan", str(tmp_path / "run.npz"), "-o", str(out), "--time", "100ms"]
     assert command_line(arguments) == 0
     text = capsys.readouterr().out
     assert "1 smaller requests are not planned" in text
-    (stream,) = json.loads(report.read_text())["streams"]
+    assert command_line([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (stream,) = report["streams"]
     assert stream["height_bytes"] == read(out).parts[0].height
     assert stream["problem"] is None
     assert (stream["covered"], stream["covered_bytes"]) == (stream["requests"], stream["bytes"])
-    assert json.loads(report.read_text())["replayed"]["cost"] <= 0.1
+    assert report["replayed"]["cost"] <= 0.1
     assert "driver calls with the plan" in text
     assert command_line(["replay", str(tmp_path / "run.npz"), "--plan", str(out)]) == 0
     assert f"plan: {stream['requests']:,} of {stream['requests']:,} requests served" in capsys.readouterr().out

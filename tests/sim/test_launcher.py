@@ -308,7 +308,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
 def test_a_report_of_an_earlier_run_does_not_survive(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     report.write_text("stale")
-    in_shell("kill -KILL $$", "--json", str(report))
+    in_shell("kill -KILL $$", "-o", str(report))
     assert not report.exists()
 
 

@@ -47,7 +47,7 @@ def test_torch_reserves_what_it_reserved_then(
     environment = {"PYTORCH_ALLOC_CONF": settings} if settings else {}
     requested, reserved = on_sim(RECORDED_BY_TORCH, environment=environment).value
     command("import", "snapshot.pickle", "-o", "run.npz")
-    shown = command("replay", "run.npz", "--against", allocator, "--json", "figures.json")
+    shown = command("replay", "run.npz", "--against", allocator, "-o", "figures.json")
     assert allocator in shown
     (row,) = json.loads(Path("figures.json").read_text())["performed"]
     assert row["peak_requested_bytes"] == requested
@@ -72,7 +72,7 @@ def test_settings_of_torch_and_poolalloc_itself_can_be_compared(
         """
     )
     power = "roundup_power2_divisions:1"
-    command("replay", "run.npz", "--against", "poolalloc", "--against", power, "--json", "figures.json")
+    command("replay", "run.npz", "--against", "poolalloc", "--against", power, "-o", "figures.json")
     figures = json.loads(Path("figures.json").read_text())
     ours, rounded_up = figures["performed"]
     assert ours["peak_reserved_bytes"] == figures["devices"][0]["peak_reserved"]
@@ -91,7 +91,7 @@ def test_running_out_of_memory_is_said(tmp_path: Path, monkeypatch: pytest.Monke
             kept = [torch.empty(100 << 20, dtype=torch.uint8, device="cuda") for _ in range(6)]
         """
     )
-    command("replay", "run.npz", "--against", "default", "--memory", "512MiB", "--json", "figures.json", code=1)
+    command("replay", "run.npz", "--against", "default", "--memory", "512MiB", "-o", "figures.json", code=1)
     (row,) = json.loads(Path("figures.json").read_text())["performed"]
     assert row["out_of_memory"]
 
@@ -122,7 +122,7 @@ def test_a_page_shows_every_allocator(on_sim: Callable, tmp_path: Path, monkeypa
                 kept = [torch.empty((7 + step % 3) << 20, dtype=torch.uint8, device="cuda") for _ in range(5)]
         """
     )
-    command("replay", "run.npz", "--against", "expandable", "--html", "run.html", "--json", "figures.json")
+    command("replay", "run.npz", "--against", "expandable", "--html", "run.html", "-o", "figures.json")
     text = Path("run.html").read_text()
     spec = json.loads(text.split('id="document">')[1].split("</script>")[0])
     names = [(layer["name"], layer["how"].split()[0]) for layer in spec["layers"]]
@@ -175,7 +175,7 @@ def test_what_ran_on_several_devices_and_streams_is_judged_whole(
         lag=3,
     )
     command("replay", "run.npz", "--against", "default", "--against", "expandable", "--against", "poolalloc",
-            "--json", "figures.json", "--html", "run.html")  # fmt: skip
+            "-o", "figures.json", "--html", "run.html")  # fmt: skip
     figures = json.loads(Path("figures.json").read_text())
     replayed = [[device["peak_requested"], device["peak_reserved"]] for device in figures["devices"]]
     assert [requested for requested, _ in replayed] == [requested for requested, _ in done.value]
@@ -229,11 +229,11 @@ def test_the_shipped_snapshot_goes_all_the_way(tmp_path: Path, monkeypatch: pyte
     """Imported with nothing dropped, replayed under every allocator and configuration, fitted and tuned."""
     monkeypatch.chdir(tmp_path)
     shipped = Path(__file__).parents[1] / "data" / "medium_512_training.pickle"
-    account = json.loads(command("import", str(shipped), "-o", "run.npz", "--json").removesuffix("wrote run.npz\n"))
+    account = json.loads(command("import", str(shipped), "-o", "run.npz", "--json"))
     assert account["left_out"] == {}
     allocators = ["default", "expandable", "max_split_size_mb:64", "poolalloc"]
     against = [word for name in allocators for word in ("--against", name)]
-    command("replay", "run.npz", *against, "--json", "figures.json", "--html", "run.html")
+    command("replay", "run.npz", *against, "-o", "figures.json", "--html", "run.html")
     figures = json.loads(Path("figures.json").read_text())
     (device,) = figures["devices"]
     assert [row["allocator"] for row in figures["performed"]] == allocators
@@ -273,7 +273,7 @@ def test_on_a_real_device_what_requests_take_is_measured(
     requested, _ = on_sim(RECORDED_BY_TORCH).value
     command("import", "snapshot.pickle", "-o", "run.npz")
     words = ["replay", "run.npz", "--device", "real", "--against", "default", "--against", "poolalloc"]
-    words += ["--json", "figures.json", "--html", "run.html"]
+    words += ["-o", "figures.json", "--html", "run.html"]
     shown = on_sim(AS_IF_REAL, arguments=words).out
     assert "a real device, all together" in shown
     figures = json.loads(Path("figures.json").read_text())

@@ -113,7 +113,7 @@ def peak_requested_of(snapshot: Path) -> int:
 
 
 def test_the_shipped_snapshot_needs_less_than_it_had(cli: Any, shipped: Path) -> None:
-    cli("replay", shipped, "--json", "run.json")
+    cli("replay", shipped, "-o", "run.json")
     document = json.loads(Path("run.json").read_text())
     device = document["devices"][0]
     assert device["recorded"]["peak_reserved"] == 12_660_506_624
@@ -186,7 +186,7 @@ def test_replay_models_the_time_of_driver_calls(cli: Any, shipped: Path) -> None
             }
         )
     )
-    outcome = cli("replay", shipped, "--costs", "mine.json", "--json", "run.json")
+    outcome = cli("replay", shipped, "--costs", "mine.json", "-o", "run.json")
     assert "modelled for X (measured there)" in outcome.out
     document = json.loads(Path("run.json").read_text())
     work = document["driver_work"]["total"]
@@ -200,7 +200,7 @@ def test_replay_models_the_time_of_driver_calls(cli: Any, shipped: Path) -> None
 
 
 def test_every_command_that_judges_memory_says_what_it_costs(cli: Any, shipped: Path) -> None:
-    cli("replay", shipped, "--json", "run.json")
+    cli("replay", shipped, "-o", "run.json")
     (replayed,) = json.loads(Path("run.json").read_text())["driver_time"]["allocators"]
     for words in (("replay",), ("fit", "--memory", "16GiB"), ("report",)):
         out = cli(words[0], shipped, *words[1:]).out
@@ -226,7 +226,7 @@ def test_the_work_of_a_step_is_that_of_its_half(cli: Any) -> None:
     for step in range(8):
         rows += [(Op.MARK, step, 0), (Op.ALLOC, step + 1, (step + 40) * MiB), (Op.FREE, step + 1, (step + 40) * MiB)]
     write(trace_of(rows, marks=tuple(f"step {n}" for n in range(8))), Path("run.npz"))
-    outcome = cli("replay", "run.npz", "--json", "run.json", "--conf", "growth:tight")
+    outcome = cli("replay", "run.npz", "-o", "run.json", "--conf", "growth:tight")
     work = json.loads(Path("run.json").read_text())["driver_work"]
     assert work["start_up"]["create_pages"] == 20  # the first step
     assert work["first_half"]["steps"] == work["second_half"]["steps"] == 3  # the last of 8 has no end
@@ -238,7 +238,7 @@ def test_the_work_of_a_step_is_that_of_its_half(cli: Any) -> None:
 def test_without_steps_the_second_half_is_priced_whole(cli: Any) -> None:
     rows = [(Op.ALLOC, n, (n * n % 17 + 1) * MiB) for n in range(1, 41)]
     write(trace_of(rows), Path("run.npz"))
-    cli("replay", "run.npz", "--json", "run.json")
+    cli("replay", "run.npz", "-o", "run.json")
     document = json.loads(Path("run.json").read_text())
     work = document["driver_work"]
     assert (work["start_up"], work["first_half"], work["second_half"]["steps"]) == (None, None, None)
@@ -247,7 +247,7 @@ def test_without_steps_the_second_half_is_priced_whole(cli: Any) -> None:
 
 
 def test_replay_says_where_memory_ran_out(cli: Any, shipped: Path) -> None:
-    outcome = cli("replay", shipped, "--memory", "8GiB", "--json", "run.json")
+    outcome = cli("replay", shipped, "--memory", "8GiB", "-o", "run.json")
     assert outcome.code == 1
     assert "OUT OF MEMORY at event" in outcome.out
     lost = json.loads(Path("run.json").read_text())["out_of_memory"]
@@ -430,7 +430,7 @@ def test_bad_options(cli: Any) -> None:
         ("replay", "good.npz", "--memory", "-1GiB"): "--memory",
         ("replay", "good.npz", "--memory", "1"): "cannot be modelled",
         ("replay", "good.npz", "--memory", "1000TiB"): "cannot be modelled",
-        ("replay", "good.npz", "--json", "no/such/file"): "there is no folder",
+        ("replay", "good.npz", "-o", "no/such/file"): "there is no folder",
         ("replay", "good.npz", "--png", "no/such/file.png"): "there is no folder",
         ("replay", "good.npz", "--html", "no/such/file.html"): "there is no folder",
         ("replay", "good.npz", "--costs", "none.json"): "none.json",

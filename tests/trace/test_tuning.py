@@ -220,7 +220,7 @@ def test_two_workers_share_one_storage(tmp_path: Path, where: str) -> None:
     ("arguments", "words"),
     [
         (["--objective", "speed"], "'speed' is not one of memory, time, balanced"),
-        (["--time", "soon"], "'soon' is no time"),
+        (["--time", "soon"], '"soon" is no time'),
         (["--storage", "nowhere://x"], "storage nowhere://x"),
         (["--exact-bins"], "not memory"),
         (["-o", "missing/profile.toml"], "missing/profile.toml: there is no folder"),

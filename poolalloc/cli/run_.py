@@ -74,16 +74,16 @@ def run(
     Example: poolalloc run --record run.npz train.py --epochs 3
     """
     if not program or program == ["-m"]:
-        fail("run: give a script or -m MODULE; see poolalloc run --help")
+        fail("give a script or -m MODULE; see poolalloc run --help")
     start = partial(_start, config=config, conf=conf, record=record, stacks=stacks, plan=plan, metrics=metrics)
     start = partial(start, children=children)
     if program[0] == "-m":
         start()
         _run_module(program[1], program[2:])
     elif program[0].startswith("-"):
-        fail(f'run: no option is named "{program[0]}"; see poolalloc run --help')
+        fail(f'no option is named "{program[0]}"; see poolalloc run --help')
     elif not os.path.exists(program[0]):
-        fail(f"run: there is no file {program[0]}")
+        fail(f"there is no file {program[0]}")
     else:
         start()
         _run_script(program[0], program[1:])
@@ -121,7 +121,7 @@ def _start(
             used = None if installed.plan is None else os.fspath(installed.plan)
             cover(installed.config, plan=used, record=record, stacks=stacks, metrics=folder)
     except PoolallocError as error:
-        fail(f"run: {error}")
+        fail(f"{error}")
 
 
 def _folder_of_workers() -> Path:
@@ -149,7 +149,7 @@ def _run_script(name: str, arguments: list[str]) -> None:
         with io.open_code(path) as file:
             source = file.read()
     except OSError as error:
-        fail(f"run: cannot read {name}: {error.strerror}")
+        fail(f"cannot read {name}: {error.strerror}")
     try:
         code = compile(source, path, "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
@@ -167,7 +167,7 @@ def _run_module(name: str, arguments: list[str]) -> None:
         if spec is not None and spec.submodule_search_locations is not None:
             spec = importlib.util.find_spec(f"{name}.__main__")
     except ImportError as error:
-        fail(f"run: cannot find module {name}: {error}")
+        fail(f"cannot find module {name}: {error}")
     if spec is not None:
         sys.argv[0] = str(spec.origin)
     _execute_spec(spec, f"module {name}")
@@ -177,7 +177,7 @@ def _execute_spec(spec: ModuleSpec | None, what: str) -> None:
     loader: Any = spec.loader if spec is not None else None
     code = loader.get_code(spec.name) if spec is not None and hasattr(loader, "get_code") else None
     if spec is None or code is None:
-        fail(f"run: there is no {what} that can be run")
+        fail(f"there is no {what} that can be run")
     about = {"__file__": spec.origin, "__cached__": spec.cached, "__loader__": loader}
     _execute(code, {**about, "__package__": spec.parent, "__spec__": spec})
 
