@@ -110,7 +110,7 @@ class Engine:
     def first_violation(self) -> str: ...
 
 class Replay:
-    """A trace made ready for replay on a device that is only arithmetic. poolalloc.replay is what to use."""
+    """A trace made ready for replay on a device that is only arithmetic. poolalloc.analysis.replay is what to use."""
 
     def __init__(self, events: npt.NDArray[Any], streams: Sequence[int], pools: Sequence[tuple[int, int]]) -> None: ...
     def run(

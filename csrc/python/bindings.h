@@ -48,8 +48,8 @@ void forget_python_stacks();
 pybind11::dict to_dict(const DeviceStats& stats);
 pybind11::dict to_dict(const Options& options);
 Options options_from(const std::string& conf);
-// A plan as poolalloc.plan hands it over: {above, parts: [{device, stream, first, period, height, sizes, offsets}]}.
-// None is none.
+// A plan as poolalloc.analysis.plan hands it over: {above, parts: [{device, stream, first, period, height, sizes,
+// offsets}]}. None is none.
 std::optional<Plan> plan_from(const pybind11::object& plan);
 
 }  // namespace poolalloc::python

@@ -254,7 +254,7 @@ void bind_engine(py::module_& module) {
   engine.def(py::init<const std::string&, const py::dict&, const py::object&>(), py::arg("conf") = "",
              py::arg("model") = py::dict(), py::arg("plan") = py::none(),
              "conf: \"key:value,key:value\"; model: devices, memory_bytes, granularity, virtual_memory, event_lag; "
-             "plan: as poolalloc.plan hands it over.");
+             "plan: as poolalloc.analysis.plan hands it over.");
   bind_allocator(engine);
   bind_model(engine);
 }

@@ -48,7 +48,8 @@ struct ReplayProgram {
   // The tick of frees that no `free_completed` of the trace belongs to.
   static constexpr std::uint64_t kNever = std::uint64_t{1} << 40;
 
-  // `streams` and `pools` are the trace's tables. Throws UsageError for what poolalloc.trace would have refused.
+  // `streams` and `pools` are the trace's tables. Throws UsageError for what poolalloc.analysis.trace would have
+  // refused.
   ReplayProgram(const TraceEvent* events, std::size_t count, const std::vector<StreamId>& streams,
                 const std::vector<PoolId>& pools);
 

@@ -105,32 +105,34 @@ def _new_name(old: str) -> str | None:
 
 
 class _Loader(Loader):
-    """Gives a module that is imported under its new name."""
+    """Gives a module that stands for the one with the new name."""
 
     def __init__(self, new: str) -> None:
         self._new = new
-        self._spec: ModuleSpec | None = None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = import_module(self._new)
-        if spec.name == "poolalloc.compare":  # poolalloc.compare() is a function, too
-            return _Callable(module)
-        self._spec = module.__spec__
-        return module
+        return _OldName(spec.name, import_module(self._new))
 
     def exec_module(self, module: ModuleType) -> None:
-        if self._spec is not None:
-            module.__spec__ = self._spec  # the import system has put the old name's there
+        """Do nothing: the module with the new name has been executed."""
 
 
-class _Callable(ModuleType):
-    """A module that is called as its function of the same name."""
+class _OldName(ModuleType):
+    """A module under its old name: whatever is asked of it, its new one answers.
 
-    def __init__(self, module: ModuleType) -> None:
-        name = module.__name__.rpartition(".")[2]
-        super().__init__(module.__name__, module.__doc__)
-        self.__dict__.update({key: value for key, value in vars(module).items() if not key.startswith("__")})
-        self._function = getattr(module, name)
+    Not the new one itself: the import system would hang the modules of a package into it, over functions of their name.
+    """
+
+    def __init__(self, old: str, new: ModuleType) -> None:
+        super().__init__(old, new.__doc__)
+        self._new = new
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._new, name)
+
+    def __dir__(self) -> list[str]:
+        return dir(self._new)
 
     def __call__(self, *args: Any, **keywords: Any) -> object:
-        return self._function(*args, **keywords)
+        """Call the function of the same name: poolalloc.compare() is one, whoever imported poolalloc.compare."""
+        return getattr(self._new, self.__name__.rpartition(".")[2])(*args, **keywords)

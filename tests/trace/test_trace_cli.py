@@ -385,7 +385,7 @@ def test_files_that_cannot_be_imported(cli: Any) -> None:
         "cut.pickle": "cut off",
         "log.csv": "line 2 has an absurd Size: -5",
         "text.csv": "first line is not Thread,Time",
-        "trace.npz": "cannot replace the file",
+        "trace.npz": "it is a trace already",
         "none.pickle": "No such file",
         ".": "Is a directory",
     }.items():

@@ -7,7 +7,7 @@
         print(device.peak.by_scope, device.growth)
 
 Lines are told where stacks were recorded, scopes where the program named them (poolalloc/scopes.py). The memory of
-blocks alone, requested bytes; what an allocator makes of it is poolalloc.replay's.
+blocks alone, requested bytes; what an allocator makes of it is replay.py's.
 """
 
 from __future__ import annotations

@@ -453,7 +453,7 @@ def _monotone(times: list[int], report: ImportReport) -> list[int]:
 
 
 class Rebuilt(NamedTuple):
-    """Events and their tables, as poolalloc.trace.Trace has them."""
+    """Events and their tables, as Trace has them."""
 
     events: Events
     streams: tuple[int, ...]

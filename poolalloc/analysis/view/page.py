@@ -54,7 +54,7 @@ def render(
 
 
 def _file(name: str) -> str:
-    return (resources.files("poolalloc.view") / name).read_text(encoding="utf-8")
+    return (resources.files("poolalloc.analysis.view") / name).read_text(encoding="utf-8")
 
 
 class _Columns:
