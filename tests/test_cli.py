@@ -12,15 +12,17 @@ import pytest
 from command_line import poolalloc, refused
 
 from poolalloc import __version__
-from poolalloc.cli import COMMANDS
+from poolalloc.cli import COMMANDS, GROUPS
 
 
 def test_without_a_command_it_prints_help() -> None:
     result = poolalloc()
     assert result.returncode == 0
     assert result.stderr == ""
-    for command in COMMANDS:
-        assert command in result.stdout
+    for group, commands in GROUPS.items():
+        panel = result.stdout.partition(group)[2].partition("╰")[0]
+        assert all(f"│ {command} " in panel for command in commands)
+    assert sorted(command for commands in GROUPS.values() for command in commands) == sorted(COMMANDS)
 
 
 def test_version() -> None:

@@ -138,8 +138,10 @@ def commands() -> str:
         "",
         *cli.RULES,
     ]
-    for name in cli.COMMANDS:
-        lines += ["", *_command(name, group.commands[name])]
+    for purpose, names in cli.GROUPS.items():
+        lines += ["", f"## {purpose}"]
+        for name in names:
+            lines += ["", *_command(name, group.commands[name])]
     return "\n".join(lines) + "\n"
 
 
@@ -147,7 +149,7 @@ def _command(name: str, command: Any) -> list[str]:
     options = [one for one in command.params if one.param_type_name == "option"]
     arguments = [one for one in command.params if one.param_type_name == "argument"]
     usage = " ".join(["poolalloc", name, "[OPTIONS]" if options else "", *(_metavar(one) for one in arguments)])
-    lines = [f"## `poolalloc {name}`", "", inspect.cleandoc(command.callback.__doc__ or ""), "", f"    {usage}"]
+    lines = [f"### `poolalloc {name}`", "", inspect.cleandoc(command.callback.__doc__ or ""), "", f"    {usage}"]
     rows = [(f"`{_metavar(one)}`", one.help or "") for one in arguments]
     rows += [(_spelling(one), _help_of(one)) for one in options]
     return [*lines, "", "| | |", "| --- | --- |", *(f"| {_cell(left)} | {_cell(right)} |" for left, right in rows)]

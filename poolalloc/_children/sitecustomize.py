@@ -1,4 +1,4 @@
-"""Runs when a Python starts that a program under `poolalloc run` has started: children.py says how it gets there.
+"""Runs when a Python starts that a program under `poolalloc run` has started: __init__.py says how it gets there.
 
 It only waits for torch: a process that never imports torch pays for one comparison at each import. Whatever goes wrong,
 the process goes on.

@@ -1,6 +1,6 @@
 """The bridge to torch (csrc/bridge): compiled against the installed torch on first use, kept, and loaded.
 
-Not for choosing between bridge and plugin, or for what the user sees: _install.py.
+Not for choosing between bridge and plugin, or for what the user sees: poolalloc/installing.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Archives of numpy arrays (.npz), written whole or not at all, and read with no trust in what they hold.
 
-What the arrays mean is for those who read and write them: trace/files.py and plan/file.py.
+What the arrays mean is for those who read and write them: trace/files.py and plan_file.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """The `poolalloc` command. Each command is a module of this package with a function `register(app)`.
 
-A new command takes one line in COMMANDS and its file. Only the file of the command that was asked for is imported, so a
-slow import in one costs the others nothing.
+A new command takes a line in COMMANDS, its name in GROUPS, and its file. Only the file of the command that was asked
+for is imported, so a slow import in one costs the others nothing. `common` has what all of them share, `tables` and
+`progress` what they show; `live_blocks` and `driver_time` print what several commands print. The package may import
+every other.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import typer
 from poolalloc._internal.version import __version__
 from poolalloc.cli.common import BAD_INPUT, begin, print_error
 
-__all__ = ["COMMANDS", "RULES", "main", "make_app", "run"]
+__all__ = ["COMMANDS", "GROUPS", "RULES", "main", "make_app", "run"]
 
 RULES = (
     "- `--json` prints one JSON document on standard output, and nothing else there.",
@@ -44,6 +46,14 @@ COMMANDS = {
 }
 """By the name of each command, its module."""
 
+GROUPS = {
+    "Run a program": ("run", "sim"),
+    "Compare allocators": ("bench",),
+    "Recordings": ("import", "replay", "tune", "plan", "fit", "report"),
+    "This machine": ("top", "doctor", "build-bridge"),
+}
+"""What commands are for, as `poolalloc --help` shows them."""
+
 # typer carries its own copy of click in newer versions and depends on click in older ones; this finds either.
 _ClickException: type[Exception] = next(
     base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException" and issubclass(base, Exception)
@@ -58,6 +68,7 @@ def make_app(commands: list[str]) -> typer.Typer:
     app.callback(invoke_without_command=True)(_poolalloc)
     for command in commands:
         import_module(COMMANDS[command]).register(app)
+        app.registered_commands[-1].rich_help_panel = next(group for group, named in GROUPS.items() if command in named)
     return app
 
 

@@ -174,10 +174,13 @@ def print_results(results: Results) -> None:
 
 
 def print_failures(results: Results) -> None:
-    """Print the errors of cells that failed."""
+    """Print the errors of cells that failed, with what their programs said last under them."""
     for row in results.rows:
         if row.error is not None:
-            print_error(f"{row.workload} under {row.allocator} failed: {row.error}")
+            what, *said = row.error.splitlines()
+            print_error(f"{row.workload} under {row.allocator} failed: {what}")
+            for line in said:
+                print(line, file=sys.stderr, flush=True)
 
 
 def note_dropped_variables() -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from poolalloc import sim
 from poolalloc.analysis import costs
+from poolalloc.sim import launching, programs
 from poolalloc.sizes import UNITS, format_size, parse_size
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,7 +152,7 @@ def test_faults_and_peers_are_checked() -> None:
     ],
 )
 def test_python_arguments(arguments: list[str], flags: list[str], script: str | None) -> None:
-    assert sim._split_python_arguments(arguments) == (tuple(flags), Path(script) if script else None)
+    assert programs._split_python_arguments(arguments) == (tuple(flags), Path(script) if script else None)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_python_arguments(arguments: list[str], flags: list[str], script: str | 
 def test_scripts_that_start_python_by_their_first_line(first_lines: str, tmp_path: Path) -> None:
     script = tmp_path / "tool"
     script.write_text(first_lines.format(python=sys.executable))
-    found = sim._find_python(str(script), [str(script)], os.environ)
+    found = programs._find_python(str(script), [str(script)], os.environ)
     assert found is not None
     assert found.interpreter == sys.executable
 
@@ -177,7 +178,7 @@ def test_scripts_that_start_python_by_their_first_line(first_lines: str, tmp_pat
 def test_programs_that_do_not_start_python(content: bytes, tmp_path: Path) -> None:
     program = tmp_path / "tool"
     program.write_bytes(content)
-    assert sim._find_python(str(program), [str(program)], os.environ) is None
+    assert programs._find_python(str(program), [str(program)], os.environ) is None
 
 
 # --- a program's life ------------------------------------------------------------------------------------------------
@@ -264,7 +265,7 @@ def test_the_time_limit_ends_the_whole_group_and_says_why(tmp_path: Path) -> Non
 
 
 def test_a_program_that_ignores_the_request_to_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sim, "_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(launching, "_GRACE_SECONDS", 0.2)
     pid = tmp_path / "pid"
     script = f"trap '' TERM; echo $$ > {pid}; while :; do sleep 0.05; done"
     code, _, _ = sim.supervise(["sh", "-c", script], sim.sim_environment(), timeout=1)
@@ -273,7 +274,7 @@ def test_a_program_that_ignores_the_request_to_end_is_killed(tmp_path: Path, mon
 
 
 def test_a_process_that_left_the_group_holds_nobody_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sim, "_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(launching, "_GRACE_SECONDS", 0.5)
     pid = tmp_path / "pid"
     script = f"echo before; setsid sh -c 'echo $$ > {pid}; exec sleep 1000' & sleep 1000"
     run = sim.run_simulated(["sh", "-c", script], timeout=1)
@@ -290,7 +291,7 @@ def test_ctrl_c_before_the_program_has_started(monkeypatch: pytest.MonkeyPatch) 
         return real(*arguments, **keywords)
 
     environment = sim.sim_environment()
-    monkeypatch.setattr(sim.subprocess, "Popen", interrupted)
+    monkeypatch.setattr(launching.subprocess, "Popen", interrupted)
     code, _, _ = sim.supervise(["sleep", "1000"], environment, timeout=300)
     assert code == 128 + signal.SIGINT
 

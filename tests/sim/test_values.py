@@ -86,14 +86,14 @@ def test_a_program_that_cannot_have_values_says_why_and_runs(tmp_path: Path) -> 
         env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "ran\n")
-    assert done.stderr.startswith("poolalloc: no values are computed, every one is zero: ")
+    assert done.stderr.startswith("poolalloc: sim: no values are computed, every one is zero: ")
     assert "no-such-compiler" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("origin", [None, Path(), Path("/nowhere/torch/__init__.py")])
 def test_a_program_without_torch_is_left_as_it_is(origin: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sim, "_find_torch", lambda *_: origin)
+    monkeypatch.setattr(sim.programs, "_find_torch", lambda *_: origin)
     environment = {"PATH": os.environ["PATH"]}
     said: list[str] = []
     sim.add_values(["sh", "-c", "true"], environment, said.append)

@@ -261,7 +261,7 @@ AS_IF_REAL = """
     from poolalloc.analysis import baselines
     from poolalloc.cli import run
 
-    against.has_real_gpu = lambda: True
+    baselines.has_real_gpu = lambda: True
     sys.exit(run(sys.argv[1:]))
 """
 
