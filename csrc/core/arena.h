@@ -116,7 +116,8 @@ class Arena {
   static constexpr int kReadyHoles = 64;   // that are searched for ready pages, the smallest first
   static constexpr std::size_t kRuns = 8;  // of ready pages, too short for a block, that may be completed for it
   static constexpr PageIndex kWideRun = 64;
-  static constexpr std::uint32_t kBurst = 16;  // blocks with no free between them: from then on they lie side by side
+  // Blocks with no free between them: from then on more are expected, and they lie side by side.
+  static constexpr std::uint32_t kFilling = 8, kBurst = 16;
 
   Bytes end_offset() const { return residency_.pages() * kPageBytes; }
   // Where a block may go.

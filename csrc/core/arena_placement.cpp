@@ -186,6 +186,7 @@ Arena::ReadyScore Arena::ready_score() const {
 Status Arena::place_at_a_price(Bytes size, Place* place) {
   const auto width = page_of(round_up(size, kPageBytes));
   Status status = Status::out_of_memory;
+  residency_.expect_more(placed_in_a_row_ >= kFilling);
   for (const bool may_grow : {true, false}) {  // there may be room, but not at the place that was best while growing
     residency_.may_grow(may_grow);
     residency_.take_stock();
@@ -197,6 +198,7 @@ Status Arena::place_at_a_price(Bytes size, Place* place) {
     if (status != Status::out_of_memory) break;
   }
   residency_.may_grow(true);
+  residency_.expect_more(false);
   if (status == Status::ok && place->fresh && width >= kWideRun) fresh_from_ = residency_.untouched() + width;
   if (status == Status::out_of_memory && holes_.at_least(size) == nullptr && top_ + size > end_offset())
     return Status::not_supported;

@@ -97,6 +97,8 @@ class PageTable {
   };
   // Whether new memory may be made, as far as the source allows.
   virtual void may_grow(bool) {}
+  // Whether blocks come one after the other with no free between them, so that more will follow.
+  virtual void expect_more(bool) {}
   // A plan uses all pages of the arena before `end`: they may be made ahead of their use, and none beside them.
   virtual void plan_until(PageIndex) {}
   // A placement found no memory: so many pages are missing.

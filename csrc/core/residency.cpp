@@ -136,8 +136,9 @@ GrowthRoom Residency::growth_room(std::uint32_t resident) const {
     const double part = rules_.growth_part * static_cast<double>(held);
     const std::uint32_t chunk =
         std::clamp(static_cast<std::uint32_t>(part), rules_.smallest_growth, rules_.largest_growth);
-    const std::int64_t here = held_.current / kPage;  // a heap that holds little grows by little
-    room.chunk = static_cast<std::uint32_t>(std::clamp<std::int64_t>(here / 4, 1, chunk));
+    // A heap that holds little grows by little, and by more while it is being filled: that will be needed.
+    const std::int64_t part_here = fast_ ? 4 : more_expected_ ? 8 : 40;
+    room.chunk = static_cast<std::uint32_t>(std::clamp<std::int64_t>(held_.current / kPage / part_here, 1, chunk));
   }
   return room;
 }

@@ -57,6 +57,7 @@ class Residency final : public PageTable {
   Address address_of(PageIndex page) const { return base_ + page * kPageBytes; }
 
   void may_grow(bool grow) override { making_ = first_making_ = grow ? Making::grows : Making::none; }
+  void expect_more(bool more) override { more_expected_ = more; }
   void plan_until(PageIndex end) override { planned_end_ = end; }
   void take_stock() override;
   Price price(PageIndex first, PageIndex last) const override;
@@ -212,6 +213,7 @@ class Residency final : public PageTable {
   std::uint32_t widest_partial_ = 0;  // of its spans that are live in part
   enum class Making { grows, just_enough, none };
   PageIndex planned_end_ = 0;            // 0: no plan
+  bool more_expected_ = false;           // of blocks, at once
   Making making_ = Making::grows;        // new memory, as far as the source allows
   Making first_making_ = Making::grows;  // how the next placement begins
   mutable std::uint32_t number_ = 0;     // of the placement that is judged

@@ -109,6 +109,19 @@ def test_balanced_stays_within_its_margin_over_the_most_that_was_resident() -> N
     assert stats["reserved"]["peak"] > stats["resident"]["peak"]
 
 
+@pytest.mark.parametrize("scale", [0.1, 0.2, 0.3])
+def test_a_small_program_holds_little_that_is_idle_at_its_peak(scale: float) -> None:
+    """Its idle pages would be a large part of what it holds: it grows by few at a time."""
+    engine = engine_of(4096, conf="growth:balanced")
+    engine.allocate(int(40 * MIB * scale))  # the model
+    draw = random.Random(5)
+    for _ in range(30):
+        step(engine, draw.uniform(0.7, 1.0) * scale)
+    stats = engine.stats()
+    assert stats["reserved"]["peak"] <= 1.05 * stats["resident"]["peak"]
+    sound(engine)
+
+
 def cut_up(engine: _core.Engine) -> None:
     """Leaves 8 pages idle, in two holes that a block of 8 pages does not fit into."""
     blocks = [engine.allocate(4 * PAGE), engine.allocate(PAGE), engine.allocate(4 * PAGE), engine.allocate(PAGE)]

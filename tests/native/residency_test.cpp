@@ -498,13 +498,15 @@ TEST_CASE("a run of pages is one handle and one mapping") {
   pages.check();
 }
 
-TEST_CASE("growth takes a little more than is needed so that the next pages are ready") {
+TEST_CASE("growth takes a little more than is needed while more blocks are expected") {
   Pages pages(64, "balanced");
-  CHECK((pages.acquire(0, 15) == Status::ok && pages.held() == 16 * kPage));  // the first: just what is needed
-  CHECK(pages.acquire(16, 16) == Status::ok);
-  CHECK((pages.held() == 20 * kPage && pages.residency.ready(17)));  // a quarter more
+  CHECK((pages.acquire(0, 31) == Status::ok && pages.held() == 32 * kPage));   // the first: just what is needed
+  CHECK((pages.acquire(32, 32) == Status::ok && pages.held() == 33 * kPage));  // a small heap: so again
+  pages.residency.expect_more(true);
+  CHECK(pages.acquire(33, 33) == Status::ok);
+  CHECK((pages.held() == 37 * kPage && pages.residency.ready(34)));  // an eighth
   const std::uint64_t calls = mapping_calls(pages.driver);
-  CHECK((pages.acquire(17, 17) == Status::ok && mapping_calls(pages.driver) == calls));
+  CHECK((pages.acquire(34, 34) == Status::ok && mapping_calls(pages.driver) == calls));
   pages.check();
 }
 
