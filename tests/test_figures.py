@@ -28,6 +28,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "docs/benchmarks.md",
         "benchmarks/results/simulated-h100.json",
         "benchmarks/results/simulated-h100-trials.json",
+        "benchmarks/results/simulated-h100-small.json",
         "benchmarks/results/demo.json",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

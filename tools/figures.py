@@ -32,6 +32,8 @@ from poolalloc.bench.results import Results  # noqa: E402
 RESULTS = ROOT / "benchmarks/results/simulated-h100.json"
 TRIALS = ROOT / "benchmarks/results/simulated-h100-trials.json"
 """Programs that decide by values on the device, and ranks: apart, since the means of the manual are over the others."""
+SMALL = ROOT / "benchmarks/results/simulated-h100-small.json"
+"""Programs of less than 1 GiB."""
 DEMO = ROOT / "benchmarks/results/demo.json"
 DEMO_WORKLOAD = "gpt"
 IMAGES = ROOT / "docs/images"
@@ -45,6 +47,12 @@ README_ROWS = {
     "convnet": "convolutional network, image size varies",
     "serving": "inference with growing key-value caches",
     "hf_llama_fsdp2": "Llama 3.1 8B, one of eight ranks under FSDP2",
+}
+
+README_SMALL_ROWS = {
+    "small_gpt": "GPT of 11 million parameters, 0.5 GiB",
+    "small_unet": "U-Net, three image sizes, 0.6 GiB",
+    "small_encoder": "encoder of 22 million parameters, inference only, 0.2 GiB",
 }
 
 SOURCES = {
@@ -65,19 +73,24 @@ def read_rows(file: Path) -> Rows:
     return {(row["workload"], row["allocator"]): row for row in rows}
 
 
-def readme_table(rows: Rows) -> str:
-    """The table of README.md: what is reserved for what is requested, and what the driver's work would take."""
+def readme_table(rows: Rows, names: dict[str, str] = README_ROWS, digits: int = 0) -> str:
+    """A table of README.md: what is reserved for what is requested, and what the driver's work would take."""
     lines = ["| program | torch's default | expandable segments | poolalloc |", "| --- | --- | --- | --- |"]
-    for workload, name in README_ROWS.items():
+    for workload, name in names.items():
         cells = []
         for allocator in ALLOCATORS:
             row = rows[workload, allocator]
             best = f"{row['overhead']:.3f}"
             if allocator == "poolalloc":
                 best = f"**{best}**"
-            cells.append(f"{best}, {summarize.middle(row, 'total'):,.0f} ms")
+            cells.append(f"{best}, {summarize.middle(row, 'total'):,.{digits}f} ms")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def small_readme_table(rows: Rows) -> str:
+    """The same of small programs, whose milliseconds are few."""
+    return readme_table(rows, README_SMALL_ROWS, digits=1)
 
 
 def manual_table(rows: Rows) -> str:
@@ -87,6 +100,8 @@ def manual_table(rows: Rows) -> str:
 
 TABLES: list[tuple[Path, str, Callable[[Rows], str], Path]] = [
     (ROOT / "README.md", "overhead", readme_table, RESULTS),
+    (ROOT / "README.md", "small programs", small_readme_table, SMALL),
+    (ROOT / "docs/benchmarks.md", "small programs", manual_table, SMALL),
     (ROOT / "docs/benchmarks.md", "overhead and driver time", manual_table, RESULTS),
     (ROOT / "docs/benchmarks.md", "trials", manual_table, TRIALS),
 ]

@@ -26,6 +26,15 @@ Script = Callable[[str], str]
 HOLD = "import torch\nkept = torch.empty(30 << 20, dtype=torch.uint8, device='cuda')\n"
 
 
+def test_small_programs_run_at_their_smallest_size(sim_bench: Bench) -> None:
+    names = ("small_buffer", "small_convnet", "small_encoder", "small_gpt", "small_unet")
+    ran = sim_bench(*names, "--size", "tiny", "--steps", "10", "--allocators", "poolalloc")
+    assert ran.code == 0, ran.err
+    assert ran.data is not None
+    assert tuple(row["workload"] for row in ran.data["rows"]) == names
+    assert all(row["peak_requested_bytes"] > 0 and "error" not in row for row in ran.data["rows"])
+
+
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_every_workload_runs_under_every_allocator(sim_bench: Bench, workload: str) -> None:
     priced = workload == "gpt"  # the driver takes its time there
