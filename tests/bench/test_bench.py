@@ -28,7 +28,7 @@ HOLD = "import torch\nkept = torch.empty(30 << 20, dtype=torch.uint8, device='cu
 
 def test_small_programs_run_at_their_smallest_size(sim_bench: Bench) -> None:
     names = ("small_buffer", "small_convnet", "small_encoder", "small_gpt", "small_unet")
-    ran = sim_bench(*names, "--size", "tiny", "--steps", "10", "--allocators", "poolalloc")
+    ran = sim_bench(*names, "--size", "tiny", "--steps", "10", "--against", "poolalloc")
     assert ran.code == 0, ran.err
     assert ran.data is not None
     assert tuple(row["workload"] for row in ran.data["rows"]) == names
