@@ -74,7 +74,7 @@ def table() -> dict[str, list[str]]:
 def probe(tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]) -> Path:
     """interface_probe.cpp, compiled as the bridge is."""
     library = tmp_path_factory.mktemp("probe") / "probe.so"
-    find = "import json, torch; from poolalloc import _bridge; print(json.dumps(_bridge.plan(torch).command))"
+    find = "import json, torch; from poolalloc._internal import bridge; print(json.dumps(bridge.plan(torch).command))"
     environment = {**clean_environment, "PYTHONPATH": str(ROOT)}
     found = subprocess.run([PYTHON, "-c", find], env=environment, capture_output=True, text=True, check=True)
     command = [str(HERE / "interface_probe.cpp") if word == "-" else word for word in json.loads(found.stdout)]
