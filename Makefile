@@ -28,14 +28,17 @@ CPP := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
 FLAVOURS ?= plain asan tsan
 PART := tools/part.sh
 
+PYTEST = $(PY) -m pytest -n 2 --dist loadgroup
+
+# What is built does not depend on torch, so all environments of the Makefile share it.
 ifdef PY
 BUILT := $(STAMPS)/built-$(subst /,_,$(PY))
 CMAKE_BUILD := build/cmake-given
-DEV :=
 else
 PY := $(VENV)/bin/python
 BUILT := $(STAMPS)/built-$(VENV)
-CMAKE_BUILD := build/cmake-$(VENV)
+CMAKE_BUILD := build/cmake
+TORCH_IS_THERE := $(STAMPS)/venv-$(VENV)
 DEV := $(STAMPS)/dev-$(VENV)
 endif
 # Who tests wants every warning to be an error, and the C++ tests use what was built for Python. CMake remembers it.
@@ -48,12 +51,16 @@ help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
 
 # --- environment and build ---------------------------------------------------------------------------------------
-# What building and the demo take; the rest of what the tests and `make lint` take comes with the second one.
-$(STAMPS)/venv-$(VENV): pyproject.toml tools/project_dependencies.py
+# In three steps: what building and the C++ tests take; torch and the demo; the rest of the tests and `make lint`.
+$(STAMPS)/tools-$(VENV): pyproject.toml tools/project_dependencies.py
 	@tools/preflight.sh $(PYTHON)
 	@mkdir -p $(STAMPS)
-	@echo "== making $(VENV) with torch $(TORCH): the first time a download of some 3 GB, and 5.5 GB on disk"
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python tools/project_dependencies.py build | xargs $(VENV)/bin/python -m pip install --quiet --prefer-binary
+	@touch $@
+
+$(STAMPS)/venv-$(VENV): $(STAMPS)/tools-$(VENV)
+	@echo "== adding torch $(TORCH) to $(VENV): the first time a download of some 3 GB, and 5.5 GB on disk"
 	$(VENV)/bin/python -m pip install --progress-bar on --prefer-binary "torch==$(TORCH)"
 	$(VENV)/bin/python tools/project_dependencies.py demo | xargs $(VENV)/bin/python -m pip install --quiet --prefer-binary
 	@touch $@
@@ -63,7 +70,7 @@ $(STAMPS)/dev-$(VENV): $(STAMPS)/venv-$(VENV)
 	$(VENV)/bin/python tools/project_dependencies.py dev | xargs $(VENV)/bin/python -m pip install --quiet --prefer-binary
 	@touch $@
 
-$(STAMPS)/built-$(VENV): $(STAMPS)/venv-$(VENV) $(SOURCES)
+$(STAMPS)/built-$(VENV): $(STAMPS)/tools-$(VENV) $(SOURCES)
 	@tools/preflight.sh $(PY)
 	@echo "== building poolalloc: some three minutes on two cores"
 	@PATH="$(abspath $(VENV))/bin:$$PATH" POOLALLOC_BUILD_DIR=$(CMAKE_BUILD) POOLALLOC_CMAKE_ARGS="$(CMAKE_ARGS)" \
@@ -86,46 +93,52 @@ environment:
 endif
 
 # --- what people run ---------------------------------------------------------------------------------------------
-demo: $(BUILT)
+demo: $(TORCH_IS_THERE) $(BUILT)
 	@mkdir -p build/demo
 	$(PY) -m poolalloc bench gpt -o build/demo/results.json --html build/demo/report.html --png build/demo/report.png
 
 # Under a path of its own the example writes into build/figures.
 PY_ANYWHERE = $(if $(findstring /,$(PY)),$(abspath $(PY)),$(PY))
-figures: $(BUILT)
+figures: $(TORCH_IS_THERE) $(BUILT)
 	@mkdir -p build/figures
 	$(PY) -m poolalloc bench gpt --gpu h100 -o build/figures/demo.json
 	cd build/figures && $(PY_ANYWHERE) -m poolalloc sim -- $(PY_ANYWHERE) ../../examples/find_a_leak.py
 	$(PY) -m poolalloc report build/figures/leak.npz --png build/figures/who.png
 	$(PY) tools/figures.py --demo build/figures/demo.json --who build/figures/who.png
 
-bench: $(BUILT)
+bench: $(TORCH_IS_THERE) $(BUILT)
 	@mkdir -p build/bench
 	$(PY) -m poolalloc bench -o build/bench/results.json --html build/bench/report.html --png build/bench/report.png
 
-test: test-native test-python
+# The C++ tests need no torch, which is fetched meanwhile.
+test: $(if $(DEV),$(STAMPS)/tools-$(VENV))
+	@mkdir -p build
+	@if [ -n "$(DEV)" ] && [ ! -e $(DEV) ]; then echo "== torch is fetched during the C++ tests: build/environment.log"; fi
+	@$(MAKE) environment >build/environment.log 2>&1 & environment=$$!; $(MAKE) test-native; native=$$?; \
+	  wait $$environment || { tail -20 build/environment.log; exit 1; }; exit $$native
+	@$(MAKE) test-python
 
 test-python: $(BUILT) $(DEV)
-	$(PART) "Python tests without torch" $(PY) -m pytest -n 2 --dist loadgroup --durations 20 --ignore tests/torch --ignore tests/sim --ignore tests/bench tests
-	$(PART) "Python tests with torch" $(PY) -m pytest -n 2 --dist loadgroup --durations 20 tests/torch tests/sim tests/bench
-	POOLALLOC_TEST_SEGMENTS=1 $(PART) "memory in whole segments" $(PY) -m pytest -n 2 --dist loadgroup tests/core/test_engine_rules.py tests/core/test_memory_ladder.py \
+	$(PART) "Python tests without torch" $(PYTEST) --durations 20 --ignore tests/torch --ignore tests/sim --ignore tests/bench tests
+	$(PART) "Python tests with torch" $(PYTEST) --durations 20 tests/torch tests/sim tests/bench
+	POOLALLOC_TEST_SEGMENTS=1 $(PART) "memory in whole segments" $(PYTEST) tests/core/test_engine_rules.py tests/core/test_memory_ladder.py \
 	  tests/core/test_statistics.py tests/core/test_captures.py tests/core/test_trim.py tests/core/test_oom_callbacks.py \
 	  tests/core/test_exact_bins.py
 
 # The tests that depend on torch's version, for the second version in CI.
 test-torch: $(BUILT) $(DEV)
-	$(PY) -m pytest -n 2 --dist loadgroup --durations 20 -m torch_interface tests/torch tests/sim
+	$(PYTEST) --durations 20 -m torch_interface tests/torch tests/sim
 
 test-segments: $(BUILT) $(DEV)
-	POOLALLOC_TEST_SEGMENTS=1 $(PY) -m pytest -n 2 --dist loadgroup tests/torch
+	POOLALLOC_TEST_SEGMENTS=1 $(PYTEST) tests/torch
 
-test-native: $(BUILT) $(DEV)
+test-native: $(BUILT)
 	PATH="$(abspath $(VENV))/bin:$$PATH" tools/native_tests.sh $(PY) $(CMAKE_BUILD) $(FLAVOURS)
 
 # Many random programs instead of the same few.
 check-long: export POOLALLOC_LONG_TESTS := 1
 check-long: test-native $(BUILT) $(DEV)
-	$(PY) -m pytest -n 2 --dist loadgroup --timeout 3600 tests/core tests/trace tests/plan tests/sim
+	$(PYTEST) --timeout 3600 tests/core tests/trace tests/plan tests/sim
 
 OPERATIONS ?= 100000000
 soak: $(BUILT)
@@ -134,7 +147,7 @@ soak: $(BUILT)
 	build/soak/native_soak $(OPERATIONS)
 
 OUT ?= build/gpu-check
-gpu-check: $(BUILT)
+gpu-check: $(TORCH_IS_THERE) $(BUILT)
 	$(PY) tools/gpu_check.py --out "$(OUT)" $(GPU_CHECK)
 
 lint: $(BUILT) $(DEV)

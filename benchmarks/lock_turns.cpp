@@ -18,7 +18,7 @@ using namespace poolalloc;
 namespace {
 
 struct Biased {
-  BiasedLock lock;
+  BiasedLock lock{[this] { return count; }};
   std::uint64_t count = 0;
   void enter() {
     const BiasedLock::Guard guard(lock);

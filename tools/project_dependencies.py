@@ -1,4 +1,9 @@
+<<<<<<< HEAD
 """Prints what pyproject.toml asks for, one requirement a line.
+=======
+"""Prints what pyproject.toml asks for, one requirement a line: `build` for what building poolalloc and its C++ tests
+takes, `demo` for what the demo takes besides, `dev` for what working on the project takes.
+>>>>>>> 4cc6722 (A biased lock is owned only where that pays; memory in whole allocations is decided in one place; CI fetches torch meanwhile and builds once)
 
 `demo` is what building and the demo take, `dev` what working on the project takes. The Makefile installs from it, so
 that requirements stand in one place.
@@ -17,7 +22,8 @@ else:
 project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())
 extras = project["project"]["optional-dependencies"]
 wanted = {
-    "demo": [*project["project"]["dependencies"], *project["build-system"]["requires"], "wheel", *extras["report"]],
+    "build": [*project["build-system"]["requires"], "wheel", *(each for each in extras["dev"] if "pgm-build" in each)],
+    "demo": [*project["project"]["dependencies"], *extras["report"]],
     "dev": extras["dev"],
 }
 for requirement in wanted[sys.argv[1]]:

@@ -12,6 +12,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "plugin/plugin.h"
 
@@ -83,20 +84,29 @@ std::string_view why_no_effect(std::string_view key, std::string_view value) {
 
 // --- torch's own parser --------------------------------------------------------------------------------------------
 
+enum class Given { in_environment, at_run_time };
+
 thread_local std::string parsed_backend;  // empty: no text is parsed now, or none that names a backend
+thread_local Given given = Given::at_run_time;  // the text that torch is parsing
 
 // While torch parses a text. It insists that a backend named there is the one that serves it, and ends with an internal
 // error otherwise; so poolalloc goes by that name meanwhile.
 class Parsing {
  public:
-  explicit Parsing(const std::string& text) {
+  Parsing(const std::string& text, Given how) : before_(std::exchange(given, how)) {
     const ConfigTokenizer tokens(text);
     for (std::size_t i = 0; i + 2 < tokens.size(); ++i)
       if (tokens[i] == "backend" && tokens[i + 1] == ":") parsed_backend = tokens[i + 2];
   }
-  ~Parsing() { parsed_backend.clear(); }
+  ~Parsing() {
+    parsed_backend.clear();
+    given = before_;
+  }
   Parsing(const Parsing&) = delete;
   Parsing& operator=(const Parsing&) = delete;
+
+ private:
+  const Given before_;
 };
 
 // Where torch's parser for CUDA looks, in its order.
@@ -106,21 +116,10 @@ std::string text_of_environment() {
   return {};
 }
 
-enum class Given { in_environment, at_run_time };
-
-thread_local Given given = Given::at_run_time;  // the text that torch is parsing
-
 // The environment is read once, by whoever asks first.
 void read_environment() {
-  const Parsing parsing(text_of_environment());
-  given = Given::in_environment;
-  try {
-    CUDAAllocatorConfig::instance();
-  } catch (...) {
-    given = Given::at_run_time;
-    throw;
-  }
-  given = Given::at_run_time;
+  const Parsing parsing(text_of_environment(), Given::in_environment);
+  CUDAAllocatorConfig::instance();
 }
 
 void warn_once(const std::string& key, std::string_view why) {
@@ -161,7 +160,7 @@ void follow_settings(Warn warn) {
   auto& hook = AcceleratorAllocatorConfig::getConfigParserHook();
   hook = [torchs = hook](const std::string& text) {
     {
-      const Parsing parsing(text);
+      const Parsing parsing(text, given);
       if (torchs) torchs(text);
     }
     apply_text(text, given);

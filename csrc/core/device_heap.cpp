@@ -73,7 +73,8 @@ DeviceHeap::DeviceHeap(Driver& driver, DeviceIndex device, AddressTable& address
       info_(info_of(driver, device, options.segments)),
       shared_(driver, device, addresses, gate, options.segments || !info_.virtual_memory),
       fraction_(options.memory_fraction),
-      limit_(options.memory_limit) {
+      limit_(options.memory_limit),
+      segments_wanted_(shared_.segmented) {
   if (!shared_.segmented && kPageBytes % info_.granularity != 0)
     throw DriverError("device " + std::to_string(device) + " allocates in units of " + format_bytes(info_.granularity) +
                       "; poolalloc works in pages of " + format_bytes(kPageBytes));
@@ -151,7 +152,7 @@ std::unique_ptr<Heap> DeviceHeap::new_heap(StreamId stream, PoolId pool, const P
   const Bytes slab_bytes = round_up(info_.total_bytes, kPageBytes) + (Slabs::kMaxBin + 1) * kPageBytes;
   const Bytes arena_bytes =
       round_up(static_cast<Bytes>(options_.address_space * static_cast<double>(info_.total_bytes)), kPageBytes);
-  if (shared_.segmented || traits.segmented || traits.own_supply != nullptr)
+  if (traits.segments != nullptr)
     return std::make_unique<Heap>(shared_, stream, pool, 0, slab_bytes, arena_bytes, options_, traits);
   Range range(shared_.driver, shared_.device);
   range.reserve(slab_bytes + arena_bytes, addresses_.ranges());
@@ -183,7 +184,7 @@ Heap& DeviceHeap::choose_heap(StreamEntry& entry) {
   if (heap == nullptr) {
     make_room(stream_heaps_);
     PoolTraits traits;
-    traits.segmented = segments_wanted_;
+    if (segments_wanted_) traits.segments = &shared_.segment_supply;
     stream_heaps_.push_back(new_heap(entry.stream, PoolId{}, traits, entry.plan));
     heap = stream_heaps_.back().get();
   }
@@ -247,12 +248,14 @@ void DeviceHeap::resolve_suspicion(PrivatePool& pool, StreamId stream) {
 
 Heap& DeviceHeap::heap_of_pool(PrivatePool& pool, StreamId stream) {
   std::lock_guard guard(mutex_);
-  const bool segmented = shared_.segmented || segments_wanted_ || pool.own_supply != nullptr;
+  SegmentSupply* const segments = pool.own_supply != nullptr ? pool.own_supply.get()
+                                  : segments_wanted_         ? &shared_.segment_supply
+                                                             : nullptr;
   for (auto& heap : pool.heaps)
-    if (heap->stream() == stream && heap->segmented() == segmented) return *heap;
+    if (heap->stream() == stream && heap->segmented() == (segments != nullptr)) return *heap;
   several_heaps_from_now();
   make_room(pool.heaps);
-  pool.heaps.push_back(new_heap(stream, pool.id, {pool.own_supply.get(), pool.no_split, segmented}));
+  pool.heaps.push_back(new_heap(stream, pool.id, {segments, pool.no_split}));
   return *pool.heaps.back();
 }
 

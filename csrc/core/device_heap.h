@@ -215,7 +215,7 @@ class DeviceHeap {
   mutable std::mutex mutex_;      // of what follows; taken before a heap's lock, never after
   std::vector<std::unique_ptr<Heap>> stream_heaps_;
   std::vector<std::unique_ptr<StreamEntry>> entries_;
-  bool segments_wanted_ = false;
+  bool segments_wanted_;  // for new memory
   std::vector<std::unique_ptr<PrivatePool>> pools_;
   DeviceStats gone_;  // what heaps counted that are no more, and the highest sums of peaks while they were there
 };

@@ -112,7 +112,7 @@ class POOLALLOC_API EventLog final : public Observer {
   void write_for_ever();
   bool write(const Chunk& chunk);
 
-  mutable BiasedLock lock_;  // of the chunk being filled and the tables
+  mutable BiasedLock lock_{[this] { return events_; }};  // of the chunk being filled and the tables
   bool closed_ = false;
   Events filling_;
   std::size_t filled_ = 0;

@@ -16,15 +16,9 @@ std::unique_ptr<PageTable> page_table(DeviceShared& shared, Heap& heap, Address 
                                      journal);
 }
 
-// Where the heap's memory comes from if it comes in segments, else null.
-SegmentSupply* segment_supply(DeviceShared& shared, const PoolTraits& traits) {
-  if (traits.own_supply != nullptr) return traits.own_supply;
-  return shared.segmented || traits.segmented ? &shared.segment_supply : nullptr;
-}
-
 // 0 if the plan is not used.
-PageIndex pages_of(const StreamPlan* plan, const DeviceShared& shared, Bytes arena_bytes) {
-  if (plan == nullptr || shared.segmented) return 0;
+PageIndex pages_of(const StreamPlan* plan, const PoolTraits& traits, Bytes arena_bytes) {
+  if (plan == nullptr || traits.segments != nullptr) return 0;
   const PageIndex pages = PlannedBlocks::pages_of(*plan);
   return pages < pages_in(arena_bytes) / 2 ? pages : 0;
 }
@@ -34,31 +28,31 @@ PageIndex pages_of(const StreamPlan* plan, const DeviceShared& shared, Bytes are
 Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Bytes slab_bytes, Bytes arena_bytes,
            const Options& options, const PoolTraits& traits, const StreamPlan* plan, Bytes above)
     : base_(base),
-      bin_limit_(pages_of(plan, shared, arena_bytes) != 0 ? std::min(above, options.bin_limit)
+      bin_limit_(pages_of(plan, traits, arena_bytes) != 0 ? std::min(above, options.bin_limit)
                  : traits.no_split                        ? 0
                                                           : options.bin_limit),
       slab_limit_(traits.no_split ? 0 : options.bin_limit),
       page_table_(page_table(shared, *this, base, pages_in(slab_bytes), pages_in(slab_bytes + arena_bytes), options,
-                             segment_supply(shared, traits), &journal_)),
+                             traits.segments, &journal_)),
       pages_(*page_table_),
-      segments_(segment_supply(shared, traits) != nullptr ? static_cast<Segments*>(page_table_.get()) : nullptr),
-      own_supply_(traits.own_supply),
+      segments_(traits.segments != nullptr ? static_cast<Segments*>(page_table_.get()) : nullptr),
+      own_supply_(traits.segments != &shared.segment_supply ? traits.segments : nullptr),
       whole_(traits.no_split),
       slabs_(pages_, pages_in(slab_bytes)),
-      arena_(pages_, pages_in(slab_bytes) + pages_of(plan, shared, arena_bytes),
+      arena_(pages_, pages_in(slab_bytes) + pages_of(plan, traits, arena_bytes),
              static_cast<int>(options.placement_candidates)),
       journal_(shared.observer, {shared.device, stream, pool}),
       shared_(shared),
       stream_(stream),
       pool_(pool),
-      planning_(pages_of(plan, shared, arena_bytes) != 0
+      planning_(pages_of(plan, traits, arena_bytes) != 0
                     ? std::make_unique<Planning>(pages_, pages_in(slab_bytes), *plan)
                     : nullptr),
       above_(above),
       exact_(pool == PoolId{} && !options.exact_bins.empty() ? std::make_unique<Exact>(arena_, options.exact_bins)
                                                              : nullptr) {
   if (segments_ != nullptr) arena_.wall_up();
-  if (planning_ != nullptr) pages_.plan_until(pages_in(slab_bytes) + pages_of(plan, shared, arena_bytes));
+  if (planning_ != nullptr) pages_.plan_until(pages_in(slab_bytes) + pages_of(plan, traits, arena_bytes));
   shared_.gate.know(home());
   try {
     if (lends()) shared_.page_supply.add_lender(this);

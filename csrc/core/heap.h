@@ -93,21 +93,18 @@ struct DeviceShared {
     return pages < bytes ? pages + segment_supply.destroy_spare(bytes - pages) : pages;
   }
   Bytes spare_bytes() const { return page_supply.spare_bytes() + segment_supply.spare_bytes(); }
-  // What is spare and of no use to a heap that has found it too little.
+  // What is spare and of no use to a heap that has found it too little goes back to the device, where it serves all.
+  // Not under a heap's lock.
   void release_misfits(bool segmented_heap) {
-    segment_supply.release_misfits();
-    if (segmented_heap)
-      page_supply.destroy_spare();
-    else
-      page_supply.release_misfits();
+    segment_supply.destroy_spare();
+    if (segmented_heap) page_supply.destroy_spare();
   }
 };
 
 // What sets the heaps of a pool apart, or those of streams while memory is asked for in segments.
 struct PoolTraits {
-  SegmentSupply* own_supply = nullptr;  // memory comes in segments of an allocator that the pool brought with it
-  bool no_split = false;                // every block has its pages, or its segment, to itself
-  bool segmented = false;               // memory comes in segments, though the device maps pages
+  SegmentSupply* segments = nullptr;  // memory comes in segments of it; null: in pages
+  bool no_split = false;              // every block has its pages, or its segment, to itself
 };
 
 class Heap final : private PageSupply::Lender {
@@ -461,7 +458,7 @@ class Heap final : private PageSupply::Lender {
   // A graph's replays may touch any address of its pool, and nothing may be unmapped while one is being captured.
   bool may_unmap() const { return pool_ == PoolId{} && !shared_.gate.captures(); }
 
-  mutable BiasedLock lock_;
+  mutable BiasedLock lock_{[this] { return counts_.blocks.counter().total; }};
   const Address base_;
   const Bytes bin_limit_;  // up to it, slabs are looked at first
   std::uint8_t attention_ = 0;

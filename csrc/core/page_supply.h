@@ -50,9 +50,10 @@ class PageSupply final : public Supply {
   void add_lender(Lender* lender);
   void remove_lender(Lender* lender);
 
-  using Supply::destroy_spare;
-  Bytes destroy_spare(Bytes bytes) noexcept override;
-  Bytes spare_bytes() const override;
+  // Gives so much spare memory back to the device, or a little more, since it goes in spans, but for what the driver
+  // refuses to take. Returns the bytes.
+  Bytes destroy_spare(Bytes bytes = ~Bytes{0}) noexcept;
+  Bytes spare_bytes() const;
 
   // Pages that may be made before the device, or what poolalloc may hold of it, is nearly full: spare ones, and new
   // ones up to 15/16 of the limit.

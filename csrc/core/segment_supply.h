@@ -41,10 +41,9 @@ class SegmentSupply final : public Supply {
   // No work touches it any more.
   void give(const Segment& segment);
 
-  using Supply::destroy_spare;
-  Bytes destroy_spare(Bytes bytes) noexcept override;
-  void release_misfits() override { destroy_spare(); }
-  Bytes spare_bytes() const override;
+  // As PageSupply's, by segments.
+  Bytes destroy_spare(Bytes bytes = ~Bytes{0}) noexcept;
+  Bytes spare_bytes() const;
 
  private:
   bool take_spare(const SegmentNeed& need, Segment* segment);

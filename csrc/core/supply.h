@@ -1,5 +1,5 @@
-// Memory of a device that lies ready for anyone. What the memory is made of is for those who derive from this:
-// page_supply.h or, where memory comes in whole allocations, segment_supply.h. How much may be held: holdings.h.
+// What the two supplies of a device have in common: page_supply.h, and segment_supply.h for memory in whole
+// allocations. Each keeps memory that lies ready for any heap. How much may be held: holdings.h.
 #pragma once
 
 #include "core/holdings.h"
@@ -13,19 +13,12 @@ class Supply {
  public:
   Supply(Driver& driver, DeviceIndex device, Holdings& holdings)
       : driver_(driver), device_(device), holdings_(holdings) {}
-  virtual ~Supply() = default;
   Supply(const Supply&) = delete;
   Supply& operator=(const Supply&) = delete;
 
-  // Gives so much spare memory back to the device, or a little more where it goes in larger pieces, but for what the
-  // driver refuses to take. Returns the bytes.
-  virtual Bytes destroy_spare(Bytes bytes) noexcept = 0;
-  Bytes destroy_spare() noexcept { return destroy_spare(~Bytes{0}); }
-  // Spare memory that only some requests can use goes back to the device, where it serves all. Not under a heap's lock.
-  virtual void release_misfits() {}
-  virtual Bytes spare_bytes() const = 0;
-
  protected:
+  ~Supply() = default;
+
   // With the lock held.
   void tell_spare(Bytes before, Bytes now) const { holdings_.move_spare(before, now); }
 

@@ -11,6 +11,8 @@ list(REMOVE_ITEM simgpu_sources "${simgpu_dir}/trampolines.cpp" "${simgpu_dir}/a
 add_library(simgpu SHARED ${simgpu_sources} ${SIMGPU_STUB_SOURCES})
 target_include_directories(simgpu PRIVATE csrc "${simgpu_dir}/stubs")
 target_link_libraries(simgpu PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
+target_precompile_headers(simgpu PRIVATE <algorithm> <array> <atomic> <chrono> <cstdint> <cstring> <deque> <functional>
+                          <map> <memory> <mutex> <string> <unordered_map> <vector>)
 
 # The library is loaded before everything else in the process. It must not bring a libstdc++ of its own that the program's
 # libraries would then be bound to, so it carries what it needs inside, hidden. A sanitizer needs the shared one.

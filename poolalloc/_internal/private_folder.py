@@ -122,22 +122,22 @@ def is_settled(path: Path, descriptor: int) -> bool:
     try:
         if not os.path.samestat(os.lstat(path), os.fstat(descriptor)) or path != path.resolve():
             return False
-        folders = [os.stat(folder) for folder in path.parents]
-    except OSError:
+        for folder in path.parents:
+            check(os.stat(folder), folder, sticky=True)
+    except OSError:  # UntrustedError is one
         return False
-    return all(
-        found.st_uid in (os.geteuid(), 0)
-        and (not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or bool(found.st_mode & stat.S_ISVTX))
-        for found in folders
-    )
+    return True
 
 
-def check(found: os.stat_result, path: Path) -> None:
-    """Raise UntrustedError unless this folder or file can be changed by the user and root alone."""
+def check(found: os.stat_result, path: Path, *, sticky: bool = False) -> None:
+    """Raise UntrustedError unless this folder or file can be changed by the user and root alone.
+
+    With `sticky`, others may add files of their own, as in /tmp.
+    """
     user = os.geteuid()
     if not (stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)):
         raise UntrustedError(f"{path} is neither a file nor a folder")
     if found.st_uid not in (user, 0):
         raise UntrustedError(f"{path} belongs to another user (number {found.st_uid}; this process is number {user})")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not (sticky and found.st_mode & stat.S_ISVTX):
         raise UntrustedError(f"others may write to {path} (mode {stat.S_IMODE(found.st_mode):o}); chmod go-w ends that")

@@ -14,7 +14,7 @@ namespace {
 
 // What the lock guards: two words that differ only while a thread is between them.
 struct Guarded {
-  BiasedLock lock;
+  BiasedLock lock{[this] { return first; }};
   std::uint64_t first = 0, second = 0;
   std::atomic<std::uint64_t> torn{0};
 
@@ -46,8 +46,8 @@ TEST_CASE("threads exclude each other whoever owns it") {
     threads.emplace_back([&guarded, &expected, index] {
       std::mt19937 random(static_cast<unsigned>(index));
       for (int run = 0; run < kRuns; ++run) {
-        const std::uint32_t turns = 1 + random() % (8 * BiasedLock::kFirstNeeded);
-        for (std::uint32_t i = 0; i < turns; ++i) guarded.turn();
+        const std::uint64_t turns = 1 + random() % (8 * BiasedLock::kFirstNeeded);
+        for (std::uint64_t i = 0; i < turns; ++i) guarded.turn();
         expected += turns;
         if (random() % 4 == 0) std::this_thread::yield();
       }
@@ -85,7 +85,46 @@ TEST_CASE("a thread that comes after a dead owner may use it") {
   Guarded guarded;
   for (int i = 0; i < 20; ++i)
     std::thread([&guarded] {
-      for (std::uint32_t turn = 0; turn < 3 * BiasedLock::kFirstNeeded; ++turn) guarded.turn();
+      for (std::uint64_t turn = 0; turn < 3 * BiasedLock::kFirstNeeded; ++turn) guarded.turn();
     }).join();
   CHECK((guarded.torn == 0 && guarded.first == 20 * 3 * BiasedLock::kFirstNeeded));
+}
+
+namespace {
+
+void take(Guarded& guarded, std::uint64_t turns) {
+  std::thread([&] {
+    for (std::uint64_t turn = 0; turn < turns; ++turn) guarded.turn();
+  }).join();
+}
+
+}  // namespace
+
+// Statistics that another thread reads now and then must not cost a heap of one thread its owner for good.
+TEST_CASE("an ownership that was worth its end comes back as soon as the first one") {
+  Guarded guarded;
+  guarded.turn();
+  if (!BiasedLock::can_be_owned()) return;  // a kernel without membarrier
+  for (int visit = 0; visit < 3; ++visit) {
+    for (std::uint64_t turn = 0; turn < 2 * (BiasedLock::kFirstNeeded + BiasedLock::kWorthIts); ++turn) guarded.turn();
+    CHECK(guarded.lock.is_owned());
+    take(guarded, 1);
+    CHECK(!guarded.lock.is_owned());
+  }
+}
+
+// Forward and backward passes alternate: each end of an ownership costs both of them more than the ownership gave.
+TEST_CASE("threads that alternate before an ownership pays soon have a plain lock") {
+  Guarded guarded;
+  if (!BiasedLock::can_be_owned()) return;
+  const auto pass = [&] {
+    for (std::uint64_t turn = 0; turn < 2 * BiasedLock::kFirstNeeded; ++turn) guarded.turn();
+    const bool owned = guarded.lock.is_owned();
+    take(guarded, 1);
+    return owned;
+  };
+  CHECK(pass());
+  int owned = 0;
+  for (int step = 0; step < 20; ++step) owned += pass();
+  CHECK(owned == 0);
 }

@@ -2,9 +2,9 @@
 # objects of the library, because libpoolalloc.so shows only what POOLALLOC_API marks. The sanitizer options of the main
 # build apply.
 #
-#   ctest --test-dir build/cmake-.venv -R "a second use"    the test cases whose names hold these words
-#   build/cmake-.venv/native_core -tc="*pending*"           the same without ctest; --help says more
-#   build/cmake-.venv/native_core -sf="*heap_test.cpp"      those of one file
+#   ctest --test-dir build/cmake -R "a second use"    the test cases whose names hold these words
+#   build/cmake/native_core -tc="*pending*"           the same without ctest; --help says more
+#   build/cmake/native_core -sf="*heap_test.cpp"      those of one file
 
 # doctest: pip installs it with the development tools; where it does not, the system's package is as good.
 find_package(Python COMPONENTS Interpreter QUIET)
@@ -24,7 +24,8 @@ include("${doctest_DIR}/doctest.cmake")
 add_library(native_kit OBJECT EXCLUDE_FROM_ALL tests/native/main.cpp tests/native/page_checker.cpp)
 target_include_directories(native_kit PUBLIC tests/native)
 target_link_libraries(native_kit PUBLIC poolalloc_objects doctest::doctest)
-target_compile_options(native_kit PUBLIC -O1)  # what is tested is optimized as it is shipped; the tests need not be
+# What is tested is optimized as it is shipped; the tests need not be. AddressSanitizer makes optimizing them slow.
+target_compile_options(native_kit PUBLIC $<IF:$<BOOL:${POOLALLOC_ASAN}>,-O0,-O1>)
 
 # A room's program. A case that fails goes on to the next check, but not for ever.
 function(native_room name)

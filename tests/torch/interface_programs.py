@@ -234,7 +234,15 @@ MEMORY = {
         assert "active_allocated" in (folder / "memory.svg").read_text()
     """,
     "_set_allocator_settings": """
-        memory._set_allocator_settings("pinned_use_background_threads:False")  # changes nothing for later rows
+        def whole():  # what cudaIpcGetMemHandle takes
+            memory.empty_cache()
+            kept, handle = block(30 * MiB), (ctypes.c_char * 64)()
+            return ctypes.CDLL(None).cudaIpcGetMemHandle(handle, ctypes.c_void_p(kept.data_ptr())) == 0
+        usual = whole()
+        memory._set_allocator_settings(f"expandable_segments:{usual}")
+        other = whole()
+        memory._set_allocator_settings(f"expandable_segments:{not usual}")
+        assert usual != other and whole() == usual
         try:
             memory._set_allocator_settings("no_such_setting:1")
         except (RuntimeError, ValueError):
@@ -439,6 +447,7 @@ def run(allocator: str, library: str | None) -> dict[str, str]:
     torch.ones(1, device="cuda")
     scope: dict[str, Any] = {
         "torch": torch,
+        "ctypes": ctypes,
         "memory": torch.cuda.memory,
         "accelerator": torch.accelerator.memory if hasattr(torch.accelerator, "memory") else torch.accelerator,
         "MiB": MiB,
