@@ -85,9 +85,9 @@ class FilesFromOutside(build_py):
         compiled_later = {"bridge": "*.*", "simvalues": "*.*", "simgpu": "operations.h"}
         headers = dict.fromkeys(("core", "driver", "plugin"), "*.[hd]*")
         for folder, pattern in {**compiled_later, **headers}.items():
-            target = package / "bridge_sources" / folder
-            target.mkdir(parents=True, exist_ok=True)
-            for file in (ROOT / "csrc" / folder).glob(pattern):
+            for file in (ROOT / "csrc" / folder).rglob(pattern):
+                target = package / "bridge_sources" / file.relative_to(ROOT / "csrc")
+                target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(file, target)
 
 

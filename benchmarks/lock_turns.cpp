@@ -1,7 +1,7 @@
 // Threads that take turns at one lock, as the forward and the backward pass of training do at a stream's heap: what
-// taking and giving it back costs with a lock that has an owner (core/biased_lock.h) and with a plain one, by the
-// length of a turn. Ratios of one run; g++ -O2 -std=c++20 -Icsrc benchmarks/lock_turns.cpp csrc/core/biased_lock.cpp
-// -lpthread
+// taking and giving it back costs with a lock that has an owner (core/base/biased_lock.h) and with a plain one, by the
+// length of a turn. Ratios of one run; g++ -O2 -std=c++20 -Icsrc benchmarks/lock_turns.cpp
+// csrc/core/base/biased_lock.cpp -lpthread
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -10,8 +10,8 @@
 #include <thread>
 #include <vector>
 
-#include "core/biased_lock.h"
-#include "core/lock.h"
+#include "core/base/biased_lock.h"
+#include "core/base/lock.h"
 
 using namespace poolalloc;
 

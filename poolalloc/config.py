@@ -1,7 +1,7 @@
 """The options of an allocator, and the forms they come in: TOML files, the environment, `key:value` texts, mappings.
 
-The core reads `key:value` texts too (csrc/core/options.cpp), and both accept and refuse the same ones. What there is to
-set is in csrc/core/options.def alone.
+The core reads `key:value` texts too (csrc/core/options/options.cpp), and both accept and refuse the same ones. What there is to
+set is in csrc/core/options/options.def alone.
 """
 
 from __future__ import annotations
@@ -379,7 +379,7 @@ def _float(value: Real) -> float | None:
 
 
 def _check_together(values: Mapping[str, Any]) -> None:
-    """What a range cannot say; check_options in csrc/core/options.cpp says the same."""
+    """What a range cannot say; check_options in csrc/core/options/options.cpp says the same."""
     if 0 < values["memory_limit"] < PAGE_BYTES:
         page = format_size(PAGE_BYTES)
         problem = f"is less than one page of {page}, so nothing could be allocated"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes what follows from csrc/core/options.def: poolalloc/_internal/options.py and the table in docs/options.md.
+"""Writes what follows from csrc/core/options/options.def: poolalloc/_internal/options.py and the table in docs/options.md.
 
 With --check it writes nothing, and exits with 1 and one line if a file is not what it would write.
 """
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = ROOT / "csrc/core/options.def"
+TABLE = ROOT / "csrc/core/options/options.def"
 MODULE = ROOT / "poolalloc/_internal/options.py"
 MANUAL = ROOT / "docs/options.md"
-BEGIN = "<!-- begin: written by tools/generate_options.py from csrc/core/options.def -->"
+BEGIN = "<!-- begin: written by tools/generate_options.py from csrc/core/options/options.def -->"
 END = "<!-- end -->"
 PYTHON_TYPES = {
     "bytes": "int",
@@ -147,7 +147,7 @@ def _either(words: list[str]) -> str:
 def python_module(rows: list[Row]) -> str:
     """The text of poolalloc/_internal/options.py."""
     lines = [
-        '"""The options, written by tools/generate_options.py from csrc/core/options.def. Do not edit it here."""',
+        '"""The options, written by tools/generate_options.py from options.def of csrc/core. Do not edit it here."""',
         "",
         "from __future__ import annotations",
         "",

@@ -23,7 +23,7 @@
 #include <vector>
 
 #include "bridge/decision.h"
-#include "core/observer.h"
+#include "core/recording/observer.h"
 
 namespace poolalloc::bridge {
 

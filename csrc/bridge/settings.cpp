@@ -86,7 +86,7 @@ std::string_view why_no_effect(std::string_view key, std::string_view value) {
 
 enum class Given { in_environment, at_run_time };
 
-thread_local std::string parsed_backend;  // empty: no text is parsed now, or none that names a backend
+thread_local std::string parsed_backend;        // empty: no text is parsed now, or none that names a backend
 thread_local Given given = Given::at_run_time;  // the text that torch is parsing
 
 // While torch parses a text. It insists that a backend named there is the one that serves it, and ends with an internal

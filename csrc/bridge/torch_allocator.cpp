@@ -8,7 +8,7 @@
 #include <c10/util/ThreadLocalDebugInfo.h>
 
 #include "bridge/settings.h"
-#include "core/out_of_memory.h"
+#include "core/device/out_of_memory.h"
 #include "plugin/plugin.h"
 
 namespace poolalloc::bridge {

@@ -4,9 +4,9 @@
 #include <chrono>
 #include <sstream>
 
-#include "core/capture.h"
-#include "core/caretaker.h"
-#include "core/device_heap.h"
+#include "core/base/caretaker.h"
+#include "core/device/device_heap.h"
+#include "core/streams/capture.h"
 #include "driver/counting_driver.h"
 
 namespace poolalloc {

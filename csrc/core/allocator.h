@@ -11,18 +11,18 @@
 #include <optional>
 #include <vector>
 
-#include "core/checkpoint.h"
-#include "core/errors.h"
-#include "core/event_log.h"
-#include "core/layout.h"
-#include "core/observer_list.h"
-#include "core/oom_callbacks.h"
-#include "core/options.h"
-#include "core/plan.h"
-#include "core/segment_source.h"
-#include "core/sharing.h"
-#include "core/stats.h"
-#include "core/types.h"
+#include "core/backing/segment_source.h"
+#include "core/base/errors.h"
+#include "core/base/stats.h"
+#include "core/base/types.h"
+#include "core/device/oom_callbacks.h"
+#include "core/heap/sharing.h"
+#include "core/options/options.h"
+#include "core/placement/checkpoint.h"
+#include "core/plans/plan.h"
+#include "core/recording/event_log.h"
+#include "core/recording/layout.h"
+#include "core/recording/observer_list.h"
 #include "driver/driver.h"
 
 namespace poolalloc {

@@ -12,7 +12,8 @@
 //   copy_from_host; nor unmap, where the capture is known. An event recorded on a capturing stream belongs to the
 //   graph: it is never queried or awaited by the host, and only streams of that capture may wait for it. Others may be,
 //   but not by the thread that captures.
-// - What depends on that takes a token as its first argument (core/capture.h), which a driver only passes on: a call
+// - What depends on that takes a token as its first argument (core/streams/capture.h), which a driver only passes on: a
+// call
 //   that has not asked does not compile. (unmap takes none yet: its callers hold one, or their heap's lock.)
 // - Sizes and addresses given to create / map / unmap / allow_access are multiples of DeviceInfo::granularity. A handle
 //   has any number of pages and is mapped whole. What a driver charges grows with the number of handles that a call
@@ -25,7 +26,7 @@
 #include <string>
 #include <vector>
 
-#include "core/types.h"
+#include "core/base/types.h"
 
 namespace poolalloc {
 

@@ -14,7 +14,7 @@
 #include <string>
 #include <unordered_map>
 
-#include "core/lazy_array.h"
+#include "core/base/lazy_array.h"
 #include "driver/driver.h"
 
 namespace poolalloc {

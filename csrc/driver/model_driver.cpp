@@ -11,7 +11,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "core/errors.h"
+#include "core/base/errors.h"
 #include "driver/last_error.h"
 #include "driver/model_device.h"
 

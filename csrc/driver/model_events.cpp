@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cinttypes>
 
-#include "core/errors.h"
+#include "core/base/errors.h"
 #include "driver/model_device.h"
 #include "driver/model_driver.h"
 

@@ -10,7 +10,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "core/sharing.h"
+#include "core/heap/sharing.h"
 
 namespace poolalloc::ipc {
 

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/quiet_thread.h"
+#include "core/base/quiet_thread.h"
 #include "plugin/ipc.h"
 #include "plugin/ipc_listener.h"
 #include "plugin/ipc_protocol.h"

@@ -47,7 +47,7 @@ void close_in_child() {
 bool same(const Options& a, const Options& b) {
 #define OPTION(name, type, default_value, minimum, maximum, unit, help) \
   if (a.name != b.name) return false;
-#include "core/options.def"
+#include "core/options/options.def"
 #undef OPTION
   return true;
 }

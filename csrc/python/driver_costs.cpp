@@ -3,7 +3,7 @@
 #include <chrono>
 #include <map>
 
-#include "core/capture.h"
+#include "core/streams/capture.h"
 #include "driver/cuda_driver.h"
 #include "python/bindings.h"
 

@@ -1,5 +1,5 @@
 // Core's exceptions become the classes of poolalloc.errors, looked up when they are needed: errors.py imports nothing.
-#include "core/errors.h"
+#include "core/base/errors.h"
 
 #include "python/bindings.h"
 

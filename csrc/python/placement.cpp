@@ -3,8 +3,8 @@
 
 #include <cmath>
 
-#include "core/errors.h"
-#include "core/offline_placement.h"
+#include "core/base/errors.h"
+#include "core/plans/offline_placement.h"
 #include "python/bindings.h"
 
 namespace py = pybind11;

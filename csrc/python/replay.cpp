@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "core/allocator.h"
-#include "core/errors.h"
+#include "core/base/errors.h"
 #include "driver/model_driver.h"
 
 namespace poolalloc::python {

@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "core/options.h"
-#include "core/plan.h"
-#include "core/stats.h"
+#include "core/base/stats.h"
+#include "core/options/options.h"
+#include "core/plans/plan.h"
 #include "python/replay_program.h"
 
 namespace poolalloc::python {

@@ -7,7 +7,7 @@
 #include <string>
 #include <unordered_map>
 
-#include "core/errors.h"
+#include "core/base/errors.h"
 
 namespace poolalloc::python {
 namespace {

@@ -11,8 +11,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/trace_op.h"
-#include "core/types.h"
+#include "core/base/types.h"
+#include "core/recording/trace_op.h"
 
 namespace poolalloc::python {
 

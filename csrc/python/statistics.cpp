@@ -1,5 +1,5 @@
 // stats.h as nested dicts: the same names, every field.
-#include "core/stats.h"
+#include "core/base/stats.h"
 #include "python/bindings.h"
 
 namespace py = pybind11;

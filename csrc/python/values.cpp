@@ -1,5 +1,5 @@
 // Options, sizes as text, and size classes.
-#include "core/size_class.h"
+#include "core/base/size_class.h"
 #include "python/bindings.h"
 
 namespace py = pybind11;
@@ -76,7 +76,7 @@ Options options_from(const std::string& conf) {
 py::dict to_dict(const Options& options) {
   py::dict result;
 #define OPTION(name, type, default_value, minimum, maximum, unit, help) result[#name] = to_python(options.name);
-#include "core/options.def"
+#include "core/options/options.def"
 #undef OPTION
   return result;
 }

@@ -132,7 +132,7 @@ def plan(torch: ModuleType) -> Plan:
 
 def _digest_of_headers(folder: Path) -> str:
     """What CMakeLists.txt makes of them too."""
-    files = sorted(f"{name}/{file.name}" for name in HEADERS for file in (folder / name).glob("*.[hd]*"))
+    files = sorted(file.relative_to(folder).as_posix() for name in HEADERS for file in (folder / name).rglob("*.[hd]*"))
     lines = [f"{file} {hashlib.sha256((folder / file).read_bytes()).hexdigest()}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

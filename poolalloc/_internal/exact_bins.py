@@ -1,6 +1,6 @@
 """Exact bins, the value of the option `exact_bins`: sizes whose blocks are kept when they are freed.
 
-The core reads the same texts and says the same of what is wrong (csrc/core/options.cpp).
+The core reads the same texts and says the same of what is wrong (csrc/core/options/options.cpp).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The options, written by tools/generate_options.py from csrc/core/options.def. Do not edit it here."""
+"""The options, written by tools/generate_options.py from options.def of csrc/core. Do not edit it here."""
 
 from __future__ import annotations
 

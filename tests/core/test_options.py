@@ -174,7 +174,7 @@ def generate(folder, *arguments):
 def tree(tmp_path):
     for name in (
         "tools/generate_options.py",
-        "csrc/core/options.def",
+        "csrc/core/options/options.def",
         "poolalloc/_internal/options.py",
         "docs/options.md",
     ):
@@ -189,7 +189,7 @@ def test_what_is_committed_follows_the_table(tree):
 
 @pytest.mark.parametrize("stale", ["poolalloc/_internal/options.py", "docs/options.md"])
 def test_check_names_the_stale_file_and_the_next_run_mends_it(tree, stale):
-    table = tree / "csrc/core/options.def"
+    table = tree / "csrc/core/options/options.def"
     table.write_text(
         table.read_text() + 'OPTION(eagerness, boolean, true, false, true, "", "Does \\"more\\" at once.")\n'
     )
@@ -198,7 +198,7 @@ def test_check_names_the_stale_file_and_the_next_run_mends_it(tree, stale):
     result = generate(tree, "--check")
     assert result.returncode == 1
     assert result.stdout.splitlines() == [
-        f"{stale} does not follow csrc/core/options.def; run: python tools/generate_options.py"
+        f"{stale} does not follow csrc/core/options/options.def; run: python tools/generate_options.py"
     ]
     assert generate(tree).returncode == 0
     assert generate(tree, "--check").returncode == 0
@@ -228,7 +228,7 @@ def test_check_names_the_stale_file_and_the_next_run_mends_it(tree, stale):
     ],
 )
 def test_a_row_that_makes_no_sense_is_refused(tree, row, words):
-    table = tree / "csrc/core/options.def"
+    table = tree / "csrc/core/options/options.def"
     table.write_text(table.read_text() + row + "\n")
     result = generate(tree)
     assert result.returncode == 1

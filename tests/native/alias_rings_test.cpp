@@ -1,5 +1,5 @@
 // Rings of pages against sets of pages.
-#include "core/alias_rings.h"
+#include "core/backing/alias_rings.h"
 
 #include <doctest/doctest.h>
 

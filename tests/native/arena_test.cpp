@@ -1,5 +1,5 @@
 // Placement: tiling and merging, which hole is taken, what a failure leaves, and random use against naive lists.
-#include "core/arena.h"
+#include "core/placement/arena.h"
 
 #include <algorithm>
 #include <map>

@@ -1,5 +1,5 @@
 // BiasedLock: mutual exclusion while ownership comes, is taken away and goes from thread to thread.
-#include "core/biased_lock.h"
+#include "core/base/biased_lock.h"
 
 #include <doctest/doctest.h>
 

@@ -4,7 +4,7 @@
 #include <random>
 
 #include "core/allocator.h"
-#include "core/heap.h"
+#include "core/heap/heap.h"
 #include "core_rig.h"
 
 using namespace rig;

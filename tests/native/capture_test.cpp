@@ -1,5 +1,5 @@
 // The gate: who may ask and wait while graphs are being captured.
-#include "core/capture.h"
+#include "core/streams/capture.h"
 
 #include <doctest/doctest.h>
 

@@ -1,5 +1,5 @@
 // A private pool and its way back: which blocks are live after it, what lies under them, and what was never touched.
-#include "core/checkpoint.h"
+#include "core/placement/checkpoint.h"
 
 #include <algorithm>
 #include <map>

@@ -7,9 +7,9 @@
 #include <string_view>
 #include <utility>
 
-#include "core/errors.h"
-#include "core/page_supply.h"
-#include "core/residency.h"
+#include "core/backing/page_supply.h"
+#include "core/backing/residency.h"
+#include "core/base/errors.h"
 #include "driver/counting_driver.h"
 #include "driver/model_driver.h"
 #include "growing.h"

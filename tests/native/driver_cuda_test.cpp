@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "core/capture.h"
+#include "core/streams/capture.h"
 #include "driver/cuda_api.h"
 #include "driver/cuda_driver.h"
 #include "skip.h"

@@ -5,8 +5,8 @@
 #include <string>
 #include <thread>
 
-#include "core/capture.h"
-#include "core/errors.h"
+#include "core/base/errors.h"
+#include "core/streams/capture.h"
 #include "driver/counting_driver.h"
 #include "driver/model_driver.h"
 

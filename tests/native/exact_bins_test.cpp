@@ -1,6 +1,6 @@
 // Exact bins: which blocks are kept and which go first, against a naive account; and threads that run out of memory
 // with and without them, watched by the checker.
-#include "core/exact_bins.h"
+#include "core/placement/exact_bins.h"
 
 #include <algorithm>
 #include <deque>

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "core/capture.h"
+#include "core/streams/capture.h"
 #include "driver/driver.h"
 
 class ForwardingDriver : public poolalloc::Driver {

@@ -3,7 +3,7 @@
 
 #include <string_view>
 
-#include "core/options.h"
+#include "core/options/options.h"
 
 namespace poolalloc {
 

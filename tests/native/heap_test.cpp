@@ -1,6 +1,6 @@
 // One stream's memory: frees that wait for other streams, captures, frames on their way out, and what a refusing driver
 // leaves.
-#include "core/heap.h"
+#include "core/heap/heap.h"
 
 #include <random>
 #include <thread>

@@ -1,5 +1,5 @@
 // Holes by size and address against a sorted set.
-#include "core/hole_index.h"
+#include "core/placement/hole_index.h"
 
 #include <doctest/doctest.h>
 

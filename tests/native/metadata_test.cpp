@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "core/allocator.h"
-#include "core/lazy_array.h"
-#include "core/record_pool.h"
+#include "core/base/lazy_array.h"
+#include "core/base/record_pool.h"
 #include "core_rig.h"
 
 using namespace rig;

@@ -1,5 +1,5 @@
 // The intrusive tree against std::set, and its depth.
-#include "core/ordered_tree.h"
+#include "core/base/ordered_tree.h"
 
 #include <doctest/doctest.h>
 

@@ -1,8 +1,8 @@
 // Plans: a cursor that finds its place again, blocks that lie only where nothing else does, and a heap that serves
 // requests from a plan and everything else as without one.
 #include "core/allocator.h"
-#include "core/plan_cursor.h"
-#include "core/planned_blocks.h"
+#include "core/placement/planned_blocks.h"
+#include "core/plans/plan_cursor.h"
 #include "core_rig.h"
 #include "stress_program.h"
 

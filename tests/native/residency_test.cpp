@@ -1,5 +1,5 @@
 // Frames behind pages: what is shared, what is blocked, what a failure leaves, and random use against a naive model.
-#include "core/residency.h"
+#include "core/backing/residency.h"
 
 #include <map>
 #include <random>

@@ -2,7 +2,7 @@
 //
 // bin_of is constant between two neighbouring multiples of 512 and never falls, so checking every multiple up to 16 MiB
 // and every edge of every bin beyond covers each size there is.
-#include "core/size_class.h"
+#include "core/base/size_class.h"
 
 #include <doctest/doctest.h>
 

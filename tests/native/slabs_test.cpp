@@ -1,5 +1,5 @@
 // Small blocks: slots, sleeping and waking slabs, pages that classes share, and every class filled to the brim.
-#include "core/slabs.h"
+#include "core/placement/slabs.h"
 
 #include <algorithm>
 #include <map>

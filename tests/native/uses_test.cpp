@@ -1,5 +1,5 @@
 // Deferred frees in the queues of foreign streams: order, batches, bounded looks.
-#include "core/uses.h"
+#include "core/streams/uses.h"
 
 #include <doctest/doctest.h>
 

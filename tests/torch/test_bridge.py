@@ -567,7 +567,7 @@ def test_every_source_of_the_bridge_is_a_key_of_the_cache(tmp_path: Path, monkey
     assert bridge.plan(torch).name != before
 
 
-@pytest.mark.parametrize("file", ["core/allocator.h", "core/options.def", "plugin/plugin.h", "driver/driver.h"])
+@pytest.mark.parametrize("file", ["core/allocator.h", "core/options/options.def", "plugin/plugin.h", "driver/driver.h"])
 def test_a_library_built_from_other_headers_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
