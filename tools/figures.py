@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tools")]
 
+import draw_house  # noqa: E402
 import summarize  # noqa: E402
 
 from poolalloc.bench import picture  # noqa: E402
@@ -57,6 +58,8 @@ README_SMALL_ROWS = {
 
 SOURCES = {
     "demo.png": [DEMO, ROOT / "poolalloc/bench/picture.py", ROOT / "poolalloc/bench/panels.py"],
+    "house.png": [ROOT / "tools/draw_house.py", ROOT / "tools/check_includes.py"],
+    "page.png": [ROOT / "tools/draw_house.py"],
     "who.png": [ROOT / "examples/find_a_leak.py", ROOT / "poolalloc/analysis/report/picture.py"],
 }
 KEYWORD = b"poolalloc-sources"
@@ -148,7 +151,9 @@ def sign(name: str, png: bytes) -> None:
 
 
 def signature(name: str) -> bytes:
-    """The digest that a picture carries."""
+    """The digest that a picture carries; none if there is no such picture."""
+    if not (IMAGES / name).exists():
+        return b""
     for kind, data in chunks((IMAGES / name).read_bytes()):
         if kind == b"tEXt" and data.startswith(KEYWORD + b"\0"):
             return data.partition(b"\0")[2]
@@ -180,6 +185,10 @@ def write() -> None:
     if signature("demo.png") != digest("demo.png"):
         picture.write_png(Results.from_json(json.loads(DEMO.read_text())), IMAGES / "demo.png")
         sign("demo.png", (IMAGES / "demo.png").read_bytes())
+    for name, draw in (("house.png", draw_house.draw_house), ("page.png", draw_house.draw_page)):
+        if signature(name) != digest(name):
+            draw(IMAGES / name)
+            sign(name, (IMAGES / name).read_bytes())
 
 
 def stale() -> list[str]:
