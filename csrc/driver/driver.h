@@ -13,8 +13,7 @@
 //   graph: it is never queried or awaited by the host, and only streams of that capture may wait for it. Others may be,
 //   but not by the thread that captures.
 // - What depends on that takes a token as its first argument (core/streams/capture.h), which a driver only passes on: a
-// call
-//   that has not asked does not compile. (unmap takes none yet: its callers hold one, or their heap's lock.)
+//   call that has not asked does not compile. (unmap takes none yet: its callers hold one, or their heap's lock.)
 // - Sizes and addresses given to create / map / unmap / allow_access are multiples of DeviceInfo::granularity. A handle
 //   has any number of pages and is mapped whole. What a driver charges grows with the number of handles that a call
 //   covers and a little with their size, so few large handles cost less than many small ones (driver_work.h).
