@@ -1,16 +1,16 @@
 # make demo    build, then train a GPT under the default allocator, expandable_segments and poolalloc, and compare
 # make figures the tables and pictures of the manual, from a fresh run of the demo and the recorded results
-# make test    build, then every test
+# make test    build, then every test; the C++ tests as shipped
+# make test-sanitizers   the C++ tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 # make bench   every workload under every allocator
-# make check-long   the random tests and the stress tests for much longer
 # make lint    formatting, rules, types, include arrows
 # make gpu-check   what only a real GPU can tell: tests, driver calls, speed; OUT=... for the results, GPU_CHECK="--only tests"
 # make test-segments   the tests with torch once more, with memory in whole segments
-# make check-long   the random tests with many more examples
+# make check-long   the random tests and the stress tests for much longer
 # make soak    100 million operations of the allocator on a modelled device; OPERATIONS=... for another number
 #
 # TORCH=2.11.0   another torch (CUDA build); each version has its own virtual environment
-# FLAVOURS="plain asan tsan"   which builds of the C++ tests `make test-native` runs
+# FLAVOURS="plain asan tsan"   which builds of the C++ tests `make test-native` runs; plain if nothing is said
 # PYTHON=...     the Python that makes the environment
 # PY=...         use this Python and what it has instead of an environment; nothing is downloaded
 
@@ -25,7 +25,7 @@ endif
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 STAMPS := build/stamps
 CPP := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
-FLAVOURS ?= plain asan tsan
+FLAVOURS ?= plain
 PART := tools/part.sh
 
 PYTEST = $(PY) -m pytest -n 2 --dist loadgroup
@@ -46,9 +46,9 @@ ifneq ($(filter test% check% lint build,$(MAKECMDGOALS)),)
 CMAKE_ARGS := -DPOOLALLOC_WERROR=ON
 endif
 
-.PHONY: help environment build demo figures test test-python test-native check-long test-torch test-segments bench lint gpu-check soak clean
+.PHONY: help environment build demo figures test test-python test-native test-sanitizers check-long test-torch test-segments bench lint gpu-check soak clean
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
 # --- environment and build ---------------------------------------------------------------------------------------
 # In three steps: what building and the C++ tests take; torch and the demo; the rest of the tests and `make lint`.
@@ -74,7 +74,7 @@ $(STAMPS)/built-$(VENV): $(STAMPS)/tools-$(VENV) $(SOURCES)
 	@tools/preflight.sh $(PY)
 	@echo "== building poolalloc: some three minutes on two cores"
 	@PATH="$(abspath $(VENV))/bin:$$PATH" POOLALLOC_BUILD_DIR=$(CMAKE_BUILD) POOLALLOC_CMAKE_ARGS="$(CMAKE_ARGS)" \
-	  tools/show_build.sh build/build.log $(PY) -m pip install --verbose --no-build-isolation --no-deps -e .
+	  $(PART) "build for $(VENV)" tools/show_build.sh build/build.log $(PY) -m pip install --verbose --no-build-isolation --no-deps -e .
 	@touch $@
 
 # A given Python: it must have the build tools; poolalloc is installed into it.
@@ -135,9 +135,12 @@ test-segments: $(BUILT) $(DEV)
 test-native: $(BUILT)
 	PATH="$(abspath $(VENV))/bin:$$PATH" tools/native_tests.sh $(PY) $(CMAKE_BUILD) $(FLAVOURS)
 
+test-sanitizers: $(BUILT)
+	$(MAKE) test-native FLAVOURS="asan tsan"
+
 # Many random programs instead of the same few.
 check-long: export POOLALLOC_LONG_TESTS := 1
-check-long: test-native $(BUILT) $(DEV)
+check-long: test-native test-sanitizers $(BUILT) $(DEV)
 	$(PYTEST) --timeout 3600 tests/core tests/trace tests/plan tests/sim
 
 OPERATIONS ?= 100000000
