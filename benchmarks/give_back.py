@@ -1,11 +1,11 @@
-"""What empty_cache() leaves behind when a program has fallen to a tenth of its peak: only a span that is wholly idle can go.
+"""What empty_cache() leaves when a program has fallen to a tenth of its peak: only a span that is wholly idle can go.
 
     python benchmarks/give_back.py run.npz other.npz
 
-Each recording is replayed on a modelled device up to its peak. Then blocks are freed until a tenth of the bytes is left,
-in two orders: the youngest first, as when a server drops its caches and keeps its weights, and at random, the worst that
-could happen. The table has reserved / resident memory after empty_cache(), where 1 means that all idle memory went, and
-what is reserved as a part of the peak, for each growth.
+Each recording is replayed on a modelled device up to its peak. Then blocks are freed until a tenth of the bytes is
+left, in two orders: the youngest first, as when a server drops its caches and keeps its weights, and at random, the
+worst that could happen. The table has reserved / resident memory after empty_cache(), where 1 means that all idle memory
+went, and what is reserved as a part of the peak, for each growth.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from poolalloc import _core
-from poolalloc.trace import Op, Trace, read
+from poolalloc.analysis.trace import Op, Trace, read
 
 GROWTHS = ("tight", "balanced", "fast")
 LEFT = 10  # one of so many bytes stays
 
 
 def up_to_the_peak(trace: Trace, engine: _core.Engine) -> tuple[dict[int, tuple[int, int]], int]:
-    """Replay device 0 up to the highest requested bytes; return live block -> (address, bytes), oldest first, and the peak."""
+    """Replay device 0 up to its peak; return live block -> (address, bytes), oldest first, and the peak."""
     events = trace.events[trace.events["device"] == 0]
     requested, peak, stop = 0, 0, 0
     for number, (op, size) in enumerate(zip(events["op"].tolist(), events["requested"].tolist(), strict=True)):

@@ -1,6 +1,6 @@
 """Sizes in bytes as people write them: `80 GiB`, `24GB`, `2MiB`, `1048576`.
 
-The same rules as parse_bytes and format_bytes of csrc/core/options/options.h, for code that must not load the native module.
+The same rules as parse_bytes and format_bytes of options.h in csrc/core, for code that must not load the native module.
 """
 
 from __future__ import annotations

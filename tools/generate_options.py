@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes what follows from csrc/core/options/options.def: poolalloc/_internal/options.py and the table in docs/options.md.
+"""Writes what follows from options.def of csrc/core: poolalloc/_internal/options.py and the table in docs/options.md.
 
 With --check it writes nothing, and exits with 1 and one line if a file is not what it would write.
 """

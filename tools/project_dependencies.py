@@ -1,12 +1,7 @@
-<<<<<<< HEAD
 """Prints what pyproject.toml asks for, one requirement a line.
-=======
-"""Prints what pyproject.toml asks for, one requirement a line: `build` for what building poolalloc and its C++ tests
-takes, `demo` for what the demo takes besides, `dev` for what working on the project takes.
->>>>>>> 4cc6722 (A biased lock is owned only where that pays; memory in whole allocations is decided in one place; CI fetches torch meanwhile and builds once)
 
-`demo` is what building and the demo take, `dev` what working on the project takes. The Makefile installs from it, so
-that requirements stand in one place.
+`build` is what building poolalloc and its C++ tests takes, `demo` what the demo takes besides, `dev` what working on the
+project takes. The Makefile installs from it, so that requirements stand in one place.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The known word nearest to an unknown one, for error texts. The core does the same in csrc/core/options/options.cpp."""
+"""The known word nearest to an unknown one, for error texts. The core does the same in options.cpp."""
 
 from __future__ import annotations
 

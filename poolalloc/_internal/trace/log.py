@@ -1,4 +1,4 @@
-"""Recordings as the engine writes them while a program runs (csrc/core/recording/event_log.h), and the traces they become.
+"""Recordings as the engine writes them while a program runs (event_log.h in csrc/core), and the traces they become.
 
 A recording names blocks by address, a trace by id. Frames are read up to the last one that is whole, so what a killed
 process left is a recording too.
