@@ -4,8 +4,8 @@
 
 Each recording is replayed on a modelled device up to its peak. Then blocks are freed until a tenth of the bytes is
 left, in two orders: the youngest first, as when a server drops its caches and keeps its weights, and at random, the
-worst that could happen. The table has reserved / resident memory after empty_cache(), where 1 means that all idle memory
-went, and what is reserved as a part of the peak, for each growth.
+worst that could happen. The table has reserved / resident memory after empty_cache(), where 1 means that all idle
+memory went, and what is reserved as a part of the peak, for each growth.
 """
 
 from __future__ import annotations

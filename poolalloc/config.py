@@ -1,7 +1,7 @@
 """The options of an allocator, and the forms they come in: TOML files, the environment, `key:value` texts, mappings.
 
-The core reads `key:value` texts too (options.cpp in csrc/core), and both accept and refuse the same ones. What there is to
-set is in csrc/core/options/options.def alone.
+The core reads `key:value` texts too (csrc/core/options), and both accept and refuse the same ones. What there is to set
+is in csrc/core/options/options.def alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Prints what pyproject.toml asks for, one requirement a line.
 
-`build` is what building poolalloc and its C++ tests takes, `demo` what the demo takes besides, `dev` what working on the
-project takes. The Makefile installs from it, so that requirements stand in one place.
+`build` is what building poolalloc and its C++ tests takes, `demo` what the demo takes besides, `dev` what working on
+the project takes. The Makefile installs from it, so that requirements stand in one place.
 """
 
 from __future__ import annotations
