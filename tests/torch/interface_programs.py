@@ -236,8 +236,10 @@ MEMORY = {
     "_set_allocator_settings": """
         def whole():  # what cudaIpcGetMemHandle takes
             memory.empty_cache()
-            kept, handle = block(30 * MiB), (ctypes.c_char * 64)()
-            return ctypes.CDLL(None).cudaIpcGetMemHandle(handle, ctypes.c_void_p(kept.data_ptr())) == 0
+            kept, handle, cuda = block(30 * MiB), (ctypes.c_char * 64)(), ctypes.CDLL(None)
+            error = cuda.cudaIpcGetMemHandle(handle, ctypes.c_void_p(kept.data_ptr()))
+            cuda.cudaGetLastError()  # or torch would find the error later
+            return error == 0
         usual = whole()
         memory._set_allocator_settings(f"expandable_segments:{usual}")
         other = whole()
