@@ -89,7 +89,7 @@ def test_a_block_that_lives_across_the_end_of_a_cycle_keeps_clear_of_both_sides(
 @pytest.mark.parametrize("name", ["B", "C", "D", "F"])
 def test_known_capacity_is_reached(name: str) -> None:
     lifetimes, sizes = instance(name)
-    placed = plan.place(lifetimes, sizes, seconds=120, enough=CAPACITY)
+    placed = plan.place(lifetimes, sizes, seconds=24, enough=CAPACITY)
     assert_sound(lifetimes, sizes, placed)
     assert placed.height <= CAPACITY
     assert placed.method == "search"
