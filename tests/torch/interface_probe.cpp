@@ -488,7 +488,7 @@ const std::map<std::string, std::function<void(CUDAAllocator&)>> probes = {
          block = new Block(3 * kMiB);
        });
        delete block;
-       EXPECT(entry.action_ == TraceEntry::ALLOC && entry.size_ == 300 * kMiB && !a.isHistoryEnabled());
+       EXPECT(entry.action_ == TraceEntry::ALLOC && entry.size_ == 3 * kMiB && !a.isHistoryEnabled());
      }},
     {"recordAnnotation",
      [](CUDAAllocator& a) {
