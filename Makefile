@@ -28,7 +28,7 @@ CPP := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
 FLAVOURS ?= plain
 PART := tools/part.sh
 
-PYTEST = $(PY) -m pytest -n 2 --dist loadgroup
+PYTEST = $(PY) -m pytest -n 2
 
 # What is built does not depend on torch, so all environments of the Makefile share it.
 ifdef PY

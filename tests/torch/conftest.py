@@ -55,7 +55,6 @@ OTHERWISE_WITH_SEGMENTS = {
     "test_the_next_run_is_served_from_the_plan": _PLANS,
     "test_the_command_and_the_environment_name_a_plan_too": _PLANS,
     "test_a_program_that_leaves_the_plan_for_a_while_is_followed_again": _PLANS,
-    "test_a_row_is_true[C++ getIpcDevPtr]": _SHARES,
     "test_what_cannot_be_opened_says_why": _SHARES,
 }
 

@@ -20,7 +20,7 @@ import pytest
 
 from poolalloc.sim import run_simulated
 
-pytestmark = [pytest.mark.torch_interface, pytest.mark.xdist_group("interface table")]  # the probe is built once
+pytestmark = pytest.mark.torch_interface
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -112,16 +112,24 @@ def outcomes(
 ROWS = table()
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_a_row_is_true(outcomes: dict[str, dict[str, str]], row: str) -> None:
-    seen = [outcomes[allocator][row] for allocator in ALLOCATORS]
-    if "absent" in seen:
-        pytest.skip("this torch does not have it")
-    if ROWS[row][2] == "not yet":  # then it must not work: if it does, the table is too modest
-        assert seen[:2] == ROWS[row][:2]
-        assert seen[2] != "yes"
-    else:
-        assert seen == ROWS[row]
+IN_SEGMENTS = {"C++ getIpcDevPtr"}
+"""Rows that fail where memory comes in segments: they open shared memory in ways of pages."""
+
+
+def test_every_row_is_true(outcomes: dict[str, dict[str, str]], clean_environment: dict[str, str]) -> None:
+    """One test for all, since building the probe and running the programs takes longer than looking at them."""
+    assert outcomes["bridge"].keys() == ROWS.keys(), "every row has a program, and every program a row"
+    left_out = IN_SEGMENTS if "segments:true" in clean_environment.get("POOLALLOC_CONF", "") else set()
+    wrong = {}
+    for row, cells in ROWS.items():
+        seen = [outcomes[allocator][row] for allocator in ALLOCATORS]
+        if "absent" in seen or row in left_out:
+            continue
+        # Where the table says "not yet" it must not work: if it does, the table is too modest.
+        true = seen[:2] == cells[:2] and seen[2] != "yes" if cells[2] == "not yet" else seen == cells
+        if not true:
+            wrong[row] = {"seen": seen, "in the table": cells}
+    assert wrong == {}
 
 
 def test_no_function_lacks_a_row(on_sim: Callable) -> None:
@@ -147,7 +155,3 @@ def test_the_bridge_has_every_virtual_function_of_this_torch(on_sim: Callable) -
     own = set(re.findall(r"(\w+)\(", header))
     assert sorted(names - own - LEFT_TO_TORCH.keys()) == []
     assert sorted(LEFT_TO_TORCH.keys() & own) == []
-
-
-def test_every_row_has_a_program_and_every_program_a_row(outcomes: dict[str, dict[str, str]]) -> None:
-    assert outcomes["bridge"].keys() == ROWS.keys()
