@@ -72,7 +72,7 @@ $(STAMPS)/dev-$(VENV): $(STAMPS)/venv-$(VENV)
 
 $(STAMPS)/built-$(VENV): $(STAMPS)/tools-$(VENV) $(SOURCES)
 	@tools/preflight.sh $(PY)
-	@echo "== building poolalloc: some three minutes on two cores"
+	@echo "== building poolalloc: some four minutes on two cores"
 	@PATH="$(abspath $(VENV))/bin:$$PATH" POOLALLOC_BUILD_DIR=$(CMAKE_BUILD) POOLALLOC_CMAKE_ARGS="$(CMAKE_ARGS)" \
 	  $(PART) "build for $(VENV)" tools/show_build.sh build/build.log $(PY) -m pip install --verbose --no-build-isolation --no-deps -e .
 	@touch $@
