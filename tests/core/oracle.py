@@ -179,10 +179,10 @@ class Oracle:
             return
         for device in self.engine.devices():
             stats = self.engine.stats(device)
-            if self.capturing() and not self.by_page:
-                continue  # what is on loan stays
+            if self.capturing():
+                continue  # no mapping may end, so what is on loan stays
             assert stats["unmapped"] == 0
-            if self.by_page and not self.capturing():
+            if self.by_page:
                 kept = [heap["idle"]["current"] for heap in stats["heaps"] if not self.in_used_pool(device, heap)]
                 assert sum(kept) == 0, "nothing idle is kept, but for pools in use"
 
