@@ -22,8 +22,8 @@ GROWTHS = ("tight", "balanced", "fast")
 LEFT = 10  # one of so many bytes stays
 
 
-def up_to_the_peak(trace: Trace, engine: _core.Engine) -> tuple[dict[int, tuple[int, int]], int]:
-    """Replay device 0 up to its peak; return live block -> (address, bytes), oldest first, and the peak."""
+def up_to_the_peak(trace: Trace, engine: _core.Engine) -> dict[int, tuple[int, int]]:
+    """Replay device 0 up to the most requested bytes; return live block -> (address, bytes), oldest first."""
     events = trace.events[trace.events["device"] == 0]
     requested, peak, stop = 0, 0, 0
     for number, (op, size) in enumerate(zip(events["op"].tolist(), events["requested"].tolist(), strict=True)):
@@ -36,7 +36,7 @@ def up_to_the_peak(trace: Trace, engine: _core.Engine) -> tuple[dict[int, tuple[
             live[block] = (engine.allocate(size, 0, stream), size)
         elif op == Op.FREE and block in live:
             engine.free(live.pop(block)[0])
-    return live, peak
+    return live
 
 
 def fall(engine: _core.Engine, live: dict[int, tuple[int, int]], order: Callable[[list[int]], None]) -> None:
@@ -54,7 +54,7 @@ def fall(engine: _core.Engine, live: dict[int, tuple[int, int]], order: Callable
 def row(trace: Trace, growth: str, order: Callable[[list[int]], None]) -> tuple[float, float]:
     """Reserved / resident after empty_cache, and reserved / what was reserved at the peak."""
     engine = _core.Engine(f"growth:{growth}", {"memory_bytes": 80 << 30})
-    live, _ = up_to_the_peak(trace, engine)
+    live = up_to_the_peak(trace, engine)
     before = engine.stats()["reserved"]["current"]
     fall(engine, live, order)
     engine.advance(1 << 20)

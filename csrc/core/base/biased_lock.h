@@ -15,8 +15,7 @@
 //
 // An owner says that it is inside in a word of its own, never in another thread's, since it may come late: a thread may
 // sleep between the moment it sees that it is the owner and the moment it says so. So a lock has at most kOwners
-// owners in its life. Where the kernel has no membarrier it has
-// none.
+// owners in its life. Where the kernel has no membarrier it has none.
 //
 // Source: asymmetric Dekker synchronization (Dice, Huang, Yang, 2001; Vasudevan, Namjoshi, Edwards, "Simple and fast
 // biased locks", 2010). Not recursive, not fair.
@@ -63,7 +62,7 @@ class BiasedLock {
 
   static bool can_be_owned();  // the kernel has barriers
 
-  // For tests: whether a thread owns it now.
+  // Whether a thread owns it now.
   bool is_owned() const { return owner_.load(std::memory_order_relaxed) != 0; }
 
  private:
