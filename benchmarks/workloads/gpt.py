@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from _training import ATTENTION
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 
@@ -39,9 +40,6 @@ SIZES = {
     "full-fixed": Size(24, 1024, 16, 50304, max_batch=8, max_length=2048, tokens=16384, fixed=True),
 }
 STEPS = 40
-
-# The same attention kernels on every card, so that the memory asked for does not depend on the card's preferences.
-ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Block(nn.Module):

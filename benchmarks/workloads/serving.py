@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from _training import ATTENTION
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 
 
 class Size(NamedTuple):
@@ -40,8 +41,6 @@ SIZES = {
 }
 STEPS = 240
 CHUNK = 16  # a cache that is full grows by this many tokens
-
-ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from _training import ATTENTION
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 
 
 class Size(NamedTuple):
@@ -28,8 +29,6 @@ SIZES = {
     "full": Size(layers=6, width=384, heads=12, vocabulary=30522, max_batch=32, max_length=256),
 }
 STEPS = 200
-
-ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Encoder(nn.Module):
