@@ -1,4 +1,4 @@
-"""Runs out of memory on purpose, reads what the error says, and goes on with less."""
+"""Runs out of memory on purpose, prints the first line of the error, and retries with a smaller batch."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Trains a small network under poolalloc and shows where its memory is. The one line is poolalloc.install()."""
+"""Trains a small network under poolalloc and prints what its memory is used for. It needs one extra line: install()."""
 
 import torch
 from torch import nn

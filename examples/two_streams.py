@@ -1,4 +1,4 @@
-"""Hands a tensor to a second stream: record_stream keeps its memory until that stream is done with it."""
+"""Hands a tensor to a second stream: record_stream keeps its memory until that stream has used it."""
 
 import torch
 
@@ -13,7 +13,7 @@ for _ in range(4):
     with torch.cuda.stream(side):
         result = batch @ batch
     batch.record_stream(side)
-    del batch  # pending until `side` has used it
+    del batch  # its memory is pending until `side` has used it
 
 torch.cuda.synchronize()
 for stream, share in poolalloc.fragmentation().streams.items():

@@ -1,6 +1,6 @@
-"""What in-place operations, checkpointing, accumulation, mixed precision, quantization and sharding cost in memory.
+"""Compares the memory cost of in-place operations, checkpointing, accumulation, autocast, quantization and sharding.
 
-Trains the same small transformer in several ways and compares them. Works on a simulated GPU as well:
+Trains the same small network in several ways. It also works on a simulated GPU:
 `poolalloc sim -- python examples/what_it_costs.py`.
 """
 
@@ -24,7 +24,7 @@ RANKS = 8
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weights are kept in 8 bits, with a scale for each row, and made floats when used."""
+    """A linear layer that stores its weights in 8 bits with a scale for each row, and converts them when used."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Int8Linear(nn.Module):
 
 
 class Block(nn.Module):
-    """Norm, a wider layer, and back."""
+    """A norm, a linear layer to four times the width, an activation, and a linear layer back."""
 
     def __init__(self, in_place: bool) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * WIDTH, WIDTH)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x of shape (batch, length, WIDTH) and what the block adds to it."""
+        """Return x of shape (batch, length, WIDTH) plus what the block adds."""
         return x + self.down(self.act(self.up(self.norm(x))))
 
 
@@ -71,7 +71,7 @@ class Net(nn.Module):
 def train(
     make: Callable[[], nn.Module] = Net, *, parts: int = 1, half: bool = False, steps: int = 2
 ) -> Callable[[], object]:
-    """A way to train: a new model, its optimizer, and some steps, each in so many parts of the batch."""
+    """Return a function that trains a new model for some steps. Each step splits its batch into `parts`."""
 
     def run() -> object:
         model = make()
@@ -90,7 +90,7 @@ def train(
 
 
 def infer(quantized: bool) -> Callable[[], object]:
-    """A way to infer, with weights as they are or in 8 bits."""
+    """Return a function that runs inference once, with the original weights or with weights of 8 bits."""
 
     def run() -> object:
         model = Net()
@@ -106,7 +106,7 @@ def infer(quantized: bool) -> Callable[[], object]:
 
 
 def sharded() -> nn.Module:
-    """One of eight ranks under FSDP2; the others are made up, their collectives return at once."""
+    """Return one of eight ranks under FSDP2. The other ranks do not exist; collectives return at once."""
     model = Net().cuda()
     for block in model.blocks:
         fully_shard(block)
