@@ -1,6 +1,6 @@
-"""Trains a small transformer that leaks, records twelve steps, and prints the line and the scope that leak.
+"""Trains a small transformer that keeps what it should let go, records ten steps, and says which line and module it is.
 
-Writes leak.npz to the current folder. `poolalloc report leak.npz --png leak.png` prints the same and draws it.
+Writes leak.npz into the current folder: `poolalloc report leak.npz --png leak.png` says the same and draws it.
 """
 
 from pathlib import Path
