@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,7 +44,7 @@ class SimGpu:
 def is_simulated() -> bool:
     """Return whether this process runs on simulated GPUs."""
     mapped = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    return any(Path(line.split()[-1]).name == "libsimgpu.so" for line in mapped.splitlines() if "/" in line)
+    return re.search(r"/libsimgpu\.so$", mapped, re.MULTILINE) is not None
 
 
 def library_folder() -> Path:

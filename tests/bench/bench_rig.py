@@ -1,15 +1,15 @@
-"""Runs `poolalloc bench` as a user does: in a process of its own."""
+"""Runs `poolalloc bench` as a user does, but for what fork_server.py forks instead of starting it."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fork_server import ForkServer
 
 
 @dataclass
@@ -31,13 +31,11 @@ class Ran:
 Bench = Callable[..., Ran]
 
 
-def run_bench(folder: Path, *arguments: str, **environment: str) -> Ran:
+def run_bench(server: ForkServer, folder: Path, *arguments: str, **environment: str) -> Ran:
     """Run `poolalloc bench ARGUMENTS... -o F`; environment variables are added to this process's."""
     path = folder / "results.json"
     at = arguments.index("--") if "--" in arguments else len(arguments)
-    command = [sys.executable, "-m", "poolalloc", "bench", *arguments[:at], "-o", str(path), *arguments[at:]]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env=os.environ | environment, cwd=folder
-    )
+    command = ["-m", "poolalloc", "bench", *arguments[:at], "-o", str(path), *arguments[at:]]
+    code, out, err = server.run(command, os.environ | environment, 300, folder=folder, forks=True)
     data = json.loads(path.read_text()) if path.exists() else None
-    return Ran(done.returncode, done.stdout, done.stderr, data)
+    return Ran(code, out, err, data)

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 from bench_rig import Bench, Ran, run_bench
+from fork_server import ForkServer
 
 from poolalloc.bench.devices import DeviceError, torch_install
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
+def bench(tmp_path: Path, fork_server: ForkServer) -> Bench:
     """A function that runs a bench in a folder of its own and returns what it left behind."""
 
     def run(*arguments: str, **environment: str) -> Ran:
-        return run_bench(tmp_path, *arguments, **environment)
+        return run_bench(fork_server, tmp_path, *arguments, **environment)
 
     return run
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from bench_rig import Bench
-from command_line import started
+from command_line import poolalloc, refused, started
 
 from poolalloc.bench.workloads import find, known
 from poolalloc.sim import find_gpu
@@ -316,14 +316,12 @@ def test_a_size_is_refused_for_a_script(bench: Bench, script: Script) -> None:
     assert "is a script" in ran.err
 
 
-def test_torch_without_cuda_is_refused(bench: Bench, tmp_path: Path) -> None:
+def test_torch_without_cuda_is_refused(tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("")
     (tmp_path / "torch" / "version.py").write_text("__version__ = '2.15.0+cpu'\ncuda: Optional[str] = None\n")
-    ran = bench("gpt", PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    assert (ran.code, ran.data) == (2, None)
-    assert "2.15.0+cpu has no CUDA in it" in ran.err
-    assert len(ran.err.splitlines()) == 1
+    ran = poolalloc("bench", "gpt", env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
+    assert "2.15.0+cpu has no CUDA in it" in refused(ran)
 
 
 def test_the_list_names_workloads_and_allocators(bench: Bench) -> None:

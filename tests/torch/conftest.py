@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ ROOT = Path(__file__).parents[2]
 
 SEGMENTS = os.environ.get("POOLALLOC_TEST_SEGMENTS", "") not in ("", "0")
 """Whether these tests run once more with memory in whole segments (make test-segments)."""
+
+READ_AT_FIRST_USE = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""Torch's variables that it reads when CUDA is first used, but for the backend, which it reads when it is loaded."""
+
 
 _COUNTS = "counts pages, bytes of them, or the calls that map them"
 _ROOM = "fills a device nearly to its end, for which segments are too coarse"
@@ -99,14 +103,6 @@ def clean_environment() -> dict[str, str]:
     return {**kept, "POOLALLOC_CONF": "segments:true"} if SEGMENTS else kept
 
 
-@pytest.fixture(scope="session")
-def fork_server(clean_environment: dict[str, str]) -> Iterator[ForkServer]:
-    """The process that the programs of this session are forked from."""
-    server = ForkServer(sim_environment(base=clean_environment))
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def on_sim(tmp_path: Path, clean_environment: dict[str, str], fork_server: ForkServer) -> Callable[..., Outcome]:
     """on_sim(code) runs the program on a simulated GPU and expects it to end well (code=N: with exit code N).
@@ -129,6 +125,7 @@ def on_sim(tmp_path: Path, clean_environment: dict[str, str], fork_server: ForkS
         command: tuple[str, ...] = (sys.executable,),
         arguments: tuple[str, ...] = (),
         fresh: bool = False,
+        imports: tuple[str, ...] = (),
     ) -> Outcome:
         script = tmp_path / "program.py"
         script.write_text(textwrap.dedent(program))
@@ -144,7 +141,9 @@ def on_sim(tmp_path: Path, clean_environment: dict[str, str], fork_server: ForkS
         }
         here = {"PYTHONPATH": str(ROOT)}  # means nothing to this Python, which has poolalloc from there
         outside = [
-            name for name, _ in dict(environment or {}).items() - here.items() if not name.startswith("POOLALLOC_")
+            name
+            for name, value in dict(environment or {}).items() - here.items()
+            if not (name.startswith("POOLALLOC_") or (name in READ_AT_FIRST_USE and "backend" not in value))
         ]
         if fresh or outside or command != (sys.executable,):
             done = run_simulated([*command, str(script), *arguments], **device, timeout=TIMEOUT_SECONDS, base=base)
@@ -153,7 +152,7 @@ def on_sim(tmp_path: Path, clean_environment: dict[str, str], fork_server: ForkS
             report = tmp_path / "report.json"
             report.unlink(missing_ok=True)
             settings = sim_environment(**device, report=report, base=base)
-            ended = fork_server.run(script, arguments, settings, TIMEOUT_SECONDS)
+            ended = fork_server.run([str(script), *arguments], settings, TIMEOUT_SECONDS, imports=imports)
             outcome = Outcome(*ended, json.loads(report.read_text()) if report.exists() else {})
         assert code is None or outcome.code == code, f"exit code {outcome.code}\n{outcome.out}\n{outcome.err}"
         return outcome

@@ -146,6 +146,7 @@ with torch.no_grad():
 """
 
 PROGRAMS = {"training": TRAINING, "paths": PATHS, "live outputs": LIVE_OUTPUTS, "changing shapes": CHANGING_SHAPES}
+INDUCTOR = "torch._inductor.compile_fx"
 CUDAGRAPHS = '{"backend": "cudagraphs"}'
 REDUCE_OVERHEAD = '{"mode": "reduce-overhead"}'
 
@@ -158,7 +159,8 @@ def on_both(on_sim: Callable) -> Callable:
         outcomes = []
         for poolalloc in (False, True):
             prelude = PRELUDE.format(poolalloc=poolalloc, compiled=compiled)
-            outcome = on_sim(prelude + program, command=(PYTHON,), environment={"PYTHONPATH": str(ROOT)})
+            environment = {"PYTHONPATH": str(ROOT)}
+            outcome = on_sim(prelude + program, command=(PYTHON,), environment=environment, imports=(INDUCTOR,))
             assert outcome.report["violations"] == {}
             outcomes.append(outcome.value)
         return outcomes
@@ -178,6 +180,7 @@ def test_reduce_overhead_with_inductor(on_both: Callable) -> None:
 
 
 DIRECT = """
+import ctypes
 torch._C._set_cached_tensors_enabled(True)
 device, stream = 0, torch.cuda.Stream()
 pool = torch.cuda.graph_pool_handle()
@@ -245,7 +248,8 @@ assert not any(standard(tensor) for tensor in beside)
 del beside
 note("again", live())
 
-# By pointer, as graph trees free what died between two runs.
+# By pointer, as graph trees free what died between two runs; the tensor on it must never free it again.
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(middle))
 torch._C._cuda_cudaCachingAllocator_raw_delete(places[1])
 torch._C._free_And_Remove_DeleterFn(outputs[0].untyped_storage()._cdata)
 note("freed", live())
@@ -269,7 +273,7 @@ def test_what_graphs_wrote_is_where_it_was(on_sim: Callable) -> None:
     for poolalloc in (False, True):
         program = PRELUDE.format(poolalloc=poolalloc, compiled="{}") + DIRECT.replace("{poolalloc}", str(poolalloc))
         environment = {"PYTHONPATH": str(ROOT), "POOLALLOC_SIM_KEEP_CONTENTS": "1"}
-        outcome = on_sim(program, command=(PYTHON,), environment=environment)
+        outcome = on_sim(program, command=(PYTHON,), environment=environment, imports=(INDUCTOR,))
         assert outcome.report["violations"] == {}
         seen.append(outcome.value)
     assert seen[0] == seen[1]

@@ -1,12 +1,12 @@
 """Performing a recording under torch's own allocators gives the peaks that the recorded run itself reported."""
 
 import json
-import subprocess
-import sys
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
 
 import poolalloc.config
 
@@ -33,17 +33,26 @@ RECORDED_BY_TORCH = """
 """
 
 
-def command(*words: str, code: int = 0) -> str:
-    done = subprocess.run([sys.executable, "-m", "poolalloc", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def command(fork_server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """command(*words) runs poolalloc's command line in the test's folder; returns what it wrote."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str, code: int = 0) -> str:
+        ended, out, err = fork_server.run(["-m", "poolalloc", *words], os.environ, 300, forks=True)
+        assert ended == code, out + err
+        return out + err
+
+    return run
 
 
 @pytest.mark.parametrize(("allocator", "settings"), [("default", ""), ("expandable", "expandable_segments:True")])
 def test_torch_reserves_what_it_reserved_then(
-    on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allocator: str, settings: str
+    on_sim: Callable, command: Command, allocator: str, settings: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     environment = {"PYTORCH_ALLOC_CONF": settings} if settings else {}
     requested, reserved = on_sim(RECORDED_BY_TORCH, environment=environment).value
     command("import", "snapshot.pickle", "-o", "run.npz")
@@ -55,10 +64,7 @@ def test_torch_reserves_what_it_reserved_then(
     assert row["allocator"] == allocator
 
 
-def test_settings_of_torch_and_poolalloc_itself_can_be_compared(
-    on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_settings_of_torch_and_poolalloc_itself_can_be_compared(on_sim: Callable, command: Command) -> None:
     on_sim(
         """
         import torch, poolalloc
@@ -81,8 +87,7 @@ def test_settings_of_torch_and_poolalloc_itself_can_be_compared(
     assert rounded_up["peak_reserved_bytes"] > ours["peak_reserved_bytes"]
 
 
-def test_running_out_of_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_sim: Callable) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_running_out_of_memory_is_said(on_sim: Callable, command: Command) -> None:
     on_sim(
         """
         import torch, poolalloc
@@ -96,7 +101,7 @@ def test_running_out_of_memory_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     assert row["out_of_memory"]
 
 
-def test_an_unknown_allocator_is_one_clear_line(tmp_path: Path, on_sim: Callable) -> None:
+def test_an_unknown_allocator_is_one_clear_line(tmp_path: Path, on_sim: Callable, command: Command) -> None:
     on_sim(
         f"""
         import torch, poolalloc
@@ -109,8 +114,7 @@ def test_an_unknown_allocator_is_one_clear_line(tmp_path: Path, on_sim: Callable
     assert "unknown allocator 'best'; there are default, expandable, poolalloc" in said
 
 
-def test_a_page_shows_every_allocator(on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_page_shows_every_allocator(on_sim: Callable, command: Command) -> None:
     on_sim(
         """
         import torch, poolalloc
@@ -140,10 +144,9 @@ def test_a_page_shows_every_allocator(on_sim: Callable, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("program", ["several devices", "several streams"])
 def test_what_ran_on_several_devices_and_streams_is_judged_whole(
-    on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+    on_sim: Callable, command: Command, program: str
 ) -> None:
     """Record, replay, perform, fit and tune; and what poolalloc itself reported is what the replay says."""
-    monkeypatch.chdir(tmp_path)
     devices = 2 if program == "several devices" else 1
     done = on_sim(
         """
@@ -197,10 +200,7 @@ def test_what_ran_on_several_devices_and_streams_is_judged_whole(
     assert "[provenance]" in Path("found.toml").read_text()
 
 
-def test_fit_judges_torchs_allocators_by_what_they_need(
-    on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_fit_judges_torchs_allocators_by_what_they_need(on_sim: Callable, command: Command) -> None:
     on_sim(
         """
         import torch, poolalloc
@@ -225,9 +225,8 @@ def test_fit_judges_torchs_allocators_by_what_they_need(
     assert "unknown allocator" in command("fit", "run.npz", "--memory", "46MiB", "--against", "best", code=2)
 
 
-def test_the_shipped_snapshot_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shipped_snapshot_goes_all_the_way(command: Command) -> None:
     """Imported with nothing dropped, replayed under every allocator and configuration, fitted and tuned."""
-    monkeypatch.chdir(tmp_path)
     shipped = Path(__file__).parents[1] / "data" / "medium_512_training.pickle"
     account = json.loads(command("import", str(shipped), "-o", "run.npz", "--json"))
     assert account["left_out"] == {}
@@ -266,10 +265,7 @@ AS_IF_REAL = """
 """
 
 
-def test_on_a_real_device_what_requests_take_is_measured(
-    on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_on_a_real_device_what_requests_take_is_measured(on_sim: Callable, command: Command) -> None:
     requested, _ = on_sim(RECORDED_BY_TORCH).value
     command("import", "snapshot.pickle", "-o", "run.npz")
     words = ["replay", "run.npz", "--device", "real", "--against", "default", "--against", "poolalloc"]
@@ -296,9 +292,8 @@ def test_on_a_real_device_what_requests_take_is_measured(
     ],
 )
 def test_what_a_real_device_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], problem: str
+    monkeypatch: pytest.MonkeyPatch, command: Command, words: list[str], problem: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     shipped = Path(__file__).parents[1] / "data" / "medium_512_training.pickle"
     command("import", str(shipped), "-o", "run.npz")

@@ -10,11 +10,15 @@ import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from poolalloc.bench.sources import SimulatedDriver
 
 QUANTITIES = ("requested", "live", "resident", "reserved")
 _WORK = "work/"
@@ -76,12 +80,11 @@ class Observer:
 
     def sample(self) -> None:
         """Take the next sample now. The driver's work is that of a simulated driver; a real one counts none."""
-        from poolalloc.bench.sources import SimulatedDriver, source_in_place
-        from poolalloc.sim import is_simulated
+        from poolalloc.bench.sources import source_in_place
 
         started = time.perf_counter()
         source = source_in_place()
-        work = SimulatedDriver().work() if is_simulated() else {}
+        work = self._driver.work() if self._driver is not None else {}
         readings = [vars(source.read(device)) for device in self._devices]
         shown = [
             {name: self._shown(device, name, reading) for name in QUANTITIES if reading[name] is not None}
@@ -90,6 +93,13 @@ class Observer:
         self._rows.append([shown, work])
         self._next += 1
         self.seconds -= time.perf_counter() - started
+
+    @cached_property
+    def _driver(self) -> SimulatedDriver | None:
+        from poolalloc.bench.sources import SimulatedDriver
+        from poolalloc.sim import is_simulated
+
+        return SimulatedDriver() if is_simulated() else None
 
     def _shown(self, device: int, name: str, reading: dict[str, int]) -> int:
         """What is held now; or the peak, if it was reached since the last sample."""
