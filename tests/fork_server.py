@@ -34,7 +34,10 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from poolalloc.sim import SimulatedRun  # not imported here: programs that are forked do not have it either
 
 _SERVER = "import sys; sys.path.insert(0, sys.argv.pop(1)); import fork_server; fork_server.serve()"
 
@@ -86,6 +89,25 @@ class ForkServer:
                 raise
             code = os.waitstatus_to_exitcode(status)
             return (128 - code if code < 0 else code), out.read_text(), err.read_text()
+
+    def simulated(
+        self,
+        arguments: Sequence[str],
+        *,
+        base: Mapping[str, str],
+        timeout: float = 300,
+        imports: Sequence[str] = (),
+        **device: Any,
+    ) -> SimulatedRun:
+        """Run `python ARGUMENTS` on simulated GPUs, as run_simulated would."""
+        from poolalloc import sim
+
+        with tempfile.TemporaryDirectory(prefix="fork-server-") as place:
+            report = Path(place, "report.json")
+            environment = sim.sim_environment(**device, report=report, base=base)
+            code, out, err = self.run(arguments, environment, timeout, imports=imports)
+            found = json.loads(report.read_text()) if report.exists() else None
+        return sim.SimulatedRun((sys.executable, *arguments), code, False, 0, out, err, found)
 
     def close(self) -> None:
         """End the server."""

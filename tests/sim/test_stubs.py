@@ -7,12 +7,14 @@ from __future__ import annotations
 import ast
 import ctypes
 import importlib.util
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -270,9 +272,9 @@ def program_parts() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def torch_run() -> sim.SimulatedRun:
+def torch_run(fork_server: ForkServer) -> sim.SimulatedRun:
     torch_libraries()
-    return sim.run_simulated([sys.executable, str(PROGRAM), *program_parts()], timeout=500)
+    return fork_server.simulated([str(PROGRAM), *program_parts()], base=os.environ, timeout=500)
 
 
 @pytest.mark.parametrize("part", program_parts())

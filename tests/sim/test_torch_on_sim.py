@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
+
+from poolalloc.sim import run_simulated
 
 pytestmark = pytest.mark.torch_interface
 
@@ -15,41 +17,29 @@ PROGRAMS = Path(__file__).with_name("torch_programs.py")
 
 
 @pytest.mark.parametrize(
-    ("programs", "options", "allocator"),
+    ("programs", "device", "allocator"),
     [
-        (["training", "copies", "two_devices", "tools"], ["--devices", "2"], ""),
-        (["training_expandable"], [], "expandable_segments:True"),
-        (["training_async"], [], "backend:cudaMallocAsync"),
-        (["graphs"], [], ""),
-        (["out_of_memory"], ["--memory", "512MiB"], ""),
-        (["record_stream"], ["--lag", "1000"], ""),
-        (["processes"], [], ""),
+        (["training", "copies", "two_devices", "tools"], {"devices": 2}, ""),
+        (["training_expandable"], {}, "expandable_segments:True"),
+        (["training_async"], {}, "backend:cudaMallocAsync"),
+        (["graphs"], {}, ""),
+        (["out_of_memory"], {"memory": 512 << 20}, ""),
+        (["record_stream"], {"lag": 1000}, ""),
+        (["processes"], {}, ""),
     ],
 )
-def test_programs(programs: list[str], options: list[str], allocator: str) -> None:
+def test_programs(fork_server: ForkServer, programs: list[str], device: dict[str, int], allocator: str) -> None:
     torch = pytest.importorskip("torch", reason="needs torch")
     if torch.version.cuda is None:
         pytest.skip("needs a CUDA build of torch")
-    command = [
-        sys.executable,
-        "-m",
-        "poolalloc",
-        "sim",
-        "--no-values",
-        "--timeout",
-        "300",
-        *options,
-        "--",
-        sys.executable,
-    ]
-    done = subprocess.run(
-        [*command, str(PROGRAMS), *programs],
-        env={**os.environ, "PYTORCH_CUDA_ALLOC_CONF": allocator},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    command, base = [str(PROGRAMS), *programs], {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": allocator}
+    if "backend" in allocator:  # which torch reads when it is loaded
+        done = run_simulated([sys.executable, *command], **device, timeout=300, base=base)
+    else:
+        done = fork_server.simulated(command, **device, base=base)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    assert done.stdout is not None
+    assert done.stderr is not None
     assert [line for line in done.stdout.splitlines() if line.startswith("done ")] == [
         f"done {name}" for name in programs
     ]

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from fork_server import ForkServer
 
-from poolalloc.sim import run_simulated, sim_environment
+from poolalloc.sim import run_simulated
 from poolalloc.sizes import parse_size
 
 TIMEOUT_SECONDS = 300.0
@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 
 SEGMENTS = os.environ.get("POOLALLOC_TEST_SEGMENTS", "") not in ("", "0")
 """Whether these tests run once more with memory in whole segments (make test-segments)."""
+
+RUN = ("-m", "poolalloc", "run")
 
 READ_AT_FIRST_USE = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Torch's variables that it reads when CUDA is first used, but for the backend, which it reads when it is loaded."""
@@ -107,7 +109,8 @@ def clean_environment() -> dict[str, str]:
 def on_sim(tmp_path: Path, clean_environment: dict[str, str], fork_server: ForkServer) -> Callable[..., Outcome]:
     """on_sim(code) runs the program on a simulated GPU and expects it to end well (code=N: with exit code N).
 
-    With fresh=True, another command, or a variable that is none of poolalloc's, the program itself imports torch.
+    With fresh=True, another command than `poolalloc run`, or a variable that torch or Python reads at its start,
+    the program itself imports torch.
     """
 
     def run(
@@ -145,15 +148,13 @@ def on_sim(tmp_path: Path, clean_environment: dict[str, str], fork_server: ForkS
             for name, value in dict(environment or {}).items() - here.items()
             if not (name.startswith("POOLALLOC_") or (name in READ_AT_FIRST_USE and "backend" not in value))
         ]
-        if fresh or outside or command != (sys.executable,):
+        if fresh or outside or command[:1] != (sys.executable,) or command[1:4] not in ((), RUN):
             done = run_simulated([*command, str(script), *arguments], **device, timeout=TIMEOUT_SECONDS, base=base)
-            outcome = Outcome(done.returncode, done.stdout or "", done.stderr or "", done.report or {})
         else:
-            report = tmp_path / "report.json"
-            report.unlink(missing_ok=True)
-            settings = sim_environment(**device, report=report, base=base)
-            ended = fork_server.run([str(script), *arguments], settings, TIMEOUT_SECONDS, imports=imports)
-            outcome = Outcome(*ended, json.loads(report.read_text()) if report.exists() else {})
+            done = fork_server.simulated(
+                [*command[1:], str(script), *arguments], **device, base=base, timeout=TIMEOUT_SECONDS, imports=imports
+            )
+        outcome = Outcome(done.returncode, done.stdout or "", done.stderr or "", done.report or {})
         assert code is None or outcome.code == code, f"exit code {outcome.code}\n{outcome.out}\n{outcome.err}"
         return outcome
 
@@ -161,12 +162,17 @@ def on_sim(tmp_path: Path, clean_environment: dict[str, str], fork_server: ForkS
 
 
 @pytest.fixture
-def without_gpu(tmp_path: Path, clean_environment: dict[str, str]) -> Callable[..., Outcome]:
-    """The same without any GPU."""
+def without_gpu(tmp_path: Path, clean_environment: dict[str, str], fork_server: ForkServer) -> Callable[..., Outcome]:
+    """The same without any GPU; forked=True: a program that has imported torch, on a machine whose GPUs are hidden."""
 
-    def run(program: str, *, code: int = 0, environment: dict[str, str] | None = None) -> Outcome:
+    def run(program: str, *, code: int = 0, environment: dict[str, str] | None = None, forked: bool = False) -> Outcome:
         script = tmp_path / "program.py"
         script.write_text(textwrap.dedent(program))
+        if forked:
+            hidden = {**clean_environment, "CUDA_VISIBLE_DEVICES": "", **(environment or {})}
+            ended, out, err = fork_server.run([str(script)], hidden, TIMEOUT_SECONDS)
+            assert ended == code, f"exit code {ended}\n{out}\n{err}"
+            return Outcome(ended, out, err, {})
         done = subprocess.run(
             [sys.executable, str(script)],
             capture_output=True,

@@ -7,12 +7,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
 
 from poolalloc.installing import BRIDGE_MISSING
 
@@ -514,35 +514,33 @@ def test_a_wrong_word_for_the_bridge_is_named(without_gpu: Callable) -> None:
     )
 
 
-def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "poolalloc", "build-bridge", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def run_command(fork_server: ForkServer) -> Callable[..., tuple[int, str, str]]:
+    def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        return fork_server.run(["-m", "poolalloc", "build-bridge", *arguments], {**os.environ, **environment}, 300)
+
+    return run
 
 
-def test_the_command_builds_once(tmp_path: Path) -> None:
+def test_the_command_builds_once(tmp_path: Path, run_command: Callable) -> None:
     # A stand-in for the compiler, so that this is about the command: it writes what it was asked for.
     compiler = tmp_path / "compiler"
     compiler.write_text('#!/bin/sh\ncat > /dev/null\nwhile [ $# -gt 1 ]; do shift; done\necho built >> "$1"\n')
     compiler.chmod(0o755)
     cache = tmp_path / "cache"
     settings = {"CXX": str(compiler), "POOLALLOC_CACHE_DIR": str(cache)}
-    results = [json.loads(run_command("--json", *more, **settings).stdout) for more in ([], [], ["--force"])]
+    results = [json.loads(run_command("--json", *more, **settings)[1]) for more in ([], [], ["--force"])]
     assert [result["built"] for result in results] == [True, False, True]
     assert len({result["library"] for result in results}) == 1
     assert [file.name for file in cache.glob("*.so")] == [Path(results[0]["library"]).name]
-    assert "was built before" in run_command(**settings).stdout
+    assert "was built before" in run_command(**settings)[1]
 
 
-def test_the_command_says_what_is_missing_in_one_line(tmp_path: Path) -> None:
-    done = run_command(CXX=str(tmp_path / "no-such-compiler"), POOLALLOC_CACHE_DIR=str(tmp_path))
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
-    assert "apt-get install g++" in done.stderr
+def test_the_command_says_what_is_missing_in_one_line(tmp_path: Path, run_command: Callable) -> None:
+    code, _, said = run_command(CXX=str(tmp_path / "no-such-compiler"), POOLALLOC_CACHE_DIR=str(tmp_path))
+    assert code == 1
+    assert len(said.splitlines()) == 1
+    assert "apt-get install g++" in said
 
 
 def test_every_source_of_the_bridge_is_a_key_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

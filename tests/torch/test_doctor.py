@@ -5,14 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from poolalloc.sim import run_simulated
+from fork_server import ForkServer
 
 DOCTOR = (sys.executable, "-m", "poolalloc", "doctor")
 
 
-def test_on_a_simulated_gpu_everything_is_found(clean_environment: dict[str, str]) -> None:
-    command = [*DOCTOR, "--json"]
-    done = run_simulated(command, gpu="a100", devices=2, timeout=300, base=clean_environment)
+def test_on_a_simulated_gpu_everything_is_found(clean_environment: dict[str, str], fork_server: ForkServer) -> None:
+    command = ["-m", "poolalloc", "doctor"]
+    done = fork_server.simulated([*command, "--json"], gpu="a100", devices=2, timeout=300, base=clean_environment)
     assert done.returncode == 0, done.stderr
     findings = json.loads(done.stdout)
     assert findings["schema"] == 1
@@ -31,7 +31,7 @@ def test_on_a_simulated_gpu_everything_is_found(clean_environment: dict[str, str
     assert findings["torch"]["cuda"]
     assert list(findings["missing"]) == ["allocateWithAddress (C++ only)"]
 
-    text = run_simulated(list(DOCTOR), timeout=300, base=clean_environment).stdout
+    text = fork_server.simulated(command, timeout=300, base=clean_environment).stdout
     for word in (
         "poolalloc",
         "torch",

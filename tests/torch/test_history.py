@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fork_server import ForkServer
 
 from poolalloc.analysis.replay import replay
 from poolalloc.analysis.trace import Op
 from poolalloc.analysis.trace.torch_snapshot import import_snapshot
-from poolalloc.sim import run_simulated
 
 pytestmark = pytest.mark.torch_interface
 
@@ -120,12 +120,12 @@ def on_bridge(on_sim: Callable) -> Callable:
 
 
 @pytest.fixture(scope="module")
-def results(clean_environment: dict[str, str]) -> dict[str, dict[str, Any]]:
+def results(clean_environment: dict[str, str], fork_server: ForkServer) -> dict[str, dict[str, Any]]:
     """What the program printed under each allocator."""
     found = {}
     for allocator in ("builtin", "poolalloc"):
-        done = run_simulated(
-            [PYTHON, str(PROGRAM), allocator],
+        done = fork_server.simulated(
+            [str(PROGRAM), allocator],
             memory=8 << 30,
             lag=1000,
             timeout=300,

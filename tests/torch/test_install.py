@@ -45,7 +45,8 @@ assert isinstance(error, poolalloc.ConfigError) and "bin_limit" in str(error)
 assert poolalloc.installation() is first
 assert first.backend in str(first) and first.config.bin_limit == 65536 and first.missing
 import poolalloc.auto
-"""
+""",
+        forked=True,
     )
 
 
@@ -57,7 +58,8 @@ error = error_of(lambda: poolalloc.install({"bin_limt": 1024}))
 assert isinstance(error, poolalloc.ConfigError) and "bin_limit" in str(error)
 assert not poolalloc.is_installed()
 poolalloc.install({"bin_limit": 1024})
-"""
+""",
+        forked=True,
     )
 
 
@@ -126,7 +128,8 @@ other = torch.cuda.memory.CUDAPluggableAllocator(_core.library_path(), "poolallo
 torch.cuda.memory.change_current_allocator(other)
 error = error_of(poolalloc.install)
 assert isinstance(error, poolalloc.AlreadyInitializedError) and "another pluggable allocator" in str(error)
-"""
+""",
+        forked=True,
     )
 
 
@@ -196,7 +199,8 @@ def test_a_program_without_a_gpu_runs_on_the_cpu(without_gpu: Callable) -> None:
         import poolalloc.auto, torch
         device = "cuda" if torch.cuda.is_available() else "cpu"
         assert torch.ones(3, device=device).sum() == 3
-        """
+        """,
+        forked=True,
     )
 
 
@@ -227,7 +231,7 @@ assert isinstance(error, poolalloc.NotInstalledError) and "another library" in s
 error = error_of(poolalloc.install)
 assert isinstance(error, poolalloc.AlreadyInitializedError) and "remove that call" in str(error)
 """
-    assert without_gpu(ERROR_OF + program.replace("{folder}", str(tmp_path))).err == ""
+    assert without_gpu(ERROR_OF + program.replace("{folder}", str(tmp_path)), forked=True).err == ""
 
 
 def test_another_allocator_is_named_at_the_end_of_a_program_that_asks_for_no_figures(without_gpu: Callable) -> None:
@@ -237,7 +241,7 @@ poolalloc.install()
 plain = torch.cuda.memory.CUDAPluggableAllocator(poolalloc._core.library_path(), "poolalloc_malloc", "poolalloc_free")
 torch.cuda.memory.change_current_allocator(plain)
 """
-    assert "poolalloc was installed, but does not serve torch" in without_gpu(program).err
+    assert "poolalloc was installed, but does not serve torch" in without_gpu(program, forked=True).err
 
 
 IMPORT_HOOK = """

@@ -17,8 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-from poolalloc.sim import run_simulated
+from fork_server import ForkServer
 
 pytestmark = pytest.mark.torch_interface
 
@@ -71,13 +70,16 @@ def table() -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def probe(tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]) -> Path:
+def probe(tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str], fork_server: ForkServer) -> Path:
     """interface_probe.cpp, compiled as the bridge is."""
     library = tmp_path_factory.mktemp("probe") / "probe.so"
-    find = "import json, torch; from poolalloc._internal import bridge; print(json.dumps(bridge.plan(torch).command))"
-    environment = {**clean_environment, "PYTHONPATH": str(ROOT)}
-    found = subprocess.run([PYTHON, "-c", find], env=environment, capture_output=True, text=True, check=True)
-    command = [str(HERE / "interface_probe.cpp") if word == "-" else word for word in json.loads(found.stdout)]
+    find = library.with_name("find.py")
+    find.write_text(
+        "import json, torch; from poolalloc._internal import bridge; print(json.dumps(bridge.plan(torch).command))"
+    )
+    code, found, said = fork_server.run([str(find)], clean_environment, 100)
+    assert code == 0, said
+    command = [str(HERE / "interface_probe.cpp") if word == "-" else word for word in json.loads(found)]
     done = subprocess.run([*command, "-O0", "-o", str(library)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[:3000]
     return library
@@ -85,7 +87,10 @@ def probe(tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str,
 
 @pytest.fixture(scope="module")
 def outcomes(
-    probe: Path, tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]
+    probe: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    clean_environment: dict[str, str],
+    fork_server: ForkServer,
 ) -> dict[str, dict[str, str]]:
     """What became of each row, for each allocator."""
     home = tmp_path_factory.mktemp("home")
@@ -96,8 +101,8 @@ def outcomes(
     cache = clean_environment.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     found = {}
     for allocator in ALLOCATORS:
-        done = run_simulated(
-            [PYTHON, str(HERE / "interface_programs.py"), allocator, str(probe)],
+        done = fork_server.simulated(
+            [str(HERE / "interface_programs.py"), allocator, str(probe)],
             memory=8 << 30,
             devices=2,
             lag=1000,

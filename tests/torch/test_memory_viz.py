@@ -1,11 +1,11 @@
 """torch's own viewer reads what poolalloc dumps: `python -m torch.cuda._memory_viz`."""
 
-import subprocess
-import sys
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
 
 pytestmark = pytest.mark.torch_interface
 
@@ -31,14 +31,17 @@ def dump(on_sim: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path / "snapshot.pickle"
 
 
-def viewer(*words: str) -> str:
-    command = [sys.executable, "-m", "torch.cuda._memory_viz", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def viewer(fork_server: ForkServer) -> Callable[..., str]:
+    def run(*words: str) -> str:
+        code, out, err = fork_server.run(["-m", "torch.cuda._memory_viz", *words], os.environ, 300)
+        assert code == 0, out + err
+        return out
+
+    return run
 
 
-def test_the_viewer_shows_segments_and_entries(dump: Path) -> None:
+def test_the_viewer_shows_segments_and_entries(dump: Path, viewer: Callable[..., str]) -> None:
     assert "total_reserved" in viewer("stats", str(dump))
     entries = viewer("trace", str(dump))
     assert "weights" in entries
@@ -47,7 +50,7 @@ def test_the_viewer_shows_segments_and_entries(dump: Path) -> None:
 
 
 @pytest.mark.parametrize("plot", ["trace_plot", "segment_plot"])
-def test_the_viewer_makes_its_pages(dump: Path, tmp_path: Path, plot: str) -> None:
+def test_the_viewer_makes_its_pages(dump: Path, viewer: Callable[..., str], tmp_path: Path, plot: str) -> None:
     page = tmp_path / f"{plot}.html"
     viewer(plot, str(dump), "-o", str(page))
     assert page.stat().st_size > 1000

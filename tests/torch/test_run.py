@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
 
 RUN = (sys.executable, "-m", "poolalloc", "run")
 SHOW = """
@@ -24,8 +25,17 @@ print(json.dumps({
 
 
 @pytest.fixture
-def start(clean_environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(*command: str, cwd: Path, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+def start(
+    clean_environment: dict[str, str], fork_server: ForkServer
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(
+        *command: str, cwd: Path, code: int | None = 0, fresh: bool = False, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        if command[: len(RUN)] == RUN and not fresh and "PYTHONPATH" not in environment:
+            ended = fork_server.run(command[1:], {**clean_environment, **environment}, 300, folder=cwd)
+            done = subprocess.CompletedProcess(command, *ended)
+            assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+            return done
         done = subprocess.run(
             command,
             cwd=cwd,
@@ -103,7 +113,7 @@ def test_poolalloc_is_installed_with_the_options_given(start: Callable, program:
 def test_the_end_is_as_under_python(start: Callable, program: Path, body: str, code: int | None) -> None:
     (program / "end.py").write_text(body + "\n")
     expected = start(sys.executable, "end.py", cwd=program, code=None)
-    done = start(*RUN, "end.py", cwd=program, code=None)
+    done = start(*RUN, "end.py", cwd=program, code=None, fresh=code is None)
     assert done.stderr == expected.stderr
     assert done.stdout == expected.stdout
     assert done.returncode == (130 if code is None else code)
@@ -179,6 +189,7 @@ def test_a_training_script_that_nobody_adapted_runs_on_poolalloc(on_sim: Callabl
         print(torch.cuda.memory.get_allocator_backend())
         """,
         command=RUN,
+        fresh=True,  # torch is imported by it
     )
     assert outcome.out == "pluggable\n"
     assert outcome.report["calls"]["cuMemCreate"] > 0

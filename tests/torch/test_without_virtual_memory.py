@@ -1,12 +1,10 @@
 """Torch on devices without virtual memory management: memory comes in whole segments, and everything else works."""
 
 import json
-import sys
 from collections.abc import Callable
 
 import pytest
-
-from poolalloc.sim import run_simulated
+from fork_server import ForkServer
 
 pytestmark = pytest.mark.torch_interface
 
@@ -76,10 +74,10 @@ def test_out_of_memory_is_torchs_error_there_too(on_sim: Callable) -> None:
 
 @pytest.mark.parametrize(("fault", "mapped"), [("rdma", True), ("access", False)])
 def test_what_is_announced_and_fails_is_done_without(
-    clean_environment: dict[str, str], fault: str, mapped: bool
+    clean_environment: dict[str, str], fork_server: ForkServer, fault: str, mapped: bool
 ) -> None:
-    done = run_simulated(
-        [sys.executable, "-m", "poolalloc", "doctor", "--json"], vmm_fault=fault, timeout=300, base=clean_environment
+    done = fork_server.simulated(
+        ["-m", "poolalloc", "doctor", "--json"], vmm_fault=fault, timeout=300, base=clean_environment
     )
     assert done.returncode == 0, done.stderr
     findings = json.loads(done.stdout)
@@ -92,9 +90,9 @@ def test_what_is_announced_and_fails_is_done_without(
     assert done.stderr.count("so memory comes in whole segments") == (0 if mapped else 1)
 
 
-def test_the_doctor_says_so(clean_environment: dict[str, str]) -> None:
-    done = run_simulated(
-        [sys.executable, "-m", "poolalloc", "doctor", "--json"],
+def test_the_doctor_says_so(clean_environment: dict[str, str], fork_server: ForkServer) -> None:
+    done = fork_server.simulated(
+        ["-m", "poolalloc", "doctor", "--json"],
         virtual_memory=False,
         timeout=300,
         base=clean_environment,
