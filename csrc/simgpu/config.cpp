@@ -15,6 +15,7 @@ namespace poolalloc::simgpu {
 namespace {
 
 constexpr std::uint64_t kPage = 2 << 20;
+constexpr std::size_t kMaxSharedName = 64;
 
 const Card kCards[] = {
 #define GPU(key, name, memory_bytes, major, minor, sm_count, clock_khz, mem_clock_khz, bus_bits, l2_bytes,      \
@@ -110,6 +111,23 @@ VmmFault read_vmm_fault(bool* valid) {
   return VmmFault::none;
 }
 
+// The name becomes part of a file's.
+std::string read_shared(bool* valid) {
+  const char* text = std::getenv("POOLALLOC_SIM_SHARED");
+  if (text == nullptr || *text == '\0') return "";
+  const std::string name = text;
+  const bool plain = std::all_of(name.begin(), name.end(), [](unsigned char c) {
+    return c < 128 && (std::isalnum(c) || c == '.' || c == '_' || c == '-');
+  });
+  if (plain && name.size() <= kMaxSharedName) return name;
+  std::fprintf(stderr,
+               "simgpu: POOLALLOC_SIM_SHARED is '%s'; it must be a name of at most %zu letters, digits, '.', '_' and "
+               "'-'; no device is simulated\n",
+               text, kMaxSharedName);
+  *valid = false;
+  return "";
+}
+
 }  // namespace
 
 Config read_config() {
@@ -131,6 +149,7 @@ Config read_config() {
   config.virtual_memory = number("POOLALLOC_SIM_VIRTUAL_MEMORY", 1, 0, 1, &valid) == 1;
   config.vmm_fault = read_vmm_fault(&valid);
   read_peers(config, &valid);
+  config.shared = read_shared(&valid);
   config.keep_contents = number("POOLALLOC_SIM_KEEP_CONTENTS", 0, 0, 1, &valid) == 1;
   config.quiet = number("POOLALLOC_SIM_QUIET", 0, 0, 1, &valid) == 1;
   if (const char* path = std::getenv("POOLALLOC_SIM_REPORT")) config.report_path = path;

@@ -14,6 +14,7 @@
 //   POOLALLOC_SIM_VMM_FAULT       none         "rdma": access to memory made for network cards answers 999, as on WSL2;
 //                                              "access": access to any mapped memory does, as on some virtual GPUs
 //   POOLALLOC_SIM_PEERS           all          which devices reach each other's memory: "0-1,1-2", or "none"
+//   POOLALLOC_SIM_SHARED          none         the processes of this name share the cards' memory (shared_card.h)
 //   POOLALLOC_SIM_DRIVER_COSTS    none         what work takes that makes, maps or frees memory (driver_work.h)
 //   POOLALLOC_SIM_KEEP_CONTENTS   0            1: bytes that the host wrote outlive launches (physical.h)
 //   POOLALLOC_SIM_VALUES          none         the library that carries out operators (operations.h)
@@ -62,6 +63,7 @@ struct Config {
   bool quiet = false;
   DriverPrices prices;
   std::string report_path;
+  std::string shared;  // empty: the cards are this process's own
 };
 
 Config read_config();

@@ -30,7 +30,7 @@ SIMGPU_API int cuMemGetInfo_v2(std::size_t* free, std::size_t* total) {
   return context_call([&] {
     const Lock lock = lock_sim();
     const Device& device = current_device();
-    if (free) *free = device.capacity - device.used;
+    if (free) *free = free_bytes(device);
     if (total) *total = device.capacity;
     return kSuccess;
   });

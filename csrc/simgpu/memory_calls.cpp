@@ -75,7 +75,7 @@ SIMGPU_API int cudaMemGetInfo(std::size_t* free, std::size_t* total) {
     const Lock lock = lock_sim();
     use_context();
     const Device& device = current_device();
-    if (free) *free = device.capacity - device.used;
+    if (free) *free = free_bytes(device);
     if (total) *total = device.capacity;
     return kSuccess;
   });

@@ -25,13 +25,31 @@ struct Usage {
   std::uint64_t total, used;
 };
 
-// What this process uses of a device; other processes have simulated devices of their own.
+// What this process uses of a device.
+std::uint64_t used_here(const void* device) {
+  for (const auto& candidate : sim().devices) {
+    if (candidate->physical_index == index_of(device)) return candidate->used;
+  }
+  return 0;
+}
+
+// What is used of a device by this process, or by all that share it.
 Usage usage_of(const void* device) {
   const Lock lock = lock_sim();
-  for (const auto& candidate : sim().devices) {
-    if (candidate->physical_index == index_of(device)) return {candidate->capacity, candidate->used};
+  SharedCard* card = sim().card.get();
+  return {sim().config.memory_bytes, card ? card->used(index_of(device)) : used_here(device)};
+}
+
+// Who uses a device: this process first.
+std::vector<ProcessUse> users_of(const void* device) {
+  const Lock lock = lock_sim();
+  std::vector<ProcessUse> found{{getpid(), used_here(device)}};
+  if (SharedCard* card = sim().card.get()) {
+    for (const ProcessUse& user : card->processes(index_of(device))) {
+      if (user.process != getpid()) found.push_back(user);
+    }
   }
-  return {sim().config.memory_bytes, 0};
+  return found;
 }
 
 int put_text(const std::string& text, char* out, unsigned size) {
@@ -61,12 +79,16 @@ struct ProcessV2 {
 template <class Info>
 int running_processes(const void* device, unsigned* count, Info* infos) {
   if (!known(device) || !count) return kInvalidArgument;
+  const std::vector<ProcessUse> users = users_of(device);
   const unsigned room = *count;
-  *count = 1;
-  if (room < 1 || !infos) return kTooSmall;
-  infos[0] = {};
-  infos[0].pid = static_cast<unsigned>(getpid());
-  infos[0].used = usage_of(device).used;
+  *count = static_cast<unsigned>(users.size());
+  if (room < users.size() || !infos) return kTooSmall;
+  for (const ProcessUse& user : users) {
+    *infos = {};
+    infos->pid = static_cast<unsigned>(user.process);
+    infos->used = user.used;
+    ++infos;
+  }
   return kOk;
 }
 

@@ -9,6 +9,7 @@
 
 #include "simgpu/pool.h"
 #include "simgpu/report.h"
+#include "simgpu/shared_card.h"
 #include "simgpu/shared_contents.h"
 #include "simgpu/simulator.h"
 
@@ -54,15 +55,35 @@ void zero_pages(char* from, std::uint64_t size, int advice) {
   std::memset(reinterpret_cast<void*>(last), 0, start + size - last);
 }
 
+bool take_bytes(Device& device, std::uint64_t size) {
+  SharedCard* card = sim().card.get();
+  if (card ? !card->take(device.physical_index, size) : device.used + size > device.capacity) return false;
+  device.used += size;
+  device.peak = std::max(device.peak, device.used);
+  return true;
+}
+
+void give_bytes(Device& device, std::uint64_t size) {
+  if (SharedCard* card = sim().card.get()) card->give(device.physical_index, size);
+  device.used -= size;
+}
+
 }  // namespace
+
+std::uint64_t used_bytes(const Device& device) {
+  SharedCard* card = sim().card.get();
+  return card ? card->used(device.physical_index) : device.used;
+}
+
+std::uint64_t free_bytes(const Device& device) { return device.capacity - used_bytes(device); }
 
 Extent* create_extent(Device& device, std::uint64_t size, bool counted) {
   if (counted) {
     if (size > device.capacity) return nullptr;
-    if (device.used + size > device.capacity) trim_pools_of(device);
-    if (device.used + size > device.capacity) return nullptr;
-    device.used += size;
-    device.peak = std::max(device.peak, device.used);
+    if (!take_bytes(device, size)) {
+      trim_pools_of(device);
+      if (!take_bytes(device, size)) return nullptr;
+    }
   }
   return new Extent{.device = &device, .size = size, .counted = counted, .id = ++sim().last_extent_id};
 }
@@ -71,7 +92,7 @@ void retain_extent(Extent& extent) { ++extent.references; }
 
 void release_extent(Extent& extent) {
   if (--extent.references > 0) return;
-  if (extent.counted) extent.device->used -= extent.size;
+  if (extent.counted) give_bytes(*extent.device, extent.size);
   if (extent.shared) {
     unshare_contents(extent);
   } else if (extent.contents) {

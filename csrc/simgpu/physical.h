@@ -46,6 +46,10 @@ struct Extent {
   std::uint64_t shared_position = 0;
 };
 
+// What is used of a device and what is free, by this process or by all that share it (shared_card.h).
+std::uint64_t used_bytes(const Device& device);
+std::uint64_t free_bytes(const Device& device);
+
 // Takes `size` bytes (a multiple of kGranularity if counted) from a device; null when they are more than is free, even
 // after its pools gave back what is idle. The caller owns one reference.
 Extent* create_extent(Device& device, std::uint64_t size, bool counted);

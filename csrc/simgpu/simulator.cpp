@@ -36,12 +36,29 @@ void after_fork_in_child() {
   const bool used = std::any_of(state->devices.begin(), state->devices.end(),
                                 [](const auto& device) { return device->context_active.load(); });
   if (used) state->lost_by_fork = true;
+  if (state->card) state->card->leave_to_parent();
   state->mutex.unlock();
+}
+
+// As the driver does: what is destroyed after this, being older, finds it shut down.
+void shut_driver_down() {
+  sim().shut_down = true;
+  if (!sim().card) return;
+  // A signal handler may end the process in the middle of a call. The kernel then gives back what it used.
+  if (const Lock lock(sim().mutex, std::try_to_lock); lock) sim().card->leave();
 }
 
 }  // namespace
 
 Simulator::Simulator(Config read) : config(std::move(read)) {
+  if (config.devices > 0 && !config.shared.empty()) {
+    card = std::make_unique<SharedCard>(config);
+    if (!card->join()) {
+      card.reset();
+      config.devices = 0;
+      config.visible.clear();
+    }
+  }
   for (const int physical_index : config.visible) {
     auto device = std::make_unique<Device>();
     device->index = static_cast<int>(devices.size());
@@ -66,8 +83,7 @@ Simulator& sim() {
       device->current_pool = device->default_pool;
     }
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
-    // As the driver does: what is destroyed after this, being older, finds it shut down.
-    std::atexit([] { sim().shut_down = true; });
+    std::atexit(shut_driver_down);
     return state;
   }();
   return *created;

@@ -20,6 +20,7 @@
 #include "simgpu/host_memory.h"
 #include "simgpu/physical.h"
 #include "simgpu/pool.h"
+#include "simgpu/shared_card.h"
 #include "simgpu/stream.h"
 
 namespace poolalloc::simgpu {
@@ -28,7 +29,7 @@ struct Device {
   int index = 0;
   int physical_index = 0;  // its number before CUDA_VISIBLE_DEVICES
   std::uint64_t capacity = 0;
-  std::uint64_t used = 0;  // used = sum of the sizes of the counted extents on this device
+  std::uint64_t used = 0;  // used = sum of the sizes of this process's counted extents on this device
   std::uint64_t peak = 0;  // peak >= used
   std::uint64_t launches = 0;
   std::uint64_t forgettings = 0;      // times that everything on it became unknown
@@ -49,6 +50,7 @@ struct Simulator {
   explicit Simulator(Config read);
 
   Config config;
+  std::unique_ptr<SharedCard> card;  // null: other processes have cards of their own
   std::mutex mutex;
   std::vector<std::unique_ptr<Device>> devices;
   AddressSpace addresses;

@@ -65,6 +65,14 @@ def sim(
             metavar="PAIRS",
         ),
     ] = None,
+    shared: Annotated[
+        str | None,
+        typer.Option(
+            help="Share the cards' memory with every other program of this name; without it the cards are the "
+            "process's own.",
+            metavar="NAME",
+        ),
+    ] = None,
     driver_costs: Annotated[
         str | None,
         typer.Option(
@@ -100,6 +108,7 @@ def sim(
             virtual_memory=virtual_memory,
             vmm_fault=vmm_fault,
             peers=peers,
+            shared=shared,
             prices=None if driver_costs is None else costs.find(driver_costs),
             report=output,
         )

@@ -40,6 +40,7 @@ def sim_environment(
     virtual_memory: bool = True,
     vmm_fault: str | None = None,
     peers: str | None = None,
+    shared: str | None = None,
     prices: PriceList | None = None,
     report: str | os.PathLike[str] | None = None,
     quiet: bool = False,
@@ -50,8 +51,9 @@ def sim_environment(
     `memory` is bytes per device (default: the card's), `lag` the number of further launches after which an event
     completes, `virtual_memory` whether the cards have virtual memory management, `vmm_fault` what of it fails although
     it is announced (VMM_FAULTS), `peers` the pairs of devices that reach each other's memory, such as "0-1,1-2"
-    (default: all; "none"), `prices` how long the driver's work takes (None: no time), `report` the file for the JSON
-    report that is written at exit.
+    (default: all; "none"), `shared` the name of the cards, whose memory all processes of that name share (None: each
+    process has cards of its own), `prices` how long the driver's work takes (None: no time), `report` the file for the
+    JSON report that is written at exit.
 
     Raises:
         SimulationError: a value is out of range, or there is no such card.
@@ -70,6 +72,7 @@ def sim_environment(
         "VIRTUAL_MEMORY",
         "VMM_FAULT",
         "PEERS",
+        "SHARED",
         "DRIVER_COSTS",
         "REPORT",
         "OWNER",
@@ -94,6 +97,9 @@ def sim_environment(
     if peers is not None:
         _check_peers(peers, devices)
         environment["POOLALLOC_SIM_PEERS"] = peers
+    if shared is not None:
+        _check_shared(shared)
+        environment["POOLALLOC_SIM_SHARED"] = shared
     if memory is not None:
         environment["POOLALLOC_SIM_MEMORY"] = str(memory)
     if prices is not None:
@@ -132,6 +138,11 @@ def _check_peers(peers: str, devices: int) -> None:
             raise SimulationError(
                 f"peers: {pair!r} is no pair of the {devices} devices; write pairs such as 0-1,1-2, or all, or none"
             )
+
+
+def _check_shared(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):  # the C++ side checks the same (csrc/simgpu/config.cpp)
+        raise SimulationError(f"shared: {name!r} is no name of at most 64 letters, digits, '.', '_' and '-'")
 
 
 def _check_range(what: str, value: int | None, lowest: int, highest: int, show: Callable[[int], str] = str) -> None:

@@ -137,6 +137,15 @@ def test_faults_and_peers_are_checked() -> None:
         sim.sim_environment(vmm_fault="all")
 
 
+def test_the_name_of_shared_cards_is_checked() -> None:
+    environment = sim.sim_environment(shared="train.1", base={})
+    assert environment["POOLALLOC_SIM_SHARED"] == "train.1"
+    assert "POOLALLOC_SIM_SHARED" not in sim.sim_environment(base=environment)
+    for wrong in ("", "a/b", "a b", "ä", "a" * 65):
+        with pytest.raises(sim.SimulationError, match="is no name of at most 64 letters"):
+            sim.sim_environment(shared=wrong)
+
+
 # --- which Python a command starts -----------------------------------------------------------------------------------
 
 

@@ -106,6 +106,8 @@ def test_only_the_owner_writes_the_plain_report(tmp_path: Path) -> None:
         ("LAG", "-1"),
         ("PEERS", "0-1"),
         ("VMM_FAULT", "all"),
+        ("SHARED", "a/b"),
+        ("SHARED", "a" * 65),
         ("DRIVER_COSTS", "map=fast"),
     ],
 )
