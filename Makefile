@@ -104,7 +104,8 @@ figures: $(TORCH_IS_THERE) $(BUILT)
 	$(PY) -m poolalloc bench gpt --gpu h100 -o build/figures/demo.json
 	cd build/figures && $(PY_ANYWHERE) -m poolalloc sim -- $(PY_ANYWHERE) ../../examples/find_a_leak.py
 	$(PY) -m poolalloc report build/figures/leak.npz --png build/figures/who.png
-	$(PY) tools/figures.py --demo build/figures/demo.json --who build/figures/who.png
+	cd build/figures && $(PY_ANYWHERE) -m poolalloc sim -- $(PY_ANYWHERE) ../../examples/colocate.py 20 turns.png
+	$(PY) tools/figures.py --demo build/figures/demo.json --who build/figures/who.png --turns build/figures/turns.png
 
 bench: $(TORCH_IS_THERE) $(BUILT)
 	@mkdir -p build/bench

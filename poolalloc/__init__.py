@@ -6,13 +6,14 @@
     print(poolalloc.fragmentation())
 
 The top level is the runtime: what a program calls that poolalloc serves. It installs itself (`installing`, `auto`), is
-configured (`config`), tells figures (`memory`, `metrics`), keeps limits (`limits`), records (`recording`, `scopes`) and
-raises what `errors` lists. The other rooms are packages of their own:
+configured (`config`), tells figures (`memory`, `metrics`), keeps limits (`limits`), puts memory to sleep (`sleeping`),
+records (`recording`, `scopes`) and raises what `errors` lists. The other rooms are packages of their own:
 
     poolalloc.analysis    what is done with recordings: replay, fit, tune, plan, report, compare, view
     poolalloc.sim         runs programs on a simulated GPU
     poolalloc.bench       runs programs under several allocators and compares them
     poolalloc.cli         the command line
+    poolalloc.compat      the names of other libraries that put memory to sleep, served by `sleeping`
 
 The top level may import poolalloc._internal, and no other room.
 
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     )
     from poolalloc.recording import Recording, mark, record
     from poolalloc.scopes import NamedModules, name_modules, scope
+    from poolalloc.sleeping import Region, region, regions, sleep, wake
 
 __all__ = [
     "AlreadyInitializedError",
@@ -70,6 +72,7 @@ __all__ = [
     "OomCallback",
     "OutOfMemoryError",
     "Recording",
+    "Region",
     "SizeClassBreakdown",
     "UsageError",
     "__version__",
@@ -93,12 +96,16 @@ __all__ = [
     "name_modules",
     "on_oom",
     "record",
+    "region",
+    "regions",
     "reset_peak_stats",
     "scope",
     "set_memory_fraction",
     "set_memory_limit",
     "sim",
+    "sleep",
     "trim",
+    "wake",
 ]
 
 # Where each name lives; it is imported when it is first used.
@@ -123,6 +130,7 @@ _HOME = {
         "trim",
     ),
     "poolalloc.recording": ("Recording", "mark", "record"),
+    "poolalloc.sleeping": ("Region", "region", "regions", "sleep", "wake"),
     "poolalloc.scopes": ("NamedModules", "name_modules", "scope"),
     "poolalloc.memory": (
         "SizeClassBreakdown",

@@ -124,8 +124,8 @@ def trim(target: int | str | None = None, device: Device = None, *, wait: bool =
     """Give idle memory of a device back to it, until poolalloc holds no more than `target` bytes (None: all it can).
 
     Returns the bytes given back. Only what the device is done with goes, and nothing is waited for; with `wait` the
-    work of the streams until now is waited for, so that everything idle can go. Memory of private pools in use stays,
-    since a CUDA graph may come back to it. empty_cache() is trim(wait=True) on every device.
+    work of the streams until now is waited for, so that everything idle can go. Idle memory of private pools that
+    a capture has used stays, since a CUDA graph may touch it again. empty_cache() is trim(wait=True) on every device.
     """
     require_installed()
     return _core.trim(0 if target is None else _size(target), device_index(device), wait)

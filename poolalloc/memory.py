@@ -7,7 +7,7 @@ reserved.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from poolalloc import _core
@@ -78,7 +78,8 @@ def memory_stats(device: Device = None) -> MemoryStats:
     events (allocations, frees, pages_created, ...) are counts. "heaps" has the same for every (stream, pool), with its
     size classes under "bins"; "driver_calls" counts the calls of this process by kind, "driver_work" the handles and
     pages that the driver charges for (poolalloc.driver_time prices them); "overhead" is peak reserved / peak requested,
-    or None before the first request.
+    or None before the first request. "asleep" is what regions have given to the device until they wake (docs/sleep.md),
+    and is in none of resident, idle and reserved; "asleep_host" and "asleep_file" are its contents that wait there.
 
     Raises:
         NotInstalledError: before install().
@@ -160,6 +161,7 @@ def summary_of(stats: DeviceStats) -> str:
             ("live blocks", f"{blocks:,}"),
             ("heaps (one per stream and pool)", f"{len(stats['heaps']):,}"),
             ("metadata on the host", _size(stats["metadata_bytes"])),
+            *([("asleep, not reserved", _size(stats["asleep"]))] if stats["asleep"] else []),
         ],
         header=False,
     )
@@ -188,7 +190,7 @@ def _mode_of(stats: DeviceStats) -> str:
 
 @dataclass(frozen=True)
 class MemoryBreakdown:
-    """Where reserved bytes are. The parts add up to `reserved`."""
+    """Where reserved bytes are. The parts add up to `reserved`, which leaves out memory that is asleep."""
 
     requested: int = 0  # asked by the program
     rounding: int = 0  # the rest of its blocks
@@ -196,7 +198,7 @@ class MemoryBreakdown:
     kept: int = 0  # in blocks that exact bins hold ready for the next request of their size
     half_empty: int = 0  # free parts of pages on which something lives
     idle: int = 0  # pages on which nothing lives, kept for the next request
-    idle_in_pools: int = 0  # the same in a private pool in use (CUDA graphs, MemPool), which alone may use them
+    idle_in_pools: int = 0  # the same in a private pool that a CUDA graph may touch, which alone may use them
 
     @property
     def reserved(self) -> int:
@@ -208,7 +210,9 @@ class MemoryBreakdown:
 
     @classmethod
     def of(cls, stats: HeapStats) -> MemoryBreakdown:
-        """The share of one heap or device, from its statistics."""
+        """The share of one heap, from its statistics."""
+        if stats["asleep"]:
+            return cls()
         amounts = cast(Mapping[str, Amount], stats)
         now = {name: int(amounts[name]["current"]) for name in QUANTITIES}
         return cls(
@@ -257,6 +261,8 @@ class Fragmentation:
     bins: tuple[SizeClassBreakdown, ...]
     uncut: int
     unmapped: int
+    asleep: int = 0  # what regions have given to the device until they wake; not reserved
+    regions: Mapping[tuple[int, int], str] = field(default_factory=dict)  # the tag of each pool that is in a region
 
     @property
     def streams(self) -> dict[int, MemoryBreakdown]:
@@ -275,9 +281,16 @@ class Fragmentation:
             "reserved": self.total.reserved,
             **asdict(self.total),
             "unmapped": self.unmapped,
+            "asleep": self.asleep,
             "uncut": self.uncut,
             "heaps": [
-                {"stream": stream, "pool": list(pool), "reserved": share.reserved, **asdict(share)}
+                {
+                    "stream": stream,
+                    "pool": list(pool),
+                    "region": self.regions.get(pool),
+                    "reserved": share.reserved,
+                    **asdict(share),
+                }
                 for (stream, pool), share in self.heaps.items()
             ],
             "streams": [{"stream": key, "reserved": s.reserved, **asdict(s)} for key, s in self.streams.items()],
@@ -287,7 +300,8 @@ class Fragmentation:
 
     def __str__(self) -> str:
         reserved = self.total.reserved
-        lines = [f"GPU {self.device}: {_size(reserved)} reserved", ""]
+        asleep = f", {_size(self.asleep)} more asleep" if self.asleep else ""
+        lines = [f"GPU {self.device}: {_size(reserved)} reserved{asleep}", ""]
         rows = []
         for name, text in _MEANING.items():
             part = getattr(self.total, name)
@@ -297,7 +311,7 @@ class Fragmentation:
         if self.heaps or self.unmapped:
             table = [("stream", "pool", *head, "reserved")]
             for (stream, pool), share in self.heaps.items():
-                table.append((_stream(stream), _pool(pool), *_sizes(share)))
+                table.append((_stream(stream), self.regions.get(pool) or _pool(pool), *_sizes(share)))
             if self.unmapped:
                 table.append(("none", "-", *_sizes(MemoryBreakdown(idle=self.unmapped))))
             lines += ["", *text_table(table, "<<")]
@@ -325,7 +339,7 @@ _MEANING = {
     "kept": "in blocks that exact bins hold ready for their next request",
     "half_empty": "free parts of pages on which something lives",
     "idle": "pages on which nothing lives, kept for reuse",
-    "idle_in_pools": "the same in private pools in use (CUDA graphs, MemPool), which serves only them",
+    "idle_in_pools": "the same in pools that a CUDA graph may touch, which serves only them",
 }
 
 
@@ -345,13 +359,16 @@ def fragmentation_of(stats: DeviceStats) -> Fragmentation:
     total = sum(heaps.values(), MemoryBreakdown(idle=stats["unmapped"]))
     bins = tuple(_bins(stats["heaps"]))
     uncut = sum(heap["uncut"] for heap in stats["heaps"])
-    return Fragmentation(stats["device"], total, heaps, bins, uncut, stats["unmapped"])
+    regions = {heap["pool"]: heap["region"] for heap in stats["heaps"] if heap["region"]}
+    return Fragmentation(stats["device"], total, heaps, bins, uncut, stats["unmapped"], stats["asleep"], regions)
 
 
 def _bins(heaps: Iterable[HeapStats]) -> Iterable[SizeClassBreakdown]:
     sums: dict[int, list[int]] = {}
     arena = [0, 0, 0, 0]
     for heap in heaps:
+        if heap["asleep"]:
+            continue
         arena[0] += heap["live_blocks"] - sum(row["live_blocks"] for row in heap["bins"])
         arena[1] += heap["arena_rounded"]
         arena[2] += heap["arena_resident"]

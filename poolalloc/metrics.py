@@ -106,7 +106,14 @@ def _metrics(
     for name, key, text in (
         ("limit_bytes", "limit_bytes", "Bytes that poolalloc may hold on the device."),
         ("device_bytes", "total_bytes", "Bytes of memory that the device has."),
-        ("idle_in_pools_bytes", "idle_in_pools", "Bytes: idle, but in private pools in use, which alone may use them."),
+        ("idle_in_pools_bytes", "idle_in_pools", "Bytes: idle, but in pools of CUDA graphs, which alone may use them."),
+        ("asleep_bytes", "asleep", "Bytes: given to the device by regions that are asleep."),
+        (
+            "asleep_host_bytes",
+            "asleep_host",
+            "Bytes of the host's memory with the contents of regions that are asleep.",
+        ),
+        ("asleep_file_bytes", "asleep_file", "Bytes of files with the contents of regions that are asleep."),
         ("metadata_bytes", "metadata_bytes", "Bytes of the host's memory that poolalloc itself needs."),
         ("blocks", "live_blocks", "Blocks that the program holds, and those that wait for a stream."),
     ):

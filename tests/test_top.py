@@ -229,7 +229,18 @@ def test_what_a_server_says_is_no_command_to_the_terminal(page: int, capsys: pyt
 
 
 def drawn(width: int) -> str:
-    keys = ("requested", "live", "pending", "kept", "idle", "reserved", "limit", "reserved_peak", "requested_peak")
+    keys = (
+        "requested",
+        "live",
+        "pending",
+        "kept",
+        "idle",
+        "reserved",
+        "asleep",
+        "limit",
+        "reserved_peak",
+        "requested_peak",
+    )
     values = dict.fromkeys(keys, 79 << 30) | {"allocations": 123456, "out_of_memory": 3}
     look = Look("http://gpu-box-17:9400/metrics", 10.0, {("", 0): values, ("", 1): values}, {"": 5.0})
     before = Look("http://gpu-box-17:9400/metrics", 8.0, {("", 0): values, ("", 1): values}, {"": 4.0})

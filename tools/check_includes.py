@@ -21,10 +21,11 @@ ROOMS = {
     "recording": ("base",),
     "plans": ("base",),
     "streams": ("base", "driver"),
+    "sleep": ("base", "options", "streams", "driver"),
     "backing": ("base", "options", "recording", "plans", "driver"),
     "placement": ("base", "options", "plans", "backing"),
     "heap": ("base", "options", "recording", "plans", "streams", "backing", "placement", "driver"),
-    "device": ("base", "options", "recording", "plans", "streams", "backing", "placement", "heap", "driver"),
+    "device": ("base", "options", "recording", "plans", "streams", "sleep", "backing", "placement", "heap", "driver"),
 }
 # Folder -> project headers it may include, by prefix.
 ALLOWED = {

@@ -3,6 +3,7 @@
     figures.py                 write them again from benchmarks/results
     figures.py --demo FILE     take FILE, a fresh `poolalloc bench gpt -o FILE`, into the results first
     figures.py --who FILE      take FILE, a fresh picture of examples/find_a_leak.py
+    figures.py --turns FILE    take FILE, a fresh picture of examples/colocate.py
     figures.py --check         exit code 1 with a line for each table or picture that is stale
 
 A picture carries the digest of what it was made from, so that checking needs no drawing. `make figures` runs the
@@ -60,6 +61,7 @@ SOURCES = {
     "demo.png": [DEMO, ROOT / "poolalloc/bench/picture.py", ROOT / "poolalloc/bench/panels.py"],
     "house.png": [ROOT / "tools/draw_house.py", ROOT / "tools/check_includes.py"],
     "page.png": [ROOT / "tools/draw_house.py"],
+    "turns.png": [ROOT / "examples/colocate.py"],
     "who.png": [ROOT / "examples/find_a_leak.py", ROOT / "poolalloc/analysis/report/picture.py"],
 }
 KEYWORD = b"poolalloc-sources"
@@ -216,6 +218,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="check only; exit code 1 if something is stale")
     parser.add_argument("--demo", type=Path, help="a fresh `poolalloc bench gpt -o FILE`")
     parser.add_argument("--who", type=Path, help="a fresh picture by `poolalloc report --png`")
+    parser.add_argument("--turns", type=Path, help="a fresh picture by examples/colocate.py")
     options = parser.parse_args()
     if options.check:
         lines = stale()
@@ -225,8 +228,9 @@ def main() -> int:
         return 1 if lines else 0
     if options.demo is not None:
         take_demo(options.demo)
-    if options.who is not None:
-        sign("who.png", options.who.read_bytes())
+    for name, fresh in (("who.png", options.who), ("turns.png", options.turns)):
+        if fresh is not None:
+            sign(name, fresh.read_bytes())
     write()
     return 0
 

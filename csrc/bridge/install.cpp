@@ -23,6 +23,7 @@ POOLALLOC_API const char* poolalloc_bridge_install(poolalloc::bridge::Warn warn)
     for (int priority = 0; priority < 256 && c10::GetAllocator(c10::kCUDA) != allocator->get(); ++priority)
       c10::SetAllocator(c10::kCUDA, allocator->get(), static_cast<std::uint8_t>(priority));
     poolalloc::bridge::follow_settings(warn);
+    poolalloc::bridge::follow_regions();
     return nullptr;
   } catch (const std::exception& error) {
     static auto* const text = new std::string(error.what());

@@ -89,6 +89,8 @@ inline void* TorchAllocator::get_unrecorded(std::size_t bytes, DeviceIndex devic
     memory = poolalloc_malloc(bytes, device, stream);
   } catch (const OutOfMemory& error) {
     raise_out_of_memory(bytes, device, stream, error.what());
+  } catch (const UsageError& error) {  // a region that is asleep
+    TORCH_CHECK(false, "poolalloc: ", error.what());
   } catch (const DriverError&) {
     static_cast<void>(getMemoryInfo(device));  // throws torch's own error if the device is lost
     throw;

@@ -42,6 +42,9 @@ auto as_torch_errors(Call&& call) {
   }
 }
 
+// From now on threads of autograd are in the region of the thread that they work for (regions.cpp).
+void follow_regions();
+
 class TorchAllocator final : public torch::cuda::CUDAPluggableAllocator::CUDAPluggableAllocator {
  public:
   TorchAllocator();

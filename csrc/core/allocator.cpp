@@ -49,6 +49,14 @@ DeviceHeap& Allocator::make_device_heap(DeviceIndex device) {
   if (fraction != options_.memory_fraction) heap->set_fraction(fraction);
   if (wanted.limit) heap->set_limit(*wanted.limit);
   heap->want_segments(segments_wanted_);
+  for (int i = 0; i < in_regions_; ++i) heap->enter_region();
+  heap->set_regions(&regions_, [this](RegionId region) {
+    if (!options_.wake_on_allocate)
+      throw UsageError("the region \"" + regions_.tag(region) +
+                       "\" is asleep, so nothing can be allocated in it; wake it first, or set the option "
+                       "wake_on_allocate");
+    wake_regions({region});
+  });
   heap->preallocate();
   if (tended(options_)) {
     if (caretaker_ == nullptr) {
@@ -315,6 +323,8 @@ void Allocator::set_pool_use_on_oom(DeviceIndex device, PoolId pool, bool use) {
 
 void Allocator::set_pool_no_split(DeviceIndex device, PoolId pool) { device_heap(device).set_pool_no_split(pool); }
 
+void Allocator::expect_graphs(DeviceIndex device, PoolId pool) { device_heap(device).expect_graphs(pool); }
+
 PoolCheckpoint Allocator::checkpoint(DeviceIndex device, PoolId pool) { return device_heap(device).checkpoint(pool); }
 
 CheckpointDelta Allocator::restore(const PoolCheckpoint& checkpoint) {
@@ -332,6 +342,84 @@ void Allocator::release_pool(DeviceIndex device, PoolId pool) {
   device_heap(device).release_pool(pool);
   if (EventLog* log = log_.load(std::memory_order_acquire); log != nullptr && pool_users(device, pool) == 0)
     log->add(TraceOp::release_pool, device, 0, pool, 0, 0);
+}
+
+// --- regions -----------------------------------------------------------------------------------------------------
+
+void Allocator::enter_region(const std::optional<std::string>& tag) {
+  Regions::enter(tag ? regions_.id_of(*tag) : 0);
+  std::lock_guard guard(mutex_);
+  ++in_regions_;
+  for (const DeviceIndex device : devices()) existing(device)->enter_region();
+}
+
+void Allocator::leave_region() {
+  Regions::leave();
+  std::lock_guard guard(mutex_);
+  --in_regions_;
+  for (const DeviceIndex device : devices()) existing(device)->leave_region();
+}
+
+void Allocator::sleep(const std::vector<std::string>& tags, Keep keep, const std::string& folder) {
+  std::vector<RegionId> regions;
+  for (const std::string& tag : tags) regions.push_back(regions_.find(tag));
+  const std::lock_guard<std::recursive_mutex> turn(sleeping_);
+  std::vector<std::pair<DeviceHeap*, RegionId>> done;
+  try {
+    for (const RegionId region : regions)
+      for (const DeviceIndex device : devices()) {
+        DeviceHeap& heap = *existing(device);
+        if (!heap.has_region(region) || heap.asleep(region)) continue;
+        Bytes room = ~Bytes{0};
+        if (options_.sleep_host_limit != 0) {
+          Bytes taken = 0;
+          for (const DeviceIndex each : devices()) taken += existing(each)->host_bytes();
+          room = options_.sleep_host_limit > taken ? options_.sleep_host_limit - taken : 0;
+        }
+        heap.sleep(region, keep, folder, room);
+        done.emplace_back(&heap, region);
+      }
+  } catch (...) {
+    for (const auto& [heap, region] : done) heap->wake({region});  // its memory was given back a moment ago
+    throw;
+  }
+}
+
+void Allocator::wake(const std::vector<std::string>& tags) {
+  std::vector<RegionId> regions;
+  for (const std::string& tag : tags) regions.push_back(regions_.find(tag));
+  wake_regions(regions);
+}
+
+// Device by device; on one, all or none. Where a later one has no room, those before go back to sleep.
+void Allocator::wake_regions(const std::vector<RegionId>& regions) {
+  const std::lock_guard<std::recursive_mutex> turn(sleeping_);
+  struct Woken {
+    DeviceHeap* heap;
+    RegionId region;
+    Keep keep;
+    std::string folder;
+  };
+  std::vector<Woken> woken;
+  try {
+    for (const DeviceIndex device : devices()) {
+      DeviceHeap& heap = *existing(device);
+      std::vector<Woken> here;
+      for (const RegionId region : regions)
+        if (const auto kept = heap.kept(region)) here.push_back({&heap, region, kept->first, kept->second});
+      heap.wake(regions);
+      woken.insert(woken.end(), here.begin(), here.end());
+    }
+  } catch (...) {
+    for (const Woken& each : woken) each.heap->sleep(each.region, each.keep, each.folder, ~Bytes{0});
+    throw;
+  }
+}
+
+std::vector<RegionStats> Allocator::regions() const {
+  std::vector<RegionStats> stats;
+  for (const DeviceIndex device : devices()) existing(device)->append_regions(stats);
+  return stats;
 }
 
 // --- recording ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@
 #include "core/base/stats.h"
 #include "core/base/types.h"
 #include "core/device/oom_callbacks.h"
+#include "core/device/regions.h"
 #include "core/heap/sharing.h"
 #include "core/options/options.h"
 #include "core/placement/checkpoint.h"
@@ -23,6 +24,7 @@
 #include "core/recording/event_log.h"
 #include "core/recording/layout.h"
 #include "core/recording/observer_list.h"
+#include "core/sleep/contents.h"
 #include "driver/driver.h"
 
 namespace poolalloc {
@@ -126,6 +128,8 @@ class POOLALLOC_API Allocator {
   // New memory, of streams and of pools, comes in whole allocations from now on, until this is called with false: other
   // libraries can then name it (cudaIpcGetMemHandle) or find its bounds (cuMemGetAddressRange). What is there stays.
   void want_segments(bool wanted);
+  // Captured graphs may touch what is idle in the pool, though no capture was seen: a recording does not tell of them.
+  void expect_graphs(DeviceIndex device, PoolId pool);
   // One user more; the first makes the pool, and may bring an allocator, from which all of the pool's memory comes
   // then.
   void retain_pool(DeviceIndex device, PoolId pool, std::shared_ptr<SegmentSource> source = nullptr);
@@ -154,6 +158,23 @@ class POOLALLOC_API Allocator {
   // Where the program is, in the recording's words; nothing without one.
   void mark(const std::string& text);
 
+  // Until leave_region this thread, and those that work for it, allocate in the region of this tag, which is new if
+  // need be; inside another one, the latest counts. Throws UsageError for an empty tag.
+  // Without a tag, it allocates outside of every region.
+  void enter_region(const std::optional<std::string>& tag);
+  void leave_region();
+  // Gives the physical memory of these regions to their devices, once all work there has completed. Their addresses,
+  // and what lives there, stay; contents are kept where `keep` says, a file in `folder`. One that is asleep stays so.
+  // On any error nothing has changed. Throws UsageError (no such region, a capture is going on, something keeps it
+  // awake, no room for the contents), DriverError.
+  void sleep(const std::vector<std::string>& tags, Keep keep, const std::string& folder = {});
+  // Memory for them at the same addresses, with the contents that were kept. On any error all are as asleep as before.
+  // Throws OutOfMemory, UsageError, DriverError.
+  void wake(const std::vector<std::string>& tags);
+  // Every region with memory, on every device.
+  std::vector<RegionStats> regions() const;
+  std::vector<std::string> region_tags() const { return regions_.tags(); }
+
   // Devices this process has used.
   std::vector<DeviceIndex> devices() const;
   // Zeros for a device not used yet. Throws UsageError (no such device).
@@ -176,6 +197,7 @@ class POOLALLOC_API Allocator {
   void tend();
   void let_calls_finish();
   [[noreturn]] void unknown(Address address) const;
+  void wake_regions(const std::vector<RegionId>& regions);
   [[gnu::noinline]] Address allocate_logged(EventLog& log, Bytes bytes, DeviceIndex device, StreamId stream);
 
   Options options_;
@@ -187,6 +209,7 @@ class POOLALLOC_API Allocator {
   mutable std::mutex mutex_;  // held while a device is made, and for what new devices start with:
   ObserverList observers_;
   bool segments_wanted_ = false;
+  int in_regions_ = 0;  // how often threads have entered regions and not left them
   double fraction_;
   static constexpr int kMaxDevices = 64;
   // What was set for a device that is not in use: it takes effect when the device is, since making it opens a context.
@@ -198,7 +221,9 @@ class POOLALLOC_API Allocator {
   std::atomic<DeviceHeap*> heaps_[kMaxDevices] = {};
   std::atomic<EventLog*> log_{nullptr};
   std::vector<std::unique_ptr<EventLog>> logs_;  // closed ones stay: a thread may be about to add to one
-  std::unique_ptr<Caretaker> caretaker_;         // where an option asks for it, from the first device on
+  Regions regions_;
+  std::recursive_mutex sleeping_;  // one sleep or wake at a time; a callback of one may put another region to sleep
+  std::unique_ptr<Caretaker> caretaker_;  // where an option asks for it, from the first device on
 };
 
 }  // namespace poolalloc

@@ -166,14 +166,35 @@ Status CountingDriver::stream_capturing(DeviceIndex device, StreamId stream, boo
   return driver_.stream_capturing(device, stream, capturing);
 }
 
-Status CountingDriver::copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes) {
-  count(DriverCall::copy_to_host);
-  return driver_.copy_to_host(device, host, address, bytes);
+Status CountingDriver::create_stream(DeviceIndex device, StreamId* stream) {
+  count(DriverCall::create_stream);
+  return driver_.create_stream(device, stream);
 }
 
-Status CountingDriver::copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes) {
+Status CountingDriver::destroy_stream(DeviceIndex device, StreamId stream) {
+  count(DriverCall::destroy_stream);
+  return driver_.destroy_stream(device, stream);
+}
+
+Status CountingDriver::pin_host(DeviceIndex device, Bytes bytes, void** host) {
+  count(DriverCall::pin_host);
+  return driver_.pin_host(device, bytes, host);
+}
+
+Status CountingDriver::unpin_host(DeviceIndex device, void* host) {
+  count(DriverCall::unpin_host);
+  return driver_.unpin_host(device, host);
+}
+
+Status CountingDriver::copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes, StreamId stream) {
+  count(DriverCall::copy_to_host);
+  return driver_.copy_to_host(device, host, address, bytes, stream);
+}
+
+Status CountingDriver::copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes,
+                                      StreamId stream) {
   count(DriverCall::copy_from_host);
-  return driver_.copy_from_host(device, address, host, bytes);
+  return driver_.copy_from_host(device, address, host, bytes, stream);
 }
 
 }  // namespace poolalloc

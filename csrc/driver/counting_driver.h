@@ -56,8 +56,12 @@ class POOLALLOC_API CountingDriver final : public Driver {
   Status stream_capturing(DeviceIndex device, StreamId stream, bool* capturing) override;
   Status capture_place(DeviceIndex device, StreamId stream, CapturePlace* place) override;
   Status capture_behind(DeviceIndex device, StreamId stream, const CapturePlace& place) override;
-  Status copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes) override;
-  Status copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes) override;
+  Status create_stream(DeviceIndex device, StreamId* stream) override;
+  Status destroy_stream(DeviceIndex device, StreamId stream) override;
+  Status pin_host(DeviceIndex device, Bytes bytes, void** host) override;
+  Status unpin_host(DeviceIndex device, void* host) override;
+  Status copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes, StreamId stream) override;
+  Status copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes, StreamId stream) override;
   std::string last_error() const override;
 
  private:

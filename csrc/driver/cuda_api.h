@@ -28,6 +28,7 @@ inline constexpr int kAttributeVirtualMemory = 102;
 inline constexpr int kAttributePosixDescriptors = 103;
 inline constexpr int kAttributeRdmaWithVirtualMemory = 110;
 inline constexpr unsigned kEventDisableTiming = 2;
+inline constexpr unsigned kStreamNonBlocking = 1;
 inline constexpr int kCaptureStatusNone = 0;
 inline constexpr int kCaptureStatusActive = 1;
 inline constexpr int kCaptureModeRelaxed = 2;
@@ -90,8 +91,12 @@ static_assert(sizeof(AllocationProperties) == 32 && sizeof(AccessDescription) ==
   X(MemImportFromShareableHandle, (AllocationHandle* handle, void* descriptor, int type))                      \
   X(MemAlloc, (DevicePointer* address, std::size_t bytes))                                                     \
   X(MemFree, (DevicePointer address))                                                                          \
-  X(MemcpyDtoH, (void* host, DevicePointer address, std::size_t bytes))                                        \
-  X(MemcpyHtoD, (DevicePointer address, const void* host, std::size_t bytes))                                  \
+  X(MemHostAlloc, (void** host, std::size_t bytes, unsigned flags))                                            \
+  X(MemFreeHost, (void* host))                                                                                 \
+  X(MemcpyDtoHAsync, (void* host, DevicePointer address, std::size_t bytes, Stream stream))                    \
+  X(MemcpyHtoDAsync, (DevicePointer address, const void* host, std::size_t bytes, Stream stream))              \
+  X(StreamCreate, (Stream* stream, unsigned flags))                                                            \
+  X(StreamDestroy, (Stream stream))                                                                            \
   X(EventCreate, (Event* event, unsigned flags))                                                               \
   X(EventDestroy, (Event event))                                                                               \
   X(EventRecord, (Event event, Stream stream))                                                                 \

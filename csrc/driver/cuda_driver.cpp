@@ -423,20 +423,56 @@ Status CudaDriver::free_segment(DeviceIndex device, Address address) {
   return refused(result, "cuMemFree(%#" PRIx64 ") on device %d", address, device);
 }
 
-Status CudaDriver::copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes) {
-  Scope scope(*this, device, "cuMemcpyDtoH");
+// --- copies ---------------------------------------------------------------------------------------------------------
+
+Status CudaDriver::create_stream(DeviceIndex device, StreamId* stream) {
+  Scope scope(*this, device, "cuStreamCreate");
   if (!scope) return Status::failed;
-  cuda::Result result = api().MemcpyDtoH(host, address, bytes);
-  if (result == cuda::kSuccess) return Status::ok;
-  return refused(result, "cuMemcpyDtoH(%#" PRIx64 ", %" PRIu64 " bytes) on device %d", address, bytes, device);
+  cuda::Stream created = nullptr;
+  const cuda::Result result = api().StreamCreate(&created, cuda::kStreamNonBlocking);
+  if (result != cuda::kSuccess) return refused(result, "cuStreamCreate on device %d", device);
+  *stream = reinterpret_cast<StreamId>(created);
+  return Status::ok;
 }
 
-Status CudaDriver::copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes) {
-  Scope scope(*this, device, "cuMemcpyHtoD");
+Status CudaDriver::destroy_stream(DeviceIndex device, StreamId stream) {
+  Scope scope(*this, device, "cuStreamDestroy");
   if (!scope) return Status::failed;
-  cuda::Result result = api().MemcpyHtoD(address, host, bytes);
+  const cuda::Result result = api().StreamDestroy(stream_of(stream));
   if (result == cuda::kSuccess) return Status::ok;
-  return refused(result, "cuMemcpyHtoD(%#" PRIx64 ", %" PRIu64 " bytes) on device %d", address, bytes, device);
+  return refused(result, "cuStreamDestroy(%#" PRIx64 ") on device %d", stream, device);
+}
+
+Status CudaDriver::pin_host(DeviceIndex device, Bytes bytes, void** host) {
+  Scope scope(*this, device, "cuMemHostAlloc");
+  if (!scope) return Status::failed;
+  const cuda::Result result = api().MemHostAlloc(host, bytes, 0);
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuMemHostAlloc(%" PRIu64 " bytes) on device %d", bytes, device);
+}
+
+Status CudaDriver::unpin_host(DeviceIndex device, void* host) {
+  Scope scope(*this, device, "cuMemFreeHost");
+  if (!scope) return Status::failed;
+  const cuda::Result result = api().MemFreeHost(host);
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuMemFreeHost(%p) on device %d", host, device);
+}
+
+Status CudaDriver::copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes, StreamId stream) {
+  Scope scope(*this, device, "cuMemcpyDtoHAsync");
+  if (!scope) return Status::failed;
+  const cuda::Result result = api().MemcpyDtoHAsync(host, address, bytes, stream_of(stream));
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuMemcpyDtoHAsync(%#" PRIx64 ", %" PRIu64 " bytes) on device %d", address, bytes, device);
+}
+
+Status CudaDriver::copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes, StreamId stream) {
+  Scope scope(*this, device, "cuMemcpyHtoDAsync");
+  if (!scope) return Status::failed;
+  const cuda::Result result = api().MemcpyHtoDAsync(address, host, bytes, stream_of(stream));
+  if (result == cuda::kSuccess) return Status::ok;
+  return refused(result, "cuMemcpyHtoDAsync(%#" PRIx64 ", %" PRIu64 " bytes) on device %d", address, bytes, device);
 }
 
 // --- events ---------------------------------------------------------------------------------------------------------

@@ -6,10 +6,10 @@
 // - Results: `ok`; `out_of_memory` (the device has no room: the caller may free memory and try again, nothing has
 //   changed); `not_ready` (query_event only); `not_supported`; `failed` (anything else: last_error() of the same
 //   thread names the call and the driver's code; nothing has changed).
-// - May block until the device is done: synchronize_event, synchronize_device, the copies, and unmap and free_segment,
-//   which some drivers order behind running work. Nothing else waits for the device.
-// - Never called while a CUDA graph is captured from any stream of the device: synchronize_device, copy_to_host,
-//   copy_from_host; nor unmap, where the capture is known. An event recorded on a capturing stream belongs to the
+// - May block until the device is done: synchronize_event, synchronize_device, and unmap and free_segment, which some
+//   drivers order behind running work. Nothing else waits for the device.
+// - Never called while a CUDA graph is captured from any stream of the device: synchronize_device, the copies,
+//   pin_host, unpin_host; nor unmap, where the capture is known. An event recorded on a capturing stream belongs to the
 //   graph: it is never queried or awaited by the host, and only streams of that capture may wait for it. Others may be,
 //   but not by the thread that captures.
 // - What depends on that takes a token as its first argument (core/streams/capture.h), which a driver only passes on: a
@@ -108,9 +108,16 @@ class POOLALLOC_API Driver {
   // would have to be looked at; failed: the stream is not, or no longer, in that capture.
   virtual Status capture_behind(DeviceIndex device, StreamId stream, const CapturePlace& place) = 0;
 
-  // Between host memory and device memory, synchronously; for pause and resume.
-  virtual Status copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes) = 0;
-  virtual Status copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes) = 0;
+  // A stream of the caller's own, which no default stream waits for.
+  virtual Status create_stream(DeviceIndex device, StreamId* stream) = 0;
+  virtual Status destroy_stream(DeviceIndex device, StreamId stream) = 0;
+  // Pinned memory of the host, which copies reach at full speed and without holding up their caller.
+  virtual Status pin_host(DeviceIndex device, Bytes bytes, void** host) = 0;
+  virtual Status unpin_host(DeviceIndex device, void* host) = 0;
+  // Enqueued on the stream; the host's memory is the driver's until an event behind the copy has completed.
+  virtual Status copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes, StreamId stream) = 0;
+  virtual Status copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes,
+                                StreamId stream) = 0;
 
   // The text of this thread's last `failed` or `out_of_memory`: the call, its arguments, the driver's own code.
   virtual std::string last_error() const = 0;
@@ -141,6 +148,10 @@ class POOLALLOC_API Driver {
   X(stream_wait_event)            \
   X(synchronize_device)           \
   X(stream_capturing)             \
+  X(create_stream)                \
+  X(destroy_stream)               \
+  X(pin_host)                     \
+  X(unpin_host)                   \
   X(copy_to_host)                 \
   X(copy_from_host)
 // clang-format on

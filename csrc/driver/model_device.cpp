@@ -111,6 +111,7 @@ ModelDriver::Device::Mapping* ModelDriver::Device::mapping_at(const Range& range
 void ModelDriver::Device::drop_if_unused(PhysicalHandle handle, const Physical& physical) {
   if (physical.handles != 0 || physical.mappings != 0) return;
   used -= physical.bytes;
+  contents.forget(handle);
   handles.remove(handle);
 }
 

@@ -84,6 +84,29 @@ struct ModelDriver::AddressSpace {
   AddressRanges ranges;
 };
 
+// The pages of physical memory that copies have written to.
+class CopiedPages {
+ public:
+  using Page = std::pair<PhysicalHandle, std::uint64_t>;  // and its number within the handle
+
+  const std::vector<char>* find(const Page& page) const {
+    const auto found = pages_.find(page);
+    return found != pages_.end() ? &found->second : nullptr;
+  }
+  // Of zeros if nothing was copied there yet.
+  std::vector<char>& make(const Page& page, Bytes bytes) {
+    std::vector<char>& contents = pages_[page];
+    contents.resize(bytes);
+    return contents;
+  }
+  void forget(PhysicalHandle handle) {
+    pages_.erase(pages_.lower_bound({handle, 0}), pages_.lower_bound({handle + 1, 0}));
+  }
+
+ private:
+  std::map<Page, std::vector<char>> pages_;
+};
+
 struct ModelDriver::Device {
   struct Physical {
     Bytes bytes;
@@ -149,6 +172,7 @@ struct ModelDriver::Device {
   Bytes used = 0;  // sum of bytes of handles
   Bytes peak_used = 0;
   SlotTable<Physical> handles;
+  CopiedPages contents;
   std::vector<Address> range_starts;  // sorted; ranges[i] starts at range_starts[i]
   std::vector<Range> ranges;
   std::size_t last_range = 0;

@@ -9,7 +9,9 @@
 #include <cinttypes>
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "core/base/errors.h"
 #include "driver/last_error.h"
@@ -369,28 +371,77 @@ DeviceSet ModelDriver::peers(DeviceIndex device, Address address) const {
 
 // --- copies ---------------------------------------------------------------------------------------------------------
 
-Status ModelDriver::check_copy(DriverCall call, DeviceIndex device, Address address, Bytes bytes) {
-  Entry entry = enter(call, device);
+// Handles from above what a program or CUDA hands out.
+Status ModelDriver::create_stream(DeviceIndex device, StreamId* stream) {
+  Entry entry = enter(DriverCall::create_stream, device);
   if (entry.stopped()) return entry.status;
-  if (entry->capturing()) return misuse(call, device, "during a capture");
-  PhysicalHandle handle = 0;
-  Bytes offset = 0;
-  Bytes granularity = options_.granularity;
-  for (Address byte = address; byte < address + bytes; byte = byte / granularity * granularity + granularity)
-    if (!entry->physical(byte, granularity, &handle, &offset))
-      return misuse(call, device, "%" PRIu64 " bytes at %#" PRIx64 ": nothing accessible at %#" PRIx64, bytes, address,
-                    byte);
+  static std::atomic<StreamId> last{StreamId{1} << 48};
+  *stream = ++last;
   return Status::ok;
 }
 
-Status ModelDriver::copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes) {
-  Status status = check_copy(DriverCall::copy_to_host, device, address, bytes);
-  if (status == Status::ok) std::memset(host, 0, bytes);
-  return status;
+Status ModelDriver::destroy_stream(DeviceIndex device, StreamId) {
+  return enter(DriverCall::destroy_stream, device).status;
 }
 
-Status ModelDriver::copy_from_host(DeviceIndex device, Address address, const void*, Bytes bytes) {
-  return check_copy(DriverCall::copy_from_host, device, address, bytes);
+Status ModelDriver::pin_host(DeviceIndex device, Bytes bytes, void** host) {
+  Entry entry = enter(DriverCall::pin_host, device);
+  if (entry.stopped()) return entry.status;
+  if (entry->capturing()) return misuse(DriverCall::pin_host, device, "during a capture");
+  *host = std::malloc(bytes);
+  return *host != nullptr ? Status::ok : Status::out_of_memory;
+}
+
+Status ModelDriver::unpin_host(DeviceIndex device, void* host) {
+  Entry entry = enter(DriverCall::unpin_host, device);
+  if (entry.stopped()) return entry.status;
+  std::free(host);
+  return Status::ok;
+}
+
+template <typename Visit>
+Status ModelDriver::copy(DriverCall call, DeviceIndex device, Address address, Bytes bytes, StreamId stream,
+                         Visit visit) {
+  if (elsewhere(call, device, stream)) return Status::failed;
+  Entry entry = enter(call, device);
+  if (entry.stopped()) return entry.status;
+  if (entry->capturing()) return misuse(call, device, "during a capture");
+  const Bytes granularity = options_.granularity;
+  for (Bytes at = 0, length = 0; at < bytes; at += length) {
+    PhysicalHandle handle = 0;
+    Bytes offset = 0;
+    if (!entry->physical(address + at, granularity, &handle, &offset))
+      return misuse(call, device, "%" PRIu64 " bytes at %#" PRIx64 ": nothing accessible at %#" PRIx64, bytes, address,
+                    address + at);
+    length = std::min(bytes - at, granularity - offset % granularity);
+    visit(*entry.device, handle, offset, at, length);
+  }
+  return Status::ok;
+}
+
+Status ModelDriver::copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes, StreamId stream) {
+  return copy(DriverCall::copy_to_host, device, address, bytes, stream,
+              [&](Device& d, PhysicalHandle handle, Bytes offset, Bytes at, Bytes length) {
+                char* const to = static_cast<char*>(host) + at;
+                const std::vector<char>* const page = d.contents.find({handle, offset / options_.granularity});
+                if (page != nullptr)
+                  std::memcpy(to, page->data() + offset % options_.granularity, length);
+                else
+                  std::memset(to, 0, length);
+              });
+}
+
+Status ModelDriver::copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes,
+                                   StreamId stream) {
+  return copy(DriverCall::copy_from_host, device, address, bytes, stream,
+              [&](Device& d, PhysicalHandle handle, Bytes offset, Bytes at, Bytes length) {
+                const char* const from = static_cast<const char*>(host) + at;
+                const auto page = std::pair{handle, offset / options_.granularity};
+                const bool zeros = std::all_of(from, from + length, [](char byte) { return byte == 0; });
+                if (zeros && d.contents.find(page) == nullptr) return;
+                std::memcpy(d.contents.make(page, options_.granularity).data() + offset % options_.granularity, from,
+                            length);
+              });
 }
 
 }  // namespace poolalloc

@@ -1,5 +1,6 @@
 // A device that is only arithmetic: it accounts for memory, addresses, mappings, events and captures exactly, and
-// checks its caller, but holds no byte of data and runs no work. For replay, tuning and tests on a machine with no GPU.
+// checks its caller, but runs no work and holds no data but what copies brought. For replay, tuning and tests on a
+// machine with no GPU.
 //
 // Time passes only in advance() and in the synchronizing calls. With a lag of 0 (the default) every event completes as
 // soon as it is recorded. Not modelled: the implicit ordering of the legacy default stream with other streams.
@@ -91,9 +92,13 @@ class POOLALLOC_API ModelDriver final : public Driver {
   // The model has no graphs: not_supported.
   Status capture_place(DeviceIndex device, StreamId stream, CapturePlace* place) override;
   Status capture_behind(DeviceIndex device, StreamId stream, const CapturePlace& place) override;
-  // Memory of the model reads as zeros, whatever was copied to it.
-  Status copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes) override;
-  Status copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes) override;
+  // What copies brought is kept; everything else reads as zeros. A copy takes place when it is enqueued.
+  Status create_stream(DeviceIndex device, StreamId* stream) override;
+  Status destroy_stream(DeviceIndex device, StreamId stream) override;
+  Status pin_host(DeviceIndex device, Bytes bytes, void** host) override;
+  Status unpin_host(DeviceIndex device, void* host) override;
+  Status copy_to_host(DeviceIndex device, void* host, Address address, Bytes bytes, StreamId stream) override;
+  Status copy_from_host(DeviceIndex device, Address address, const void* host, Bytes bytes, StreamId stream) override;
   std::string last_error() const override;
 
  private:
@@ -114,7 +119,9 @@ class POOLALLOC_API ModelDriver final : public Driver {
   bool elsewhere(DriverCall call, DeviceIndex device, StreamId stream);
   // Takes physical memory on a locked device; `ok` or `out_of_memory`.
   Status take_memory(DriverCall call, DeviceIndex index, Device& device, Bytes bytes, PhysicalHandle* handle);
-  Status check_copy(DriverCall call, DeviceIndex device, Address address, Bytes bytes);
+  // visit(handle, offset, at, bytes) for each physical page that the bytes lie in; `at` counts from their start.
+  template <typename Visit>
+  Status copy(DriverCall call, DeviceIndex device, Address address, Bytes bytes, StreamId stream, Visit visit);
 
   const ModelOptions options_;
   std::unique_ptr<AddressSpace> addresses_;

@@ -20,6 +20,8 @@ void bind_plugin(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 // Replay: traces through core's allocator over such a device.
 void bind_replay(pybind11::module_& module);
+// Regions of that allocator.
+void bind_regions(pybind11::module_& module);
 // What a program says it is at work on.
 void bind_scopes(pybind11::module_& module);
 // Offline placement.
@@ -44,8 +46,11 @@ StackSource python_stacks(bool with_frames);
 // Lets go of the code objects that recorded stacks named. Under the interpreter's lock.
 void forget_python_stacks();
 
+// "nothing", "host" or "file". Throws UsageError.
+Keep keep_from(const std::string& word);
 // Statistics as nested dicts, by the names of stats.h.
 pybind11::dict to_dict(const DeviceStats& stats);
+pybind11::dict to_dict(const RegionStats& region);
 pybind11::dict to_dict(const Options& options);
 Options options_from(const std::string& conf);
 // A plan as poolalloc.analysis.plan hands it over: {above, parts: [{device, stream, first, period, height, sizes,

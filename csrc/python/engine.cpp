@@ -170,6 +170,26 @@ void bind_allocator(py::class_<Engine>& engine) {
           [](Engine& self, DeviceIndex device, Pool pool) { self.allocator.release_pool(device, id_of(pool)); },
           py::arg("device"), py::arg("pool"), Unlocked())
       .def(
+          "enter_region", [](Engine& self, const std::optional<std::string>& tag) { self.allocator.enter_region(tag); },
+          py::arg("tag"), "This thread allocates in the region from now on; None: outside of every region.")
+      .def(
+          "leave_region", [](Engine& self) { self.allocator.leave_region(); }, "The region entered last ends.")
+      .def(
+          "sleep",
+          [](Engine& self, const std::vector<std::string>& tags, const std::string& keep, const std::string& folder) {
+            self.allocator.sleep(tags, keep_from(keep), folder);
+          },
+          py::arg("tags"), py::arg("keep"), py::arg("folder") = "", Unlocked())
+      .def(
+          "wake", [](Engine& self, const std::vector<std::string>& tags) { self.allocator.wake(tags); },
+          py::arg("tags"), Unlocked())
+      .def("regions",
+           [](const Engine& self) {
+             py::list regions;
+             for (const RegionStats& region : self.allocator.regions()) regions.append(to_dict(region));
+             return regions;
+           })
+      .def(
           "set_pool_use_on_oom",
           [](Engine& self, DeviceIndex device, Pool pool, bool use) {
             self.allocator.set_pool_use_on_oom(device, id_of(pool), use);

@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, module) {
   poolalloc::python::bind_errors(module);
   poolalloc::python::bind_values(module);
   poolalloc::python::bind_plugin(module);
+  poolalloc::python::bind_regions(module);
   poolalloc::python::bind_scopes(module);
   poolalloc::python::bind_engine(module);
   poolalloc::python::bind_replay(module);

@@ -166,6 +166,8 @@ class Replayer {
     Address address = 0;
     {
       const Routing routing(allocator_, place);
+      if (!has_user_[place.pool_number] && place.pool.first != kRegionPools)
+        allocator_.expect_graphs(place.device, place.pool);
       address = allocator_.allocate(bytes, place.device, place.stream);
     }
     if (has_user_[place.pool_number]) allocator_.release_pool(place.device, place.pool);

@@ -59,6 +59,7 @@ py::dict to_dict(const HeapStats& heap) {
   py::dict result;
   result["stream"] = heap.stream;
   result["pool"] = py::make_tuple(heap.pool.first, heap.pool.second);
+  result["region"] = heap.region.empty() ? py::object(py::none()) : py::object(py::str(heap.region));
   add_counts(result, heap);
   result["arena_rounded"] = heap.arena_rounded;
   result["arena_resident"] = heap.arena_resident;
@@ -67,6 +68,7 @@ py::dict to_dict(const HeapStats& heap) {
   result["mappings"] = heap.mappings;
   result["segments"] = heap.segments;
   result["idle_in_pools"] = heap.idle_in_pools;
+  result["asleep"] = heap.asleep;
   py::list bins;
   for (const BinStats& bin : heap.bins) bins.append(to_dict(bin));
   result["bins"] = bins;
@@ -84,6 +86,9 @@ py::dict to_dict(const DeviceStats& stats) {
   add_counts(result, stats);
   result["unmapped"] = stats.unmapped;
   result["idle_in_pools"] = stats.idle_in_pools;
+  result["asleep"] = stats.asleep;
+  result["asleep_host"] = stats.asleep_host;
+  result["asleep_file"] = stats.asleep_file;
   py::list heaps;
   for (const HeapStats& heap : stats.heaps) heaps.append(to_dict(heap));
   result["heaps"] = heaps;

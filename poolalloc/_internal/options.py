@@ -174,6 +174,27 @@ OPTIONS = (
         "A background thread gives memory back that has been idle for so long, or a quarter longer; 0 means never.",
     ),
     Option(
+        "sleep_host_limit",
+        "bytes",
+        0,
+        0,
+        1152921504606846976,
+        "bytes",
+        (
+            "Most bytes of the host's memory that the contents of sleeping regions may take; 0 means no limit but "
+            "what the host has free."
+        ),
+    ),
+    Option(
+        "wake_on_allocate",
+        "boolean",
+        False,
+        False,
+        True,
+        "",
+        "An allocation in a sleeping region wakes it first; otherwise it is an error.",
+    ),
+    Option(
         "record",
         "text",
         "",
@@ -254,6 +275,12 @@ class Options:
     """A background thread gives memory back that has been idle for so long, or a quarter longer; 0 means never.
     Allowed: 0 to 1e+06 (seconds).
     """
+    sleep_host_limit: int = 0
+    """Most bytes of the host's memory that the contents of sleeping regions may take; 0 means no limit but what the
+    host has free. Allowed: 0 B to 1048576 TiB.
+    """
+    wake_on_allocate: bool = False
+    """An allocation in a sleeping region wakes it first; otherwise it is an error. Allowed: true or false."""
     record: str = ""
     """Record into this trace file from install() on, as poolalloc.record does; %p in it stands for the number of the
     process. Empty: no recording. Allowed: a path without a comma.
@@ -278,6 +305,8 @@ class Options:
         trim_high: int | str = 0,
         trim_low: int | str = 0,
         trim_after: float = 0.0,
+        sleep_host_limit: int | str = 0,
+        wake_on_allocate: bool = False,
         record: str = "",
         record_stacks: bool = False,
     ) -> None:
@@ -297,6 +326,8 @@ class Options:
                 "trim_high": trim_high,
                 "trim_low": trim_low,
                 "trim_after": trim_after,
+                "sleep_host_limit": sleep_host_limit,
+                "wake_on_allocate": wake_on_allocate,
                 "record": record,
                 "record_stacks": record_stacks,
             }

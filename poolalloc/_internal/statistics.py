@@ -37,6 +37,7 @@ class _Figures(TypedDict):
     idle: Amount
     reserved: Amount
     idle_in_pools: int
+    asleep: int
     live_blocks: int
     metadata_bytes: int
     small: SizeKind
@@ -84,6 +85,7 @@ class HeapStats(_Figures):
 
     stream: int
     pool: tuple[int, int]
+    region: str | None
     bins: list[BinStats]
     arena_rounded: int
     arena_resident: int
@@ -100,6 +102,8 @@ class DeviceStats(_Figures):
     total_bytes: int
     limit_bytes: int
     unmapped: int
+    asleep_host: int
+    asleep_file: int
     virtual_memory: bool
     heaps: list[HeapStats]
     driver_calls: dict[str, int]

@@ -46,7 +46,7 @@ class DeviceFit:
     """Without a limit: less memory makes the engine hold less."""
     out_of_memory: OutOfMemory | None
     idle_in_pools: int
-    """Idle memory of private pools in use (CUDA graphs, MemPool), which serves only them, where it ran out."""
+    """Idle memory of private pools that a CUDA graph may touch, which serves only them, where it ran out."""
     recorded: Recorded | None
     peak_blocks: LiveBlocks
 

@@ -16,8 +16,10 @@ from poolalloc.sizes import format_size
 if TYPE_CHECKING:
     from rich.console import Console
 
-_BYTES = ("requested", "live", "pending", "kept", "idle", "reserved", "limit")
-_LEAST_FIRST = ("driver ms/s", "allocations/s", "kept", "live", "pending", "limit", "peak", "out of memory", "idle")
+_BYTES = ("requested", "live", "pending", "kept", "idle", "reserved", "asleep", "limit")
+_LEAST_FIRST = (
+    *("driver ms/s", "allocations/s", "kept", "live", "pending", "limit", "peak", "asleep", "out of memory", "idle"),
+)
 """Columns in the order in which they go where a terminal is too narrow for all."""
 
 
@@ -113,7 +115,7 @@ def _print(console: Console, looks: list[Look], before: list[Look | None]) -> No
 
     headings = [*_BYTES, "peak", "overhead", "allocations/s", "driver ms/s", "out of memory"]
     silent: dict[str, tuple[str, ...]] = dict.fromkeys(headings, ("-",))
-    silent |= {"pending": ("0 B", "-"), "kept": ("0 B", "-"), "out of memory": ("0", "-")}
+    silent |= {"pending": ("0 B", "-"), "kept": ("0 B", "-"), "asleep": ("0 B", "-"), "out of memory": ("0", "-")}
     table = Table("", ["process", "device"], headings, silent, least_first=_LEAST_FIRST)
     for now, last in zip(looks, before, strict=True):
         name = now.url.removeprefix("http://").removesuffix("/metrics")

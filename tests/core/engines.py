@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from poolalloc import _core, errors
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -16,6 +19,16 @@ def engine_of(pages: int = 64, conf: str = "", **model: int) -> _core.Engine:
     if "growth" not in conf:
         conf = f"growth:tight,{conf}" if conf else "growth:tight"
     return _core.Engine(conf, {"memory_bytes": pages * PAGE, **model})
+
+
+@contextmanager
+def capture_into(engine: _core.Engine, pool: tuple[int, int], stream: int) -> Iterator[None]:
+    """A graph is captured from the stream, and allocates from the pool."""
+    engine.begin_allocate_to_pool(0, pool, [stream])
+    engine.begin_capture(stream)
+    yield
+    engine.end_capture(stream)
+    engine.end_allocate_to_pool(0, pool)
 
 
 def calls(engine: _core.Engine, *kinds: str) -> int:

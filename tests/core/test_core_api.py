@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from engines import capture_into
 
 from poolalloc import _core, errors
 from poolalloc.memory import fragmentation_of, summary_of
@@ -207,6 +208,9 @@ def test_the_summary_shows_every_quantity_event_and_call() -> None:
         "metadata_bytes",
         "unmapped",
         "idle_in_pools",
+        "asleep",
+        "asleep_host",
+        "asleep_file",
         "virtual_memory",
     }
     for name in set(events) - no_events:
@@ -258,9 +262,8 @@ def pool_reserved(engine: _core.Engine, pool: tuple[int, int]) -> int:
 
 def fill_pool(engine: _core.Engine, pool: tuple[int, int], size: int) -> None:
     """What a captured graph leaves: memory it has used and freed, which its replays will use again."""
-    engine.begin_allocate_to_pool(0, pool)
-    engine.free(engine.allocate(size))
-    engine.end_allocate_to_pool(0, pool)
+    with capture_into(engine, pool, 7):
+        engine.free(engine.allocate(size, stream=7))
 
 
 def test_a_pool_in_use_keeps_its_idle_memory() -> None:

@@ -1,9 +1,10 @@
 """When memory runs out: each step of the ladder in its turn, what the error says, and what it leaves."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
-from engines import GIB, KIB, MIB, PAGE, engine_of, handles, sound
+from engines import GIB, KIB, MIB, PAGE, capture_into, engine_of, handles, sound
 
 from poolalloc import _core, errors
 from poolalloc.memory import fragmentation_of
@@ -58,12 +59,12 @@ class Sources:
         engine.set_stream_lag(OTHER, 0)
         engine.set_stream_lag(SLOW, 500)
         streams = {"other streams": OTHER, "lending": POOL}
-        self.pool = "lending" in names
-        if self.pool:
-            engine.begin_allocate_to_pool(0, (1, 0), [POOL])
-        blocks = {name: engine.allocate(SIZE, stream=streams.get(name, STREAM)) for name in names if name != "trimming"}
-        if self.pool:
-            engine.end_allocate_to_pool(0, (1, 0))
+        blocks = {}
+        for name in names:
+            with capture_into(engine, (1, 0), POOL) if name == "lending" else nullcontext():
+                if name != "trimming":
+                    blocks[name] = engine.allocate(SIZE, stream=streams.get(name, STREAM))
+        if "lending" in names:
             engine.set_pool_use_on_oom(0, (1, 0), True)
         engine.allocate(PAGE, stream=FILLER)
         self.cache = [blocks["callbacks"]] if "callbacks" in names else []
@@ -324,15 +325,14 @@ def test_more_than_an_exabyte_has_torchs_words() -> None:
     assert "Tried to allocate 1073741823.00 GiB. GPU 0" in refused(engine, (1 << 60) - GIB)
 
 
-def test_idle_memory_of_pools_in_use_is_told_apart_and_not_promised() -> None:
+def test_idle_memory_that_graphs_may_touch_is_told_apart_and_not_promised() -> None:
     engine = engine_of(32)
     for pool, pages in ((1, 12), (2, 6)):
-        engine.begin_allocate_to_pool(0, (pool, 0), [7])
-        engine.free(engine.allocate(pages * PAGE, stream=7))
-        engine.end_allocate_to_pool(0, (pool, 0))
+        with capture_into(engine, (pool, 0), 7):
+            engine.free(engine.allocate(pages * PAGE, stream=7))
     engine.allocate(4 * PAGE)
     text = refused(engine, 20 * PAGE)
-    assert f"{_core.format_bytes(18 * PAGE)} is in private pools in use" in text
+    assert f"{_core.format_bytes(18 * PAGE)} is in private pools that a CUDA graph may touch" in text
     assert f"would have fitted: about {_core.format_bytes(10 * PAGE)}." in text
     assert "deleting CUDA graphs" in text
     where = fragmentation_of(engine.stats())
@@ -343,7 +343,7 @@ def test_idle_memory_of_pools_in_use_is_told_apart_and_not_promised() -> None:
     engine.begin_allocate_to_pool(0, (1, 0), [7])
     text = refused(engine, 23 * PAGE, stream=7)
     engine.end_allocate_to_pool(0, (1, 0))
-    assert f"{_core.format_bytes(6 * PAGE)} is in private pools in use" in text
+    assert f"{_core.format_bytes(6 * PAGE)} is in private pools that a CUDA graph may touch" in text
     # A pool that lends, or that nobody uses any more, keeps nothing back.
     engine.set_pool_use_on_oom(0, (2, 0), True)
     assert engine.stats()["idle_in_pools"] == 12 * PAGE

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import pytest
-from engines import MIB, PAGE, calls, engine_of, sound
+from engines import MIB, PAGE, calls, capture_into, engine_of, sound
 
 from poolalloc import _core, errors
 
@@ -103,12 +103,11 @@ def test_pending_frees_are_waited_for_too(gone: bool) -> None:
     sound(engine)
 
 
-def test_pools_in_use_and_live_blocks_keep_what_they_have() -> None:
+def test_pools_of_graphs_and_live_blocks_keep_what_they_have() -> None:
     engine = engine_of(64)
     live = engine.allocate(5 * PAGE)
-    engine.begin_allocate_to_pool(0, (1, 0), [7])
-    idle(engine, 6, stream=7)
-    engine.end_allocate_to_pool(0, (1, 0))
+    with capture_into(engine, (1, 0), 7):
+        idle(engine, 6, stream=7)
     assert engine.trim(0, 0, True) == 0
     assert engine.used_bytes() == 11 * PAGE
     engine.release_pool(0, (1, 0))

@@ -91,10 +91,16 @@ TEST_CASE("physical memory appears at two addresses and is freed after the last"
   CHECK(driver.allow_access(0, base, 3 * page) == Status::ok);  // two mappings at once
   CHECK(driver.allow_access(0, base + 8 * page, page) == Status::ok);
   const std::vector<char> written(4096, 'p');
-  CHECK(driver.copy_from_host(0, base, written.data(), written.size()) == Status::ok);
+  CHECK(driver.copy_from_host(0, base, written.data(), written.size(), 0) == Status::ok);
   std::vector<char> read(written.size());
   CHECK(driver.synchronize_device(NoCapture::unchecked(), 0) == Status::ok);
-  CHECK(driver.copy_to_host(0, read.data(), base + 8 * page, read.size()) == Status::ok);
+  StreamId stream = 0;
+  void* pinned = nullptr;
+  CHECK((driver.create_stream(0, &stream) == Status::ok && driver.pin_host(0, read.size(), &pinned) == Status::ok));
+  CHECK(driver.copy_to_host(0, pinned, base + 8 * page, read.size(), stream) == Status::ok);
+  CHECK(driver.synchronize_device(NoCapture::unchecked(), 0) == Status::ok);
+  std::memcpy(read.data(), pinned, read.size());
+  CHECK((driver.unpin_host(0, pinned) == Status::ok && driver.destroy_stream(0, stream) == Status::ok));
   CHECK(read == written);
   CHECK((driver.destroy(0, one) == Status::ok && driver.destroy(0, two) == Status::ok));
   CHECK((driver.memory_info(0, &during, &total) == Status::ok && during + 3 * page <= before));

@@ -38,6 +38,18 @@ class FaultyDriver final : public ForwardingDriver {
   Status destroy(Device d, Handle handle) override {
     return pass([&] { return to.destroy(d, handle); });
   }
+  Status create_stream(Device d, Stream* s) override {
+    return pass([&] { return to.create_stream(d, s); });
+  }
+  Status pin_host(Device d, Bytes n, void** host) override {
+    return pass([&] { return to.pin_host(d, n, host); });
+  }
+  Status copy_to_host(Device d, void* host, Address a, Bytes n, Stream s) override {
+    return pass([&] { return to.copy_to_host(d, host, a, n, s); });
+  }
+  Status copy_from_host(Device d, Address a, const void* host, Bytes n, Stream s) override {
+    return pass([&] { return to.copy_from_host(d, a, host, n, s); });
+  }
   Status map(Device d, Address a, Bytes n, Handle handle) override {
     return pass([&] { return to.map(d, a, n, handle); });
   }

@@ -54,9 +54,15 @@ class ForwardingDriver : public poolalloc::Driver {
   Status capture_behind(Device d, Stream s, const poolalloc::CapturePlace& place) override {
     return to.capture_behind(d, s, place);
   }
-  Status copy_to_host(Device d, void* host, Address a, Bytes n) override { return to.copy_to_host(d, host, a, n); }
-  Status copy_from_host(Device d, Address a, const void* host, Bytes n) override {
-    return to.copy_from_host(d, a, host, n);
+  Status create_stream(Device d, Stream* s) override { return to.create_stream(d, s); }
+  Status destroy_stream(Device d, Stream s) override { return to.destroy_stream(d, s); }
+  Status pin_host(Device d, Bytes n, void** host) override { return to.pin_host(d, n, host); }
+  Status unpin_host(Device d, void* host) override { return to.unpin_host(d, host); }
+  Status copy_to_host(Device d, void* host, Address a, Bytes n, Stream s) override {
+    return to.copy_to_host(d, host, a, n, s);
+  }
+  Status copy_from_host(Device d, Address a, const void* host, Bytes n, Stream s) override {
+    return to.copy_from_host(d, a, host, n, s);
   }
   std::string last_error() const override { return to.last_error(); }
 

@@ -251,25 +251,29 @@ PageChecker::Address PageChecker::mapping_of(Address address) const {
 PageChecker::Block PageChecker::allocated(Device device, Stream home, Address address, Bytes bytes, PoolId pool) {
   std::lock_guard guard(mutex_);
   const Block name = ++last_block_;
-  BlockState& block = blocks_[name] = {device, index_of(device, home), address, bytes, pool, {}};
-  const Address end = address + bytes;
-  for (Address at = address; at < end;) {
+  settle(blocks_[name] = {device, index_of(device, home), address, bytes, pool, {}}, name);
+  return name;
+}
+
+// On the memory that is mapped there now.
+void PageChecker::settle(BlockState& block, Block name) {
+  const Address end = block.address + block.bytes;
+  for (Address at = block.address; at < end;) {
     const Address start = mapping_of(at);
     if (start == 0) {
-      report(Rule::reachable, "block %" PRIu64 " at %#" PRIx64 ": %#" PRIx64 " is not mapped", name, address, at);
+      report(Rule::reachable, "block %" PRIu64 " at %#" PRIx64 ": %#" PRIx64 " is not mapped", name, block.address, at);
       const auto next = mappings_.upper_bound(at);
       at = next == mappings_.end() ? end : next->first;
       continue;
     }
     const Mapping& mapping = mappings_.at(start);
-    if ((mapping.access >> device & 1) == 0)
-      report(Rule::reachable, "block %" PRIu64 " at %#" PRIx64 ": no access at %#" PRIx64, name, address, at);
+    if ((mapping.access >> block.device & 1) == 0)
+      report(Rule::reachable, "block %" PRIu64 " at %#" PRIx64 ": no access at %#" PRIx64, name, block.address, at);
     const Address stop = std::min(end, start + mapping.bytes());
     block.pieces.push_back({mapping.frame, at - start, stop - start, start});
     claim(block, name, block.pieces.back());
     at = stop;
   }
-  return name;
 }
 
 void PageChecker::claim(const BlockState& block, Block name, const Piece& piece) {
@@ -348,11 +352,49 @@ void PageChecker::used(Block name, poolalloc::Stream stream) {
 void PageChecker::freed(Block name) {
   std::lock_guard guard(mutex_);
   const auto block = blocks_.find(name);
-  for (const Piece& piece : block->second.pieces) {
+  disown(block->second, name);
+  blocks_.erase(block);
+}
+
+void PageChecker::disown(BlockState& block, Block name) {
+  for (const Piece& piece : block.pieces) {
     const auto live = piece.frame->live.find(piece.first);
     if (live != piece.frame->live.end() && live->second.second == name) piece.frame->live.erase(live);
   }
-  blocks_.erase(block);
+  block.pieces.clear();
+}
+
+void PageChecker::block_falls_asleep(Block name) {
+  std::lock_guard guard(mutex_);
+  disown(blocks_.at(name), name);
+}
+
+void PageChecker::block_woke(Block name) {
+  std::lock_guard guard(mutex_);
+  settle(blocks_.at(name), name);
+}
+
+void PageChecker::graph_falls_asleep(Graph name) {
+  std::lock_guard guard(mutex_);
+  for (const Piece& piece : graphs_.at(name).pieces) {
+    std::erase(piece.frame->graphs, name);
+    if (const auto mapping = mappings_.find(piece.mapping); mapping != mappings_.end())
+      std::erase(mapping->second.graphs, name);
+  }
+}
+
+void PageChecker::graph_woke(Graph name) {
+  std::lock_guard guard(mutex_);
+  for (Piece& piece : graphs_.at(name).pieces) {
+    const auto mapping = mappings_.find(piece.mapping);
+    if (mapping == mappings_.end() || mapping->second.bytes() < piece.end) {
+      report(Rule::graph, "graph %" PRIu64 " woke, and its page at %#" PRIx64 " is not there", name, piece.mapping);
+      continue;
+    }
+    piece.frame = mapping->second.frame;
+    for (std::vector<Graph>* graphs : {&piece.frame->graphs, &mapping->second.graphs})
+      if (std::find(graphs->begin(), graphs->end(), name) == graphs->end()) graphs->push_back(name);
+  }
 }
 
 PageChecker::Graph PageChecker::begin_capture(Device device, Stream stream, PoolId pool) {

@@ -63,6 +63,13 @@ class PageChecker final : public ForwardingDriver {
   // It will not be launched again.
   void destroyed(Graph graph);
 
+  // The block's memory, or what the graph touches, goes to the device while its addresses stay: to be called before the
+  // allocator is, and nothing may touch it meanwhile. And it is back, on whatever memory.
+  void block_falls_asleep(Block block);
+  void graph_falls_asleep(Graph graph);
+  void block_woke(Block block);
+  void graph_woke(Graph graph);
+
   // --- what was found --------------------------------------------------------------------------------------------
   std::size_t found(Rule rule) const;
   // The first of each rule that was broken.
@@ -148,6 +155,8 @@ class PageChecker final : public ForwardingDriver {
   bool known_over(const Use& use) const { return use.number <= at(host_, use.stream); }
   bool before(const Use& use, StreamIndex stream) const;
   Address mapping_of(Address address) const;
+  void settle(BlockState& block, Block name);
+  void disown(BlockState& block, Block name);
   void claim(const BlockState& block, Block name, const Piece& piece);
   void add_use(const Piece& piece, StreamIndex stream, Number number);
   void check_removal(const Mapping& mapping, Address address, const char* what);

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -163,6 +164,13 @@ struct Program {
     free(own.back());
     own.pop_back();
   }
+  // Nothing uses it before it goes, as nothing can.
+  void free_one_asleep(std::vector<Block>& own, std::size_t index) {
+    std::swap(own[index], own.back());
+    checker.freed(own.back().name);
+    allocator.free(own.back().address);
+    own.pop_back();
+  }
   void free_all(std::vector<Block>& own) {
     while (!own.empty()) free_one(own, own.size() - 1);
   }
@@ -265,9 +273,99 @@ struct Actor {
     own.insert(own.end(), graph.blocks.begin(), graph.blocks.end());
     graphs.pop_back();
   }
+  // A region of the thread's own: it allocates there and frees, captures a graph into it now and then, and puts all of
+  // it to sleep; meanwhile it may free.
+  std::string tag() const { return "region " + std::to_string(thread); }
+  void live_in_a_region() {
+    const unsigned what = random() % 10;
+    if (asleep && what < 7) {
+      if (what < 3 && !in_region.empty()) program.free_one_asleep(in_region, random() % in_region.size());
+      return;
+    }
+    if (what < 5) {
+      program.allocator.enter_region(tag());
+      program.allocate(1 + random() % (4 * kPageBytes), stream_of(2 * thread + random() % 2), in_region);
+      program.allocator.leave_region();
+    } else if (what < 6) {
+      if (!in_region.empty()) program.free_one(in_region, random() % in_region.size());
+    } else if (what < 7) {
+      if (region_graphs.size() < 2) {
+        program.allocator.enter_region(tag());
+        std::swap(graphs, region_graphs);
+        capture();
+        std::swap(graphs, region_graphs);
+        program.allocator.leave_region();
+      } else if (!region_graphs.empty()) {
+        program.checker.replayed(region_graphs[0].name, stream_of(2 * thread));
+      }
+    } else if (!asleep) {
+      sleep();
+    } else {
+      wake();
+    }
+  }
+  template <typename DoBlock, typename DoGraph>
+  void each_in_region(DoBlock block, DoGraph graph) {
+    for (const Block& each : in_region) block(each.name);
+    for (const Graph& each : region_graphs) {
+      for (const Block& one : each.blocks) block(one.name);
+      graph(each.name);
+    }
+  }
+  void sleep() {
+    const auto told = [&](auto of_block, auto of_graph) {
+      each_in_region([&](PageChecker::Block name) { (program.checker.*of_block)(name); },
+                     [&](PageChecker::Graph name) { (program.checker.*of_graph)(name); });
+    };
+    try {
+      // No wait may stand between these: the driver's calls of other threads may, which touch nothing of the region.
+      told(&PageChecker::block_falls_asleep, &PageChecker::graph_falls_asleep);
+      program.allocator.sleep({tag()}, random() % 2 == 0 ? Keep::nothing : Keep::host);
+      asleep = !program.allocator.regions().empty();
+    } catch (const UsageError&) {  // there is no such region yet, or another thread is capturing
+      told(&PageChecker::block_woke, &PageChecker::graph_woke);
+    } catch (const DriverError&) {
+      CHECK(program.faulty.failed());
+      told(&PageChecker::block_woke, &PageChecker::graph_woke);
+    }
+  }
+  bool wake() {
+    try {
+      program.allocator.wake({tag()});
+    } catch (const OutOfMemory&) {
+      return false;
+    } catch (const UsageError&) {
+      return false;
+    } catch (const DriverError&) {
+      CHECK(program.faulty.failed());
+      return false;
+    }
+    asleep = false;
+    each_in_region([&](PageChecker::Block name) { program.checker.block_woke(name); },
+                   [&](PageChecker::Graph name) { program.checker.graph_woke(name); });
+    return true;
+  }
+  // Everything it still has in there; what is asleep is never used again.
+  void leave_the_region() {
+    while (!region_graphs.empty()) {
+      Graph& graph = region_graphs.back();
+      program.checker.destroyed(graph.name);
+      program.allocator.release_pool(0, graph.pool);
+      in_region.insert(in_region.end(), graph.blocks.begin(), graph.blocks.end());
+      region_graphs.pop_back();
+    }
+    while (!in_region.empty()) {
+      if (asleep)
+        program.free_one_asleep(in_region, in_region.size() - 1);
+      else
+        program.free_one(in_region, in_region.size() - 1);
+    }
+  }
+
   // Everything it still has.
   void finish() {
     while (!graphs.empty()) destroy_graph();
+    leave_the_region();
     program.free_all(own);
   }
 
@@ -290,6 +388,9 @@ struct Actor {
   std::mt19937 random;
   std::vector<Block> own;
   std::vector<Graph> graphs;
+  std::vector<Block> in_region;
+  std::vector<Graph> region_graphs;
+  bool asleep = false;
   std::uint64_t pools = 0;
 };
 

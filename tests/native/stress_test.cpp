@@ -64,6 +64,23 @@ TEST_CASE("graphs keep what they saw while other threads run out of memory") {
   program.finish();
 }
 
+TEST_CASE("regions sleep and wake while other threads work") {
+  Program program(200);
+  stress::run(program, 350, [](Actor& actor) {
+    for (int i = 0; i < stress::steps(3000); ++i) {
+      if (i % 3 == 0) actor.live_in_a_region();
+      live_with_graphs(actor, i);
+    }
+  });
+  std::size_t slept = 0;
+  for (const RegionStats& region : program.allocator.regions()) slept += region.asleep;
+  program.allocator.set_memory_limit(0, 0);
+  program.allocator.wake(program.allocator.region_tags());
+  program.finish();
+  CHECK(program.allocator.stats(0).driver_calls.at("copy_to_host") > 100);
+  CHECK((slept <= stress::kThreads && program.allocator.stats(0).asleep == 0));
+}
+
 TEST_CASE("segments are as sound where there is no virtual memory management") {
   Program program(160, Lie::none, false);
   stress::run(program, 400, [](Actor& actor) {

@@ -105,6 +105,10 @@ Bytes PageSupply::destroy_spare(Bytes bytes) noexcept {
     std::lock_guard guard(lock_);
     spans = pop_spare(bytes);
   }
+  return destroy(std::move(spans));
+}
+
+Bytes PageSupply::destroy(std::vector<PhysicalSpan> spans) noexcept {
   if (spans.empty()) return 0;
   std::vector<PhysicalSpan> kept = end_loans(&spans);
   const Bytes all = bytes_of(spans);

@@ -53,6 +53,9 @@ class PageSupply final : public Supply {
   // Gives so much spare memory back to the device, or a little more, since it goes in spans, but for what the driver
   // refuses to take. Returns the bytes.
   Bytes destroy_spare(Bytes bytes = ~Bytes{0}) noexcept;
+  // Spans that a heap held until now, and has unmapped, go to the device; what the driver refuses to take is spare.
+  // Returns the bytes.
+  Bytes destroy(std::vector<PhysicalSpan> spans) noexcept;
   Bytes spare_bytes() const;
 
   // Pages that may be made before the device, or what poolalloc may hold of it, is nearly full: spare ones, and new

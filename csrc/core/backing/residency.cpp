@@ -846,6 +846,7 @@ bool Residency::pieces(PageIndex first, PageIndex last, std::vector<Piece>* piec
 }
 
 void Residency::return_all() {
+  if (asleep_) return;  // it has none
   for (const Range& part : touched_)
     for (PageIndex page = part.first; page < part.end; ++page)
       if (counts(page)) count_moves(page, kNoPage);

@@ -80,6 +80,36 @@ class Residency final : public PageTable {
   bool pieces(PageIndex first, PageIndex last, std::vector<Piece>* pieces) const override;
   void return_all() override;
   void shed() override;
+
+  // Sleep: every mapping goes, every handle with it, and the tables stay as they are, so that waking makes the same
+  // mappings of new handles. Meanwhile blocks may be freed, but none is placed and nothing else of this is called;
+  // held(), resident() and mappings() stay what they will be. The driver's calls are the caller's, without the heap's
+  // lock. Not with a span on loan or on its way out.
+  struct Alias {
+    Address address = 0;
+    std::uint32_t pages = 0;
+    std::uint32_t span = 0;  // aliases of one span are neighbours in the list
+    PhysicalHandle handle = 0;
+  };
+  std::vector<Alias> aliases() const;
+  // visit(address, bytes) for each run of pages that are live.
+  template <typename Visit>
+  void visit_live(Visit visit) const {
+    for (const Range& part : touched_)
+      for (PageIndex first = part.first, last; first < part.end; first = last + 1) {
+        last = first;
+        if (!resident(first)) continue;
+        while (last + 1 < part.end && resident(last + 1)) ++last;
+        visit(address_of(first), (last - first + 1) * kPageBytes);
+      }
+  }
+  bool can_sleep() const { return parting_.empty() && away_ == 0; }
+  bool asleep() const { return asleep_; }
+  void fall_asleep();
+  // Spans on which nothing lives any more need not come back.
+  void forget_idle();
+  // Every alias is mapped again, of the handle that it has now.
+  void wake_up(const std::vector<Alias>& aliases);
   Bytes metadata_bytes() const override;
   void validate(const std::vector<std::uint32_t>& blocks_of) const override;
 
@@ -221,6 +251,7 @@ class Residency final : public PageTable {
   std::unordered_map<PhysicalHandle, Parting> parting_;
   Detached postponed_;    // not waited for
   Detached left_behind_;  // waited for, or never used
+  bool asleep_ = false;
 };
 
 }  // namespace poolalloc

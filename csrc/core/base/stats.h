@@ -5,6 +5,8 @@
 //   rounded + kept <= resident           kept: in blocks that exact bins hold ready for their next request
 //                                        resident: physical pages under at least one such block, kept ones included
 //   reserved = resident + idle           idle: physical pages held, under none
+//
+// Blocks of a region that is asleep are live, and on no page that is held: rounded + kept <= resident + asleep.
 #pragma once
 
 #include <map>
@@ -47,6 +49,20 @@ struct BlockStats {
   Counter reserved;        // of pages under or kept for such blocks
   Counter unused;          // bytes of resident pages in no block, kept or not, which cannot go back to the device
   std::uint64_t gaps = 0;  // how many pieces those are: size-class slabs with room, holes of the arena
+};
+
+// A region on one device.
+struct RegionStats {
+  std::string tag;
+  DeviceIndex device = 0;
+  bool asleep = false;
+  Bytes requested = 0;        // asked for, of live blocks
+  Bytes resident = 0;         // pages under blocks
+  Bytes reserved = 0;         // pages held
+  Bytes asleep_bytes = 0;     // pages given to the device, which waking takes back
+  Bytes contents_bytes = 0;   // of them, what waits in the host's memory or in a file
+  std::string contents;       // "host" or "file", where contents wait
+  Bytes idle_for_graphs = 0;  // idle pages that stay, since a captured graph may touch them; part of reserved
 };
 
 // The byte quantities; POOLALLOC_QUANTITIES lists them once for everyone who prints or exports them.
@@ -100,6 +116,7 @@ struct BinStats {
 struct HeapStats {
   StreamId stream = 0;
   PoolId pool;
+  std::string region;  // the tag of the region that it belongs to; empty: none
 #define X(name) Counter name;
   POOLALLOC_QUANTITIES(X)
 #undef X
@@ -115,7 +132,8 @@ struct HeapStats {
   Bytes address_space = 0;        // addresses ever used by the arena and the slabs
   std::uint64_t mappings = 0;     // pages mapped now, aliases included
   Bytes removable = 0;            // idle memory that can leave: all of it, or segments without a block
-  Bytes idle_in_pools = 0;        // idle memory that serves this heap alone, since its pool is in use; part of idle
+  Bytes idle_in_pools = 0;        // idle memory that serves this heap alone, since a graph may use it; part of idle
+  Bytes asleep = 0;               // memory that it has given to the device and takes back when its region wakes
   std::uint64_t segments = 0;     // whole allocations held; none where pages are mapped
   std::uint64_t metadata_bytes = 0;
   std::vector<BinStats> bins;  // only bins ever used
@@ -137,7 +155,10 @@ struct DeviceStats {
   std::uint64_t live_blocks = 0;
   std::uint64_t metadata_bytes = 0;
   Bytes unmapped = 0;          // idle pages that belong to no stream now; part of idle
-  Bytes idle_in_pools = 0;     // idle memory of private pools in use, which serves only them; part of idle
+  Bytes idle_in_pools = 0;     // idle memory of private pools that graphs may use; part of idle
+  Bytes asleep = 0;            // memory that regions have given to the device and take back when they wake
+  Bytes asleep_host = 0;       // contents of it that wait in the host's memory
+  Bytes asleep_file = 0;       // and in files
   bool virtual_memory = true;  // pages are mapped where they are needed; else memory comes in whole segments
   std::vector<HeapStats> heaps;
   std::map<std::string, std::uint64_t> driver_calls;  // by kind, whole process

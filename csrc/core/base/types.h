@@ -42,6 +42,12 @@ struct PoolId {
   friend bool operator==(const PoolId&, const PoolId&) = default;
 };
 
+// A region: memory under one tag, which sleeps and wakes together (device/regions.h). 0: none.
+using RegionId = std::uint32_t;
+
+// PoolId::first of the pools that have what threads allocate in regions; `second` is the region. torch counts from 0.
+inline constexpr std::uint64_t kRegionPools = ~std::uint64_t{0};
+
 // A block that cannot be handed out now, as a question about an address is answered.
 struct BlockInfo {
   Address address = 0;

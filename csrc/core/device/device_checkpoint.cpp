@@ -33,6 +33,8 @@ CheckpointDelta DeviceHeap::restore(const PoolCheckpoint& checkpoint) {
   const std::lock_guard<Lock> turn(gathering_);
   const Visit visit = heaps_of_pool_in_use(checkpoint.pool);
   CheckpointDelta delta;
+  for (Heap* heap : visit.heaps)
+    if (heap->asleep()) throw UsageError("this pool belongs to a region that is asleep; wake it before it is restored");
   for (Heap* heap : visit.heaps) {
     const auto then = std::find_if(checkpoint.heaps.begin(), checkpoint.heaps.end(), [&](const auto& each) {
       return each.stream == heap->stream() && each.base == heap->base();

@@ -218,19 +218,33 @@ void DeviceHeap::several_heaps_from_now() {
   for (auto& heap : stream_heaps_) heap->publish_from_now();
 }
 
-// A pool is being filled: its filter decides, the latest pool first. Filters are torch's code, so they run without a
-// lock.
+// A pool is being filled, or a thread is in a region: the pools' filters decide, the latest first, and then the
+// thread's region. Filters are torch's code, so they run without a lock.
 Address DeviceHeap::allocate_while_routing(Bytes bytes, StreamId stream) {
-  std::vector<std::pair<PrivatePool*, std::function<bool(StreamId)>>> routes;
-  const Visit visit(*this, false, [&](PrivatePool& pool) {
-    if (pool.routing) routes.emplace_back(&pool, pool.filter);
-    return pool.routing;
-  });
-  const auto route = std::find_if(routes.rbegin(), routes.rend(), [&](auto& each) { return each.second(stream); });
-  if (route != routes.rend()) resolve_suspicion(*route->first, stream);
-  Heap& heap = route != routes.rend() ? heap_of_pool(*route->first, stream) : heap_of(stream);
+  if (routing_pools_.load() != 0) {
+    std::vector<std::pair<PrivatePool*, std::function<bool(StreamId)>>> routes;
+    const Visit visit(*this, false, [&](PrivatePool& pool) {
+      if (pool.routing) routes.emplace_back(&pool, pool.filter);
+      return pool.routing;
+    });
+    const auto route = std::find_if(routes.rbegin(), routes.rend(), [&](auto& each) { return each.second(stream); });
+    if (route != routes.rend()) {
+      resolve_suspicion(*route->first, stream);
+      return allocate_in(route->first->region, heap_of_pool(*route->first, stream, captured_now(stream)), bytes);
+    }
+  }
+  const RegionId region = Regions::here();
+  return allocate_in(region, region != 0 ? heap_of_region(region, stream) : heap_of(stream), bytes);
+}
+
+Address DeviceHeap::allocate_in(RegionId region, Heap& heap, Bytes bytes) {
   Address address = 0;
-  const Status status = heap.allocate(bytes, &address);
+  if (region != 0 && asleep(region)) asleep_request_(region);
+  Status status = heap.allocate(bytes, &address);
+  while (status == Status::not_ready && region != 0 && asleep(region)) {  // since it was asked
+    asleep_request_(region);
+    status = heap.allocate(bytes, &address);
+  }
   return status == Status::ok ? address : find_memory(heap, bytes, status);
 }
 
@@ -246,8 +260,10 @@ void DeviceHeap::resolve_suspicion(PrivatePool& pool, StreamId stream) {
   if (std::exchange(pool.suspected, false)) shared_.gate.end(shared_.device);
 }
 
-Heap& DeviceHeap::heap_of_pool(PrivatePool& pool, StreamId stream) {
+// `capturing`: the request belongs to a graph.
+Heap& DeviceHeap::heap_of_pool(PrivatePool& pool, StreamId stream, bool capturing) {
   std::lock_guard guard(mutex_);
+  pool.captured |= capturing;
   SegmentSupply* const segments = pool.own_supply != nullptr ? pool.own_supply.get()
                                   : segments_wanted_         ? &shared_.segment_supply
                                                              : nullptr;
@@ -269,9 +285,9 @@ DeviceHeap::Visit DeviceHeap::all_heaps() const {
   return {*this, true, [](const PrivatePool&) { return true; }};
 }
 
-// Not the heaps of pools in use: a graph's replays will touch their idle pages again, or still do.
+// Not the heaps of pools that graphs use: their replays will touch idle pages again, or still do.
 DeviceHeap::Visit DeviceHeap::reclaimable_heaps() const {
-  return {*this, true, [](const PrivatePool& pool) { return pool.quiet; }};
+  return {*this, true, [](const PrivatePool& pool) { return !keeps_idle(pool); }};
 }
 
 DeviceHeap::Visit DeviceHeap::heaps_of_pool_in_use(PoolId id) const {

@@ -1,6 +1,7 @@
 // Everything poolalloc holds on one device: a heap for every stream, more for every private pool, and the page supply
 // they share. What happens when memory runs out is in ladder.h. device_heap.cpp: heaps, and memory that moves between
-// them; device_pools.cpp: private pools; device_stats.cpp: figures and checks.
+// them; device_pools.cpp: private pools; device_sleep.cpp: regions, asleep and awake; device_stats.cpp: figures and
+// checks.
 //
 //   reserved = sum over heaps of (resident + idle) + spare pages of the supply
 #pragma once
@@ -8,6 +9,10 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "core/backing/address_table.h"
@@ -15,8 +20,11 @@
 #include "core/base/stats.h"
 #include "core/device/oom_callbacks.h"
 #include "core/device/open_memory.h"
+#include "core/device/regions.h"
 #include "core/heap/heap.h"
 #include "core/options/options.h"
+#include "core/sleep/contents.h"
+#include "core/sleep/copier.h"
 #include "driver/driver.h"
 
 namespace poolalloc {
@@ -66,6 +74,30 @@ class DeviceHeap {
   // What may be held of `total` bytes; a limit of 0 is none.
   static Bytes limit_of(double fraction, Bytes limit, Bytes total);
 
+  // A thread allocates in a region from now on, until leave_region: requests must be looked at.
+  void enter_region();
+  void leave_region();
+  // Gives the physical memory of a region to the device, after all work has completed. `room` is what the contents may
+  // take of the host's memory. On any error nothing has changed. Throws UsageError (a capture is going on, or something
+  // keeps it awake, or there is no room), DriverError. Nothing if it is asleep, or has nothing here.
+  void sleep(RegionId region, Keep keep, const std::string& folder, Bytes room);
+  // Memory for all of these at the same addresses, with the contents that were kept. On any error they are as asleep as
+  // before. Throws OutOfMemory, UsageError (a capture is going on), DriverError.
+  void wake(const std::vector<RegionId>& regions);
+  bool asleep(RegionId region) const;
+  bool has_region(RegionId region) const;
+  // How a region that is asleep was put to sleep.
+  std::optional<std::pair<Keep, std::string>> kept(RegionId region) const;
+  // Contents of sleeping memory that wait in the host's memory.
+  Bytes host_bytes() const;
+  void append_regions(std::vector<RegionStats>& stats) const;
+  // What regions are called, and what to call, without a lock, when a request comes to one that is asleep. Before the
+  // first allocation.
+  void set_regions(const Regions* names, std::function<void(RegionId)> on_asleep) {
+    region_names_ = names;
+    asleep_request_ = std::move(on_asleep);
+  }
+
   void begin_allocate_to_pool(PoolId pool, std::function<bool(StreamId)> filter, Routing routing);
   void end_allocate_to_pool(PoolId pool);
   // Returns when every driver call that a heap makes under its lock is over, and every turn of those that take memory.
@@ -78,6 +110,7 @@ class DeviceHeap {
   void want_segments(bool wanted);
   void set_pool_use_on_oom(PoolId pool, bool use);
   void set_pool_no_split(PoolId pool);
+  void expect_graphs(PoolId pool);
   void release_pool(PoolId pool);
   std::vector<BlockInfo> blocks(PoolId pool) const;
   // `address` lies in a heap of this device.
@@ -121,8 +154,23 @@ class DeviceHeap {
     std::shared_ptr<SegmentSource> source;      // null: it has memory of the device like any other
     std::unique_ptr<SegmentSupply> own_supply;  // of the source
     bool no_split = false;
+    bool captured = false;  // requests came from captured streams: graphs may touch what is idle
+    RegionId region = 0;
     std::vector<std::unique_ptr<Heap>> heaps;
     int visitors = 0;
+  };
+  // What is known of a region besides its pools.
+  struct RegionMemory {
+    bool asleep = false;
+    Keep keep = Keep::nothing;
+    std::string folder;
+    std::unique_ptr<Contents> contents;  // null: none were kept
+    std::vector<SavedBytes> saved;
+  };
+  // A heap of a region that is asleep, and what it is to be mapped to.
+  struct Sleeper {
+    Heap* heap;
+    std::vector<Residency::Alias> aliases;
   };
   // Heaps to look at without the mutex: those of private pools are not destroyed as long as this lives.
   class Visit {
@@ -151,7 +199,24 @@ class DeviceHeap {
   [[gnu::noinline]] Heap& make_heap(StreamId stream);
   Heap& choose_heap(StreamEntry& entry);
   [[gnu::noinline]] Address allocate_while_routing(Bytes bytes, StreamId stream);
-  Heap& heap_of_pool(PrivatePool& pool, StreamId stream);
+  Address allocate_in(RegionId region, Heap& heap, Bytes bytes);
+  Heap& heap_of_pool(PrivatePool& pool, StreamId stream, bool capturing);
+  Heap& heap_of_region(RegionId region, StreamId stream);
+  bool captured_now(StreamId stream);
+  // Idle memory of a pool in use goes where it is needed, unless a graph may touch it or it is the pool's own.
+  static bool keeps_idle(const PrivatePool& pool) {
+    return !pool.quiet && (pool.captured || pool.suspected || pool.source != nullptr);
+  }
+  Visit heaps_of_region(RegionId region) const;
+  void unmap_all(const std::vector<Sleeper>& sleepers);
+  void make_handles(std::vector<Sleeper>& sleepers);
+  Bytes make_room_to_wake(Bytes missing, int round);
+  void destroy_handles(const std::vector<Sleeper>& sleepers);
+  bool graphs_may_touch(const Heap& heap) const;
+  bool has_users(const Heap& heap) const;
+  void map_all(std::vector<Sleeper>& sleepers);
+  void unmap(const std::vector<Residency::Alias>& aliases, std::size_t count);
+  [[noreturn]] void raise_no_room_to_wake(const std::vector<RegionId>& regions);
   void resolve_suspicion(PrivatePool& pool, StreamId stream);
   // Under mutex_.
   template <typename Do>
@@ -218,6 +283,10 @@ class DeviceHeap {
   std::vector<std::unique_ptr<StreamEntry>> entries_;
   bool segments_wanted_;  // for new memory
   std::vector<std::unique_ptr<PrivatePool>> pools_;
+  std::atomic<int> routing_pools_{0};
+  std::unordered_map<RegionId, RegionMemory> regions_;
+  const Regions* region_names_ = nullptr;
+  std::function<void(RegionId)> asleep_request_;
   DeviceStats gone_;  // what heaps counted that are no more, and the highest sums of peaks while they were there
 };
 

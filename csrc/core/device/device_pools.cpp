@@ -18,6 +18,7 @@ DeviceHeap::PrivatePool& DeviceHeap::add_user(PoolId id) {
     pool = pools_.back().get();
     pool->id = id;
   }
+  if (const RegionId region = Regions::here(); region != 0 && pool->heaps.empty()) pool->region = region;
   ++pool->users;
   pool->quiet = false;
   return *pool;
@@ -36,6 +37,7 @@ void DeviceHeap::begin_allocate_to_pool(PoolId id, std::function<bool(StreamId)>
     std::rotate(std::find_if(pools_.begin(), pools_.end(), [&](auto& entry) { return entry.get() == &pool; }),
                 std::find_if(pools_.begin(), pools_.end(), [&](auto& entry) { return entry.get() == &pool; }) + 1,
                 pools_.end());
+    routing_pools_.fetch_add(1);
     shared_.routes.fetch_add(1);
   }
   if (routing == Routing::suspect) shared_.gate.begin(shared_.device);
@@ -80,6 +82,13 @@ void DeviceHeap::set_pool_no_split(PoolId id) {
   pool->no_split = true;
 }
 
+void DeviceHeap::expect_graphs(PoolId id) {
+  std::lock_guard guard(mutex_);
+  PrivatePool* pool = find_pool(id);
+  if (pool == nullptr) throw UsageError("no such pool");
+  pool->captured = true;
+}
+
 void DeviceHeap::end_allocate_to_pool(PoolId id) {
   std::lock_guard guard(mutex_);
   PrivatePool* pool = find_pool(id);
@@ -87,6 +96,7 @@ void DeviceHeap::end_allocate_to_pool(PoolId id) {
   pool->routing = false;
   pool->filter = nullptr;
   if (std::exchange(pool->suspected, false)) shared_.gate.end(shared_.device);
+  routing_pools_.fetch_sub(1);
   shared_.routes.fetch_sub(1, std::memory_order_release);
 }
 

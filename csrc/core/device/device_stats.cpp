@@ -64,14 +64,16 @@ DeviceStats DeviceHeap::sum_of_heaps() const {
     join_counters(stats, one, add);
     add_events(stats, one);
     stats.metadata_bytes += one.metadata_bytes;
+    stats.asleep += one.asleep;
     return one;
   };
   for (auto& heap : stream_heaps_) add_heap(*heap);
   for (auto& pool : pools_)
     for (auto& heap : pool->heaps) {
       HeapStats& one = add_heap(*heap);
-      if (pool->users != 0 && !pool->use_on_oom) one.idle_in_pools = static_cast<Bytes>(one.idle.current);
+      if (keeps_idle(*pool) && !pool->use_on_oom) one.idle_in_pools = static_cast<Bytes>(one.idle.current);
       stats.idle_in_pools += one.idle_in_pools;
+      if (pool->region != 0) one.region = region_names_->tag(pool->region);
     }
   return stats;
 }
@@ -98,6 +100,9 @@ DeviceStats DeviceHeap::stats() const {
   join_counters(stats, gone_, raise_peak);
   add_events(stats, gone_);
   stats.device = shared_.device;
+  for (const auto& [region, memory] : regions_)
+    if (const Contents* contents = memory.contents.get())
+      (contents->place() == Keep::host ? stats.asleep_host : stats.asleep_file) += contents->bytes();
   stats.total_bytes = info_.total_bytes;
   stats.limit_bytes = shared_.holdings.limit();
   stats.virtual_memory = !shared_.segmented;

@@ -51,7 +51,9 @@ Idle idle_of(const OutOfMemoryFigures& figures) {
 
 std::string name_of(const HeapStats& heap) {
   std::string name = " on stream " + std::to_string(heap.stream);
-  if (heap.pool != PoolId{})
+  if (!heap.region.empty())
+    name += " in region \"" + heap.region + "\"";
+  else if (heap.pool != PoolId{})
     name += " in private pool " + std::to_string(heap.pool.first) + "," + std::to_string(heap.pool.second);
   return name;
 }
@@ -76,16 +78,18 @@ std::string describe(const OutOfMemoryFigures& figures) {
 
   std::ostringstream text;
   text << torchs_sentences(figures.asked, now.device, free_bytes, total_bytes) << " poolalloc was asked for "
-       << format_bytes(figures.asked) << " on device " << now.device << " (" << figures.device_name << "). It may hold "
-       << format_bytes(now.limit_bytes) << " and holds " << format_bytes(reserved) << ": " << shown(now.live)
-       << " live (" << shown(now.requested) << " requested), " << shown(now.pending) << " pending, " << shown(now.idle)
-       << " idle.";
+       << format_bytes(figures.asked) << (figures.waking ? " to wake a region on device " : " on device ") << now.device
+       << " (" << figures.device_name << "). It may hold " << format_bytes(now.limit_bytes) << " and holds "
+       << format_bytes(reserved) << ": " << shown(now.live) << " live (" << shown(now.requested) << " requested), "
+       << shown(now.pending) << " pending, " << shown(now.idle) << " idle.";
   if (idle.in_pools != 0)
     text << " Of the idle memory, " << format_bytes(idle.in_pools)
-         << " is in private pools in use (CUDA graphs, MemPool) and serves only them.";
+         << " is in private pools that a CUDA graph may touch, and serves only them.";
   if (idle.by_capture != 0)
     text << " Of the idle memory, " << format_bytes(idle.by_capture)
          << " cannot be moved while a CUDA graph is captured.";
+  if (now.asleep != 0)
+    text << " Regions that are asleep have " << format_bytes(now.asleep) << " more, which they do not hold now.";
   text << " The largest block that would have fitted: about "
        << format_bytes((room + idle.removable) / kPageBytes * kPageBytes) << ".";
   if (figures.addresses_missing)
@@ -103,7 +107,7 @@ std::string describe(const OutOfMemoryFigures& figures) {
   text << " Held by:";
   for (std::size_t i = 0; i < holders.size() && i < 4 && holders[i].first != 0; ++i)
     text << (i == 0 ? " " : ", ") << holders[i].second << " " << format_bytes(holders[i].first);
-  text << ". Try a smaller batch";
+  text << (figures.waking ? ". Try putting another region to sleep" : ". Try a smaller batch");
   if (idle.in_pools != 0) text << ", or deleting CUDA graphs and memory pools that are no longer needed";
   if (now.limit_bytes < now.total_bytes) text << ", a higher memory_fraction or memory_limit";
   if (free_bytes + reserved < total_bytes / 10 * 9)

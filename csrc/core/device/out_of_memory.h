@@ -17,6 +17,7 @@ struct OutOfMemoryFigures {
   std::string device_name;
   bool addresses_missing = false;  // rather than memory
   double address_space = 0;        // the option
+  bool waking = false;             // it was asked for by a region that wakes
   DeviceStats stats;
 };
 

@@ -36,6 +36,7 @@ Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Byt
                              traits.segments, &journal_)),
       pages_(*page_table_),
       segments_(traits.segments != nullptr ? static_cast<Segments*>(page_table_.get()) : nullptr),
+      residency_(traits.segments == nullptr ? static_cast<Residency*>(page_table_.get()) : nullptr),
       own_supply_(traits.segments != &shared.segment_supply ? traits.segments : nullptr),
       whole_(traits.no_split),
       slabs_(pages_, pages_in(slab_bytes)),
@@ -84,8 +85,8 @@ Status Heap::allocate_elsewhere_as(Bytes bytes, Address* address, Source source)
   Status status = Status::ok;
   if (kWay == Way::planned)
     status = place_by_plan(bytes, &offset, &rounded);
-  else if (kWay == Way::attentive && (attention_ & kWhole) != 0) [[unlikely]]
-    status = place_whole(bytes, &offset, &rounded);
+  else if (kWay == Way::attentive && (attention_ & kSpecial) != 0) [[unlikely]]
+    status = place_specially(bytes, &offset, &rounded);
   else
     status = place(bytes, &offset, &rounded);
   if (status != Status::ok) [[unlikely]] {
@@ -204,8 +205,10 @@ Status Heap::place(Bytes bytes, Bytes* offset, Bytes* rounded) {
   return status;
 }
 
-// Where blocks share nothing: in whole pages, or in a segment that no other block is in.
-Status Heap::place_whole(Bytes bytes, Bytes* offset, Bytes* rounded) {
+// Where blocks share nothing: in whole pages, or in a segment that no other block is in. In a heap that is asleep
+// nothing is placed.
+Status Heap::place_specially(Bytes bytes, Bytes* offset, Bytes* rounded) {
+  if (asleep_) return Status::not_ready;
   if (bytes > kMaxBinnedBytes) return Status::out_of_memory;
   const Bytes pages = round_up(bytes, kPageBytes);
   Arena::Block* block = nullptr;
@@ -320,7 +323,7 @@ void Heap::give_back(const Found& found) {
 Status Heap::allocate_missing(Bytes bytes, Bytes* offset, Bytes* rounded, Source source, Status status) {
   if (!shared_.gate.captures()) pages_.return_left_behind();
   const auto place_now = [&] {
-    if ((attention_ & kWhole) != 0) return place_whole(bytes, offset, rounded);
+    if ((attention_ & kSpecial) != 0) return place_specially(bytes, offset, rounded);
     return planned(bytes) ? place_by_plan(bytes, offset, rounded) : place(bytes, offset, rounded);
   };
   bool asked = uses_.pending() == 0 && !has_surplus();
@@ -425,7 +428,7 @@ Status Heap::ask() {
 
 Status Heap::allow_access_to_mapped() {
   const Guard guard(*this);
-  return pages_.allow_access_to_mapped();
+  return asleep_ ? Status::ok : pages_.allow_access_to_mapped();
 }
 
 void Heap::retire() noexcept {
@@ -436,7 +439,7 @@ void Heap::retire() noexcept {
 
 bool Heap::mapped() const {
   const Guard guard(*this);
-  return pages_.mappings() != 0;
+  return !asleep_ && pages_.mappings() != 0;
 }
 
 BlockInfo Heap::describe(Bytes offset, Bytes size, Bytes requested) const {
@@ -485,6 +488,7 @@ void Heap::append_blocks_locked(std::vector<BlockInfo>& blocks) const {
 HeapLayout Heap::layout() const {
   const Guard guard(*this);
   HeapLayout layout{{shared_.device, stream_, pool_}, segmented(), {}, {}};
+  if (asleep_) return layout;  // nothing of it is on the device
   pages_.visit_counted([&](PageIndex first, PageIndex last, bool idle) {
     const bool small = slabs_.serves(first) && !idle;
     Address end = 0;

@@ -9,9 +9,12 @@
 // heap that is half changed could hand out memory that is in use.
 // heap.cpp: placing and pages; heap_pending.cpp: other streams' uses; heap_kept.cpp: blocks kept for the next request;
 // heap_reclaim.cpp: idle pages that leave; heap_sharing.cpp: blocks with names for other processes;
-// heap_checkpoint.cpp: a pool's blocks put back; heap_stats.cpp: figures and checks.
+// heap_checkpoint.cpp: a pool's blocks put back; heap_sleep.cpp: memory that goes while its addresses stay;
+// heap_stats.cpp: figures and checks.
 //
 //   requested <= live      rounded = live + pending      rounded + kept <= resident      reserved = resident + idle
+//
+// Of a heap that is asleep nothing is resident, idle or reserved; what would be, is asleep.
 #pragma once
 
 #include <atomic>
@@ -48,6 +51,12 @@ enum class Wait { no, yes };  // for work on the device
 struct PoolTraits {
   SegmentSupply* segments = nullptr;  // memory comes in segments of it; null: in pages
   bool no_split = false;              // every block has its pages, or its segment, to itself
+};
+
+// Neighbouring bytes.
+struct MemoryRun {
+  Address address = 0;
+  Bytes bytes = 0;
 };
 
 class Heap final : private PageSupply::Lender {
@@ -185,6 +194,23 @@ class Heap final : private PageSupply::Lender {
   HeapStats stats() const;
   std::uint64_t live_blocks() const;
   Bytes live_bytes() const;
+  // Sleep, of a heap of a pool with pages that are mapped (backing/residency.h says what it is). begin_sleep: from now
+  // on requests are not_ready, until cancel_sleep or woken. fell_asleep: the driver has unmapped everything.
+  bool asleep() const {
+    const Guard guard(*this);
+    return asleep_;
+  }
+  void begin_sleep();
+  void cancel_sleep();
+  // Why it cannot sleep; null: it can.
+  const char* kept_awake_by() const;
+  std::vector<Residency::Alias> aliases() const;
+  // Where live blocks are, in runs of whole pages.
+  std::vector<MemoryRun> live_runs() const;
+  void fell_asleep();
+  // What need not come back is forgotten, unless a graph may touch it; then aliases() is what to map.
+  void prepare_to_wake(bool graphs);
+  void woken(const std::vector<Residency::Alias>& aliases);
   // Returns when a driver call under the heap's lock, if there is one, is over.
   void let_calls_finish() const;
   void reset_peaks();
@@ -223,7 +249,7 @@ class Heap final : private PageSupply::Lender {
     kTranslates = 8,  // memory comes in segments
     kPlans = 16,      // there is a plan
     kPutOff = 32,     // the last free is not finished
-    kWhole = 64,      // no page or segment is shared by blocks
+    kSpecial = 64,    // no page or segment is shared by blocks, or the heap is asleep: see place_specially
     kKeeps = 128      // there are exact bins
   };
   // For all but allocate and free: these leave something to the next call, which no other sees.
@@ -327,7 +353,7 @@ class Heap final : private PageSupply::Lender {
   Status place_by_plan(Bytes bytes, Bytes* offset, Bytes* rounded);
   PlannedBlocks::Bounds plan_bounds() const;
   bool planned(Bytes bytes) const { return (attention_ & kPlans) != 0 && bytes > above_; }
-  Status place_whole(Bytes bytes, Bytes* offset, Bytes* rounded);
+  Status place_specially(Bytes bytes, Bytes* offset, Bytes* rounded);
   [[gnu::noinline]] Status open_segment(const SegmentNeed& need);
   void close_segments(const PageTable::Detached& gone);
   void note_pages_if_changed() {
@@ -397,13 +423,14 @@ class Heap final : private PageSupply::Lender {
     if (all > all_unused_peak_) all_unused_peak_ = all;
   }
   void complete(BlockStats& stats, const Waiting& waiting) const;
+  static void sleep_through(HeapStats& stats);
   void note_progress();
   // A graph's replays may touch any address of its pool, and nothing may be unmapped while one is being captured.
   bool may_unmap() const { return pool_ == PoolId{} && !shared_.gate.captures(); }
 
   mutable BiasedLock lock_{[this] { return counts_.blocks.counter().total; }};
   const Address base_;
-  const Bytes bin_limit_;  // up to it, slabs are looked at first
+  Bytes bin_limit_;  // up to it, slabs are looked at first
   std::uint8_t attention_ = 0;
   BlockCounts counts_;
   Counter pending_bytes_, kept_bytes_;
@@ -414,7 +441,9 @@ class Heap final : private PageSupply::Lender {
   const Bytes slab_limit_;           // up to it, slabs serve what no plan does
   const std::unique_ptr<PageTable> page_table_;
   PageTable& pages_;
-  Segments* const segments_;  // null where pages are mapped
+  Segments* const segments_;    // null where pages are mapped
+  Residency* const residency_;  // null where memory comes in segments
+  bool asleep_ = false;
   SegmentSupply* const own_supply_;
   const bool whole_;
   Slabs slabs_;

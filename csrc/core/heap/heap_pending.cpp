@@ -43,7 +43,7 @@ void Heap::defer(Bytes offset, Bytes size) {
 void Heap::set_attention() {
   attention_ = static_cast<std::uint8_t>(
       (segments_ == nullptr ? 0 : kTranslates) | (uses_.empty() && names_.empty() ? 0 : kTracks) |
-      (uses_.pending() == 0 ? 0 : kWaits) | (planning_ == nullptr ? 0 : kPlans) | (whole_ ? kWhole : 0) |
+      (uses_.pending() == 0 ? 0 : kWaits) | (planning_ == nullptr ? 0 : kPlans) | (whole_ || asleep_ ? kSpecial : 0) |
       (exact_ == nullptr ? 0 : kKeeps) | (shared_.several_heaps.load(std::memory_order_relaxed) ? kPublishes : 0));
 }
 

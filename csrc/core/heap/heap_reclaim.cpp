@@ -66,7 +66,7 @@ Bytes Heap::reclaim_completed(std::uint32_t at_most_frames, int questions, std::
   if (!token && !lends()) return 0;
   {
     const Guard guard(*this);
-    if (pages_.idle_frames() == 0) return 0;
+    if (asleep_ || pages_.idle_frames() == 0) return 0;
   }
   learn_progress(questions);
   PageTable::Detached leaving;
@@ -179,6 +179,7 @@ Bytes Heap::reclaim_waiting(std::uint32_t at_most_frames) noexcept {
   Tick tick = 0;
   {
     const Guard guard(*this);
+    if (asleep_) return 0;
     tick = pages_.tick();
     pages_.detach_left_behind(&left_behind);
     pages_.detach_idle(at_most_frames, &leaving);

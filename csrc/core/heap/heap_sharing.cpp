@@ -1,6 +1,7 @@
 // Blocks of a heap that are named to other processes (sharing.h).
 #include <atomic>
 
+#include "core/base/errors.h"
 #include "core/heap/heap.h"
 
 namespace poolalloc {
@@ -13,6 +14,7 @@ std::optional<SharedBlock> Heap::share(Address address) {
   const Guard guard(*this);
   const Found found = find(offset);
   if (found.size == 0) return std::nullopt;
+  if (asleep_) throw UsageError("this tensor lies in a region that is asleep; wake it before sharing the tensor");
   if (uses_.pending(offset)) return std::nullopt;
   std::uint64_t& name = names_[offset];
   set_attention();

@@ -53,7 +53,7 @@ void Heap::publish_all() {
   send(shared_.live, counts_.live.current(), published_.live);
   send(shared_.pending, pending_bytes_.current, published_.pending);
   send(shared_.kept, kept_bytes_.current, published_.kept);
-  send(shared_.resident, pages_.resident().current, published_.resident);
+  send(shared_.resident, asleep_ ? 0 : pages_.resident().current, published_.resident);
   const std::int64_t idle = pool_ == PoolId{} ? pages_.idle_frames() : 0;
   shared_.idle_pages.fetch_add(idle - published_.idle_pages, std::memory_order_relaxed);
   published_.idle_pages = idle;
@@ -64,6 +64,19 @@ void Heap::complete(BlockStats& stats, const Waiting& waiting) const {
   stats.held_blocks = {stats.blocks.current + waiting.blocks, std::max(stats.blocks.peak, waiting.peak_blocks),
                        stats.blocks.total};
   stats.held = {stats.live.current + waiting.bytes, std::max(stats.live.peak, waiting.peak_bytes), stats.live.total};
+}
+
+// Pages are where they were, by the tables, but the device has their memory.
+void Heap::sleep_through(HeapStats& stats) {
+  stats.asleep = static_cast<Bytes>(stats.reserved.current);
+  for (Counter* counter : {&stats.resident, &stats.reserved, &stats.idle}) counter->current = 0;
+  for (BlockStats* part : {&stats.all, &stats.small, &stats.large}) {
+    part->reserved.current = part->unused.current = 0;
+    part->gaps = 0;
+  }
+  stats.bins.clear();
+  stats.arena_rounded = stats.arena_resident = stats.uncut = stats.removable = 0;
+  stats.mappings = 0;
 }
 
 HeapStats Heap::stats() const {
@@ -143,6 +156,7 @@ HeapStats Heap::stats() const {
   if (planning_ != nullptr)
     stats.metadata_bytes += planning_->blocks.metadata_bytes() + planning_->cursor.metadata_bytes();
   if (exact_ != nullptr) stats.metadata_bytes += exact_->bins.metadata_bytes();
+  if (asleep_) sleep_through(stats);
   return stats;
 }
 

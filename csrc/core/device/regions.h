@@ -1,0 +1,46 @@
+// Regions by their tags, and which one each thread allocates in.
+//
+// A thread's regions are a stack: the latest counts. A thread that works for another one, as those of autograd do, has
+// no stack of its own; whoever knows for whom it works says so (RegionHooks).
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/base/types.h"
+
+namespace poolalloc {
+
+// What a framework knows of threads that work for others. All are called on the thread that they are about.
+struct RegionHooks {
+  void (*entered)(RegionId) = nullptr;
+  void (*left)() = nullptr;
+  RegionId (*here)() = nullptr;  // 0: none
+};
+
+class POOLALLOC_API Regions {
+ public:
+  // Of a tag, which is new if need be. Throws UsageError for an empty one.
+  RegionId id_of(const std::string& tag);
+  // Throws UsageError, which names those there are, if there is none of that tag.
+  RegionId find(const std::string& tag) const;
+  std::string tag(RegionId region) const;
+  std::vector<std::string> tags() const;
+
+  // The region that this thread allocates in, or 0.
+  static RegionId here();
+  static void enter(RegionId region);
+  // The one entered last ends.
+  static void leave();
+  // Before any thread enters one.
+  static void set_hooks(const RegionHooks& hooks);
+
+ private:
+  mutable std::mutex mutex_;
+  std::vector<std::string> tags_;  // of region 1 and on
+};
+
+}  // namespace poolalloc
