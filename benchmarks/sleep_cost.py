@@ -5,7 +5,7 @@
 Each recording is replayed on a modelled device up to its peak, inside a region. Then the region sleeps and wakes, and
 nothing is copied: copies take what the bus takes. Beside it stand two other ways of giving the same live tensors back
 at the same moment: a cudaMalloc and cudaFree for each tensor, which changes addresses, and a handle of its own for each
-tensor, mapped again at the same address. Times are modelled by the default price list: lowest - highest, for a GiB that
+tensor, unmapped and mapped again at the same address. Times are modelled by the default price list, for a GiB that
 sleeps and wakes.
 """
 
@@ -51,11 +51,9 @@ def row(path: Path, growth: str) -> list[str]:
     prices = price_lists.find()
 
     def time(work: dict[str, int]) -> str:
-        low, high = (
-            1e3 * seconds / gib
-            for seconds in (DriverWork(work).price(prices).total.low, DriverWork(work).price(prices).total.high)
-        )
-        return f"{low:.2f} - {high:.2f} ms"
+        total = DriverWork(work).price(prices).total
+        low, high = (f"{1e3 * seconds / gib:.2f}" for seconds in (total.low, total.high))
+        return f"{low} ms" if low == high else f"{low} - {high} ms"
 
     down = less(asleep["driver_work"], awake["driver_work"])
     up = less(woken["driver_work"], asleep["driver_work"])

@@ -18,7 +18,7 @@ from poolalloc.sizes import format_size
 MODELS, ROOM_FOR, REQUESTS, WIDTH = 10, 3, 60, 512
 
 poolalloc.install()
-poolalloc.set_memory_limit("56 MiB")
+poolalloc.set_memory_limit("48 MiB")
 
 
 class Server:

@@ -184,8 +184,8 @@ def _warn_of_preloads() -> None:
         if "torch_memory_saver_hook_mode_preload" in Path("/proc/self/maps").read_text():
             warnings.warn(
                 "poolalloc: torch_memory_saver is preloaded into this process and has no effect: it pauses memory that "
-                "torch takes by cudaMalloc, and poolalloc takes none by it. Its pause and resume free nothing; start "
-                "the process without it, or without poolalloc",
+                "torch takes by cudaMalloc, and poolalloc takes none by it. Its pause and resume free nothing; "
+                "poolalloc.compat.torch_memory_saver has the same names and works. Start the process without that library",
                 RuntimeWarning,
                 stacklevel=4,
             )

@@ -35,8 +35,9 @@ FILL = {
 PLACES = {
     "device": (0, 4, 3, "the heaps of one device, private pools,\nwhat happens when memory runs out"),
     "heap": (0, 3, 3, "the memory of one stream: lock, counters, deferred frees"),
-    "placement": (0, 2, 2, "where a block goes: slabs, arena,\nexact bins, planned places"),
-    "streams": (2, 2, 1, "uses by other streams,\ncaptures"),
+    "placement": (0, 2, 1, "where a block goes: slabs,\narena, exact bins, plans"),
+    "streams": (1, 2, 1, "uses by other streams,\ncaptures"),
+    "sleep": (2, 2, 1, "contents of memory\nthat sleeps"),
     "backing": (0, 1, 2, "what lies behind an address: spans and\ntheir mappings, segments, spare memory"),
     "plans": (2, 1, 1, "plans of programs\nthat repeat"),
     "options": (0, 0, 1, "the table of options"),

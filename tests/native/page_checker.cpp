@@ -251,12 +251,12 @@ PageChecker::Address PageChecker::mapping_of(Address address) const {
 PageChecker::Block PageChecker::allocated(Device device, Stream home, Address address, Bytes bytes, PoolId pool) {
   std::lock_guard guard(mutex_);
   const Block name = ++last_block_;
-  settle(blocks_[name] = {device, index_of(device, home), address, bytes, pool, {}}, name);
+  settle(blocks_[name] = {device, index_of(device, home), address, bytes, pool, {}}, name, true);
   return name;
 }
 
 // On the memory that is mapped there now.
-void PageChecker::settle(BlockState& block, Block name) {
+void PageChecker::settle(BlockState& block, Block name, bool is_new) {
   const Address end = block.address + block.bytes;
   for (Address at = block.address; at < end;) {
     const Address start = mapping_of(at);
@@ -272,6 +272,8 @@ void PageChecker::settle(BlockState& block, Block name) {
     const Address stop = std::min(end, start + mapping.bytes());
     block.pieces.push_back({mapping.frame, at - start, stop - start, start});
     claim(block, name, block.pieces.back());
+    if (is_new) check_order(block, name, block.pieces.back());
+    block.pieces.back().frame->home = block.home;
     at = stop;
   }
 }
@@ -284,7 +286,11 @@ void PageChecker::claim(const BlockState& block, Block name, const Piece& piece)
     report(Rule::one_owner, "blocks %" PRIu64 " at %#" PRIx64 " and %" PRIu64 " at %#" PRIx64 " share page %#" PRIx64,
            next->second.second, blocks_.at(next->second.second).address, name, block.address, frame.identity);
   frame.live.insert({piece.first, {piece.end, name}});
+}
 
+// Work on the memory from before the block was there.
+void PageChecker::check_order(const BlockState& block, Block name, const Piece& piece) {
+  Frame& frame = *piece.frame;
   for (const Graph graph : frame.graphs)
     if (!(graphs_.at(graph).pool == block.pool))
       report(Rule::graph, "block %" PRIu64 " has page %#" PRIx64 ", and graph %" PRIu64 " may be launched", name,
@@ -300,7 +306,6 @@ void PageChecker::claim(const BlockState& block, Block name, const Piece& piece)
              name, streams_[block.home].stream, frame.identity, use.number, streams_[use.stream].stream,
              streams_[use.stream].device);
   std::erase_if(frame.uses, [this](const Use& use) { return known_over(use); });
-  frame.home = block.home;
 }
 
 void PageChecker::add_use(const Piece& piece, StreamIndex stream, Number number) {
@@ -371,7 +376,7 @@ void PageChecker::block_falls_asleep(Block name) {
 
 void PageChecker::block_woke(Block name) {
   std::lock_guard guard(mutex_);
-  settle(blocks_.at(name), name);
+  settle(blocks_.at(name), name, false);
 }
 
 void PageChecker::graph_falls_asleep(Graph name) {

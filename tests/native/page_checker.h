@@ -155,9 +155,10 @@ class PageChecker final : public ForwardingDriver {
   bool known_over(const Use& use) const { return use.number <= at(host_, use.stream); }
   bool before(const Use& use, StreamIndex stream) const;
   Address mapping_of(Address address) const;
-  void settle(BlockState& block, Block name);
+  void settle(BlockState& block, Block name, bool is_new);
   void disown(BlockState& block, Block name);
   void claim(const BlockState& block, Block name, const Piece& piece);
+  void check_order(const BlockState& block, Block name, const Piece& piece);
   void add_use(const Piece& piece, StreamIndex stream, Number number);
   void check_removal(const Mapping& mapping, Address address, const char* what);
   std::string running(const std::vector<Use>& uses) const;

@@ -54,6 +54,14 @@ struct Rig {
            model.copy_to_host(0, &last, address + bytes - sizeof last, sizeof last, 0) == Status::ok && first == what &&
            last == what;
   }
+  void begin_capture() {
+    allocator.begin_capture(0);
+    model.begin_capture(0, kStream);
+  }
+  void end_capture() {
+    model.end_capture(0, kStream);
+    allocator.end_capture(0);
+  }
   Bytes used() const { return model.used_bytes(0); }
   RegionStats region(const std::string& tag) const {
     for (const RegionStats& one : allocator.regions())
@@ -71,6 +79,7 @@ struct Rig {
       const auto found = stats.driver_calls.find(kind);
       return found != stats.driver_calls.end() ? static_cast<std::int64_t>(found->second) : 0;
     };
+    held["descriptors"] = std::distance(std::filesystem::directory_iterator("/proc/self/fd"), {});
     held["handles"] = calls("create") - calls("destroy");
     held["addresses"] = calls("reserve") - calls("release");
     held["streams"] = calls("create_stream") - calls("destroy_stream");
@@ -259,10 +268,10 @@ TEST_CASE("what a graph may touch comes back as it was mapped, idle or not") {
   const PoolId pool{1, 0};
   const Rig::In in(rig, "r");
   rig.allocator.begin_allocate_to_pool(0, pool, [](StreamId) { return true; });
-  rig.allocator.begin_capture(0);
+  rig.begin_capture();
   const Address output = rig.take(3 * kMiB), between = rig.take(6 * kMiB);
   rig.allocator.free(between);
-  rig.allocator.end_capture(0);
+  rig.end_capture();
   rig.allocator.end_allocate_to_pool(0, pool);
   rig.write(output, 3 * kMiB, 8);
   const RegionStats before = rig.region("r");
@@ -283,9 +292,9 @@ TEST_CASE("a graph that goes while its region sleeps leaves nothing to come back
   {
     const Rig::In in(rig, "r");
     rig.allocator.begin_allocate_to_pool(0, pool, [](StreamId) { return true; });
-    rig.allocator.begin_capture(0);
+    rig.begin_capture();
     rig.allocator.free(rig.take(6 * kMiB));
-    rig.allocator.end_capture(0);
+    rig.end_capture();
     rig.allocator.end_allocate_to_pool(0, pool);
   }
   rig.allocator.sleep({"r"}, Keep::host);
@@ -318,7 +327,8 @@ TEST_CASE("a thousand cycles leave nothing behind") {
   for (int i = 0; i < 12; ++i) blocks.emplace_back(rig.take((i + 1) * 700'000, "r", i % 3 == 0 ? kOther : kStream), 0);
   std::map<std::string, std::int64_t> after_first;
   for (int cycle = 0; cycle < 1000; ++cycle) {
-    rig.allocator.sleep({"r"}, cycle % 5 == 0 ? Keep::host : Keep::nothing);
+    const Keep kinds[] = {Keep::host, Keep::file, Keep::nothing, Keep::nothing, Keep::nothing};
+    rig.allocator.sleep({"r"}, kinds[cycle % 5], std::filesystem::temp_directory_path());
     rig.allocator.wake({"r"});
     if (cycle == 0) after_first = rig.holdings();
   }

@@ -39,11 +39,12 @@ Heap& DeviceHeap::heap_of_region(RegionId region, StreamId stream) {
   return heap_of_pool(*pool, stream, captured_now(stream));
 }
 
-// Whether what the stream is asked to do belongs to a graph, whoever captures it.
+// Whether what the stream is asked to do belongs to a graph, whoever captures it. The legacy default stream (0, and the
+// handle that names it) cannot be captured.
 bool DeviceHeap::captured_now(StreamId stream) {
+  if (stream <= 1) return false;
   bool capturing = false;
-  return shared_.gate.captures() || shared_.driver.stream_capturing(shared_.device, stream, &capturing) != Status::ok ||
-         capturing;
+  return shared_.driver.stream_capturing(shared_.device, stream, &capturing) != Status::ok || capturing;
 }
 
 bool DeviceHeap::graphs_may_touch(const Heap& heap) const {

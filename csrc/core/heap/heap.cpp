@@ -46,6 +46,7 @@ Heap::Heap(DeviceShared& shared, StreamId stream, PoolId pool, Address base, Byt
       shared_(shared),
       stream_(stream),
       pool_(pool),
+      ordinary_(pool == PoolId{}),
       planning_(pages_of(plan, traits, arena_bytes) != 0
                     ? std::make_unique<Planning>(pages_, pages_in(slab_bytes), *plan)
                     : nullptr),

@@ -404,7 +404,7 @@ class Heap final : private PageSupply::Lender {
   bool has_completed(const MayAsk& token, EventHandle event, int questions) const;
   void learn_progress(int questions);
   Bytes lend_waiting(std::uint32_t at_most_frames);
-  bool lends() const { return pool_ == PoolId{} && segments_ == nullptr; }
+  bool lends() const { return ordinary_ && segments_ == nullptr; }
   void end_loans(std::vector<PhysicalHandle>* pages) noexcept override;
   void loans_moved();
   Bytes hand_over(const NoCapture& token, PageTable::Detached& leaving);
@@ -426,7 +426,7 @@ class Heap final : private PageSupply::Lender {
   static void sleep_through(HeapStats& stats);
   void note_progress();
   // A graph's replays may touch any address of its pool, and nothing may be unmapped while one is being captured.
-  bool may_unmap() const { return pool_ == PoolId{} && !shared_.gate.captures(); }
+  bool may_unmap() const { return ordinary_ && !shared_.gate.captures(); }
 
   mutable BiasedLock lock_{[this] { return counts_.blocks.counter().total; }};
   const Address base_;
@@ -452,6 +452,7 @@ class Heap final : private PageSupply::Lender {
   DeviceShared& shared_;
   const StreamId stream_;
   const PoolId pool_;
+  const bool ordinary_;  // no private pool
   Waiting waiting_[kBlockKinds], all_waiting_;
   Counter reserved_[kBlockKinds];  // of pages: cut into slabs, others
   std::uint32_t noted_slab_pages_ = 0;

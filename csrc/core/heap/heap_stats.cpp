@@ -54,7 +54,7 @@ void Heap::publish_all() {
   send(shared_.pending, pending_bytes_.current, published_.pending);
   send(shared_.kept, kept_bytes_.current, published_.kept);
   send(shared_.resident, asleep_ ? 0 : pages_.resident().current, published_.resident);
-  const std::int64_t idle = pool_ == PoolId{} ? pages_.idle_frames() : 0;
+  const std::int64_t idle = ordinary_ ? pages_.idle_frames() : 0;
   shared_.idle_pages.fetch_add(idle - published_.idle_pages, std::memory_order_relaxed);
   published_.idle_pages = idle;
 }
