@@ -185,7 +185,7 @@ def _warn_of_preloads() -> None:
             warnings.warn(
                 "poolalloc: torch_memory_saver is preloaded into this process and has no effect: it pauses memory that "
                 "torch takes by cudaMalloc, and poolalloc takes none by it. Its pause and resume free nothing; "
-                "poolalloc.compat.torch_memory_saver has the same names and works. Start the process without that library",
+                "poolalloc.compat.torch_memory_saver has the same names, and works; start the process without it",
                 RuntimeWarning,
                 stacklevel=4,
             )

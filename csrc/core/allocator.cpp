@@ -361,8 +361,7 @@ void Allocator::leave_region() {
 }
 
 void Allocator::sleep(const std::vector<std::string>& tags, Keep keep, const std::string& folder) {
-  std::vector<RegionId> regions;
-  for (const std::string& tag : tags) regions.push_back(regions_.find(tag));
+  const std::vector<RegionId> regions = regions_.find(tags);
   const std::lock_guard<std::recursive_mutex> turn(sleeping_);
   std::vector<std::pair<DeviceHeap*, RegionId>> done;
   try {
@@ -385,11 +384,7 @@ void Allocator::sleep(const std::vector<std::string>& tags, Keep keep, const std
   }
 }
 
-void Allocator::wake(const std::vector<std::string>& tags) {
-  std::vector<RegionId> regions;
-  for (const std::string& tag : tags) regions.push_back(regions_.find(tag));
-  wake_regions(regions);
-}
+void Allocator::wake(const std::vector<std::string>& tags) { wake_regions(regions_.find(tags)); }
 
 // Device by device; on one, all or none. Where a later one has no room, those before go back to sleep.
 void Allocator::wake_regions(const std::vector<RegionId>& regions) {

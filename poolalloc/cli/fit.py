@@ -167,7 +167,8 @@ def _verdict(found: Fit, device: DeviceFit, name: str) -> list[str]:
         )
     if device.idle_in_pools:
         lines.append(
-            f"  idle then in private pools that a CUDA graph may touch, which serves only them: {format_size(device.idle_in_pools)}"
+            "  idle then in private pools that a CUDA graph may touch, which serves only them: "
+            f"{format_size(device.idle_in_pools)}"
         )
     lines.append(f"  smallest memory that fits: {_smallest(device.smallest_memory)}")
     lines.append(

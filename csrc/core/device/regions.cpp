@@ -32,6 +32,13 @@ RegionId Regions::find(const std::string& tag) const {
                    (known.empty() ? "it has none yet" : "its regions are " + known));
 }
 
+std::vector<RegionId> Regions::find(const std::vector<std::string>& tags) const {
+  std::vector<RegionId> found;
+  found.reserve(tags.size());
+  for (const std::string& tag : tags) found.push_back(find(tag));
+  return found;
+}
+
 std::string Regions::tag(RegionId region) const {
   std::lock_guard guard(mutex_);
   return region >= 1 && region <= tags_.size() ? tags_[region - 1] : std::string();

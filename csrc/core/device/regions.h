@@ -27,6 +27,7 @@ class POOLALLOC_API Regions {
   RegionId id_of(const std::string& tag);
   // Throws UsageError, which names those there are, if there is none of that tag.
   RegionId find(const std::string& tag) const;
+  std::vector<RegionId> find(const std::vector<std::string>& tags) const;
   std::string tag(RegionId region) const;
   std::vector<std::string> tags() const;
 

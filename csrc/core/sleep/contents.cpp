@@ -9,6 +9,7 @@
 #include <cstring>
 #include <fstream>
 #include <sstream>
+#include <system_error>
 #include <vector>
 
 #include "core/base/errors.h"
@@ -105,11 +106,12 @@ std::unique_ptr<Contents> Contents::in_host(Bytes bytes) {
 
 std::unique_ptr<Contents> Contents::in_file(const std::string& folder, Bytes bytes) {
   const int descriptor = open_nameless(folder);
-  if (descriptor < 0) throw UsageError("no file can be made in the folder \"" + folder + "\": " + std::strerror(errno));
+  if (descriptor < 0)
+    throw UsageError("no file can be made in the folder \"" + folder + "\": " + std::generic_category().message(errno));
   auto contents = std::make_unique<FileContents>(bytes, descriptor);
   if (const int error = bytes != 0 ? posix_fallocate(descriptor, 0, static_cast<off_t>(bytes)) : 0; error != 0)
     throw UsageError("the folder \"" + folder + "\" has no room for " + format_bytes(bytes) + ": " +
-                     std::strerror(error));
+                     std::generic_category().message(error));
   return contents;
 }
 
