@@ -263,6 +263,31 @@ TEST_CASE("a region that finds no room stays asleep, with what it held, until th
   CHECK(rig.holds(other, 40 * kPage, 22));
 }
 
+TEST_CASE("callbacks are asked again for as long as they make room") {
+  Rig rig(64);
+  std::vector<std::string> awake;
+  const auto name = rig.allocator.oom_callbacks().add([&](DeviceIndex, Bytes) {
+    if (awake.empty()) return false;
+    rig.allocator.sleep({awake.front()}, Keep::nothing);
+    awake.erase(awake.begin());
+    return true;
+  });
+  rig.take(50 * kPage, "large");
+  rig.allocator.sleep({"large"}, Keep::nothing);
+  for (const std::string tag : {"a", "b", "c", "d"}) {
+    rig.take(14 * kPage, tag);
+    awake.push_back(tag);
+  }
+  rig.allocator.wake({"large"});  // takes three of them
+  CHECK((!rig.region("large").asleep && awake.size() == 1));
+  rig.allocator.sleep({"large"}, Keep::nothing);
+  awake.insert(awake.begin(), {"a", "b", "c"});
+  rig.allocator.wake({"a", "b", "c"});
+  rig.take(30 * kPage);  // so does a request, of which the ladder is asked
+  CHECK(awake.size() == 2);
+  rig.allocator.oom_callbacks().remove(name);
+}
+
 TEST_CASE("what a graph may touch comes back as it was mapped, idle or not") {
   Rig rig;
   const PoolId pool{1, 0};

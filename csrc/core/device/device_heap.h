@@ -165,7 +165,7 @@ class DeviceHeap {
     Keep keep = Keep::nothing;
     std::string folder;
     std::unique_ptr<Contents> contents;  // null: none were kept
-    std::vector<SavedBytes> saved;
+    std::vector<SavedBytes> saved;       // by address
   };
   // A heap of a region that is asleep, and what it is to be mapped to.
   struct Sleeper {
@@ -209,8 +209,14 @@ class DeviceHeap {
   }
   Visit heaps_of_region(RegionId region) const;
   void unmap_all(const std::vector<Sleeper>& sleepers);
-  void make_handles(std::vector<Sleeper>& sleepers);
-  Bytes make_room_to_wake(Bytes missing, int round);
+  // What has been tried for memory to wake with.
+  struct Effort {
+    int rung = 0;
+    Bytes least_live = ~Bytes{0};  // after a round of callbacks
+  };
+  Status make_handles(std::vector<Sleeper>& sleepers);
+  bool find_room_to_wake(Bytes missing, Effort* effort);
+  std::vector<SavedBytes> wanted_of(const RegionMemory& memory, RegionId region) const;
   void destroy_handles(const std::vector<Sleeper>& sleepers);
   bool graphs_may_touch(const Heap& heap) const;
   bool has_users(const Heap& heap) const;

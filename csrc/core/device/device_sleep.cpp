@@ -102,6 +102,11 @@ void DeviceHeap::sleep(RegionId region, Keep keep, const std::string& folder, By
     if (!graphs_may_touch(*heap)) heap->reclaim_waiting(~0u);
   shared_.destroy_spare();
 
+  RegionMemory* memory = nullptr;
+  {
+    std::lock_guard guard(mutex_);
+    memory = &regions_[region];
+  }
   for (Heap* heap : visit.heaps) heap->begin_sleep();
   std::unique_ptr<Contents> contents;
   std::vector<SavedBytes> saved;
@@ -129,6 +134,7 @@ void DeviceHeap::sleep(RegionId region, Keep keep, const std::string& folder, By
       if (keep == Keep::host && bytes > room)
         throw UsageError("the contents of this region are " + format_bytes(bytes) +
                          ", and the option sleep_host_limit leaves " + format_bytes(room));
+      std::sort(saved.begin(), saved.end(), [](const auto& a, const auto& b) { return a.address < b.address; });
       contents = keep == Keep::host ? Contents::in_host(bytes) : Contents::in_file(folder, bytes);
       Copier(shared_.driver, *token, shared_.device).save(saved, contents.get());
     }
@@ -140,7 +146,7 @@ void DeviceHeap::sleep(RegionId region, Keep keep, const std::string& folder, By
   for (const Sleeper& sleeper : sleepers) sleeper.heap->fell_asleep();
   destroy_handles(sleepers);
   std::lock_guard guard(mutex_);
-  regions_[region] = {true, keep, folder, std::move(contents), std::move(saved)};
+  *memory = {true, keep, folder, std::move(contents), std::move(saved)};
 }
 
 // All or nothing.
@@ -193,11 +199,10 @@ void DeviceHeap::wake(const std::vector<RegionId>& regions) {
     }
   }
   if (waking.empty()) return;
-  try {
-    make_handles(sleepers);
-  } catch (const OutOfMemory&) {
+  if (const Status status = make_handles(sleepers); status == Status::out_of_memory)
     raise_no_room_to_wake(waking);
-  }
+  else if (status != Status::ok)
+    throw DriverError("the driver refused memory for a region that wakes: " + shared_.driver.last_error());
   const std::lock_guard<Lock> turn(gathering_);
   const auto token = shared_.gate.no_capture(shared_.device);
   try {
@@ -211,18 +216,7 @@ void DeviceHeap::wake(const std::vector<RegionId>& regions) {
     for (const RegionId region : waking) {
       const RegionMemory& memory = regions_.at(region);
       if (memory.contents == nullptr) continue;
-      // What was freed meanwhile may have no memory now.
-      std::vector<SavedBytes> wanted;
-      const Visit visit = heaps_of_region(region);
-      for (Heap* heap : visit.heaps) {
-        if (!heap->asleep()) continue;
-        for (const MemoryRun& run : heap->live_runs())
-          for (const SavedBytes& part : memory.saved) {
-            const Address from = std::max(run.address, part.address);
-            const Address to = std::min(run.address + run.bytes, part.address + part.bytes);
-            if (from < to) wanted.push_back({from, to - from, part.at + (from - part.address)});
-          }
-      }
+      const std::vector<SavedBytes> wanted = wanted_of(memory, region);
       Copier(shared_.driver, *token, shared_.device).restore(wanted, *memory.contents);
     }
   } catch (...) {
@@ -235,8 +229,28 @@ void DeviceHeap::wake(const std::vector<RegionId>& regions) {
   for (const RegionId region : waking) regions_.erase(region);
 }
 
-// Memory is made for all of them before anything is mapped. All or nothing: throws OutOfMemory, DriverError.
-void DeviceHeap::make_handles(std::vector<Sleeper>& sleepers) {
+// Of what was saved, the pages on which something lives still: others may have no memory now.
+std::vector<SavedBytes> DeviceHeap::wanted_of(const RegionMemory& memory, RegionId region) const {
+  std::vector<SavedBytes> wanted;
+  const Visit visit = heaps_of_region(region);
+  for (Heap* heap : visit.heaps) {
+    if (!heap->asleep()) continue;
+    for (const MemoryRun& run : heap->live_runs()) {
+      const Address end = run.address + run.bytes;
+      auto part = std::upper_bound(memory.saved.begin(), memory.saved.end(), run.address,
+                                   [](Address address, const SavedBytes& each) { return address < each.address; });
+      if (part != memory.saved.begin()) --part;
+      for (; part != memory.saved.end() && part->address < end; ++part) {
+        const Address from = std::max(run.address, part->address), to = std::min(end, part->address + part->bytes);
+        if (from < to) wanted.push_back({from, to - from, part->at + (from - part->address)});
+      }
+    }
+  }
+  return wanted;
+}
+
+// Memory is made for all of them before anything is mapped: for all or for none.
+Status DeviceHeap::make_handles(std::vector<Sleeper>& sleepers) {
   Bytes missing = 0;
   for (Sleeper& sleeper : sleepers) {
     std::uint32_t before = 0;
@@ -245,7 +259,7 @@ void DeviceHeap::make_handles(std::vector<Sleeper>& sleepers) {
       if (std::exchange(before, alias.span) != alias.span) missing += alias.pages * kPageBytes;
     }
   }
-  int round = 0;
+  Effort effort;
   for (Sleeper& sleeper : sleepers) {
     const Residency::Alias* before = nullptr;
     for (Residency::Alias& alias : sleeper.aliases) {
@@ -254,46 +268,53 @@ void DeviceHeap::make_handles(std::vector<Sleeper>& sleepers) {
         continue;
       }
       Status status = shared_.page_supply.make(alias.pages, &alias.handle);
-      while (status == Status::out_of_memory && make_room_to_wake(missing, round++) != 0)
+      while (status == Status::out_of_memory && find_room_to_wake(missing, &effort))
         status = shared_.page_supply.make(alias.pages, &alias.handle);
       if (status != Status::ok) {
-        const std::string problem = shared_.driver.last_error();
         alias.handle = 0;
         destroy_handles(sleepers);
-        if (status == Status::out_of_memory) throw OutOfMemory("");
-        throw DriverError("the driver refused memory for a region that wakes: " + problem);
+        return status;
       }
       missing -= alias.pages * kPageBytes;
       before = &alias;
     }
   }
+  return Status::ok;
 }
 
-// What the ladder does for a request, with no heap of its own: idle memory that completed work has left, callbacks,
-// idle memory that has to be waited for. Returns 0 when there is nothing left to try.
-Bytes DeviceHeap::make_room_to_wake(Bytes missing, int round) {
+// What the ladder does for a request, with no heap of its own: idle memory that completed work has left; callbacks, for
+// as long as they say that they freed something and less is live than ever before; idle memory that has to be waited
+// for. False when there is nothing left to try.
+bool DeviceHeap::find_room_to_wake(Bytes missing, Effort* effort) {
   const auto trim_so_much = [&](Wait wait) {
     const std::lock_guard<Lock> turn(gathering_);
     const auto reserved = static_cast<Bytes>(shared_.holdings.reserved().current);
     trim_to(reserved > missing ? reserved - missing : 0, wait);
   };
-  switch (round) {
+  switch (effort->rung) {
     case 0:
       trim_so_much(Wait::no);
-      return 1;
-    case 1:
+      effort->rung = 1;
+      return true;
+    case 1: {
+      bool freed = false;
       for (const auto& callback : callbacks_.to_call()) {
         called_back_.fetch_add(1, std::memory_order_relaxed);
-        OomCallbacks::call(*callback, shared_.device, missing);
+        freed |= OomCallbacks::call(*callback, shared_.device, missing);
       }
       trim_so_much(Wait::no);
-      return 1;
+      const Bytes live = live_bytes();
+      if (!freed || live >= effort->least_live) effort->rung = 2;
+      effort->least_live = std::min(effort->least_live, live);
+      return true;
+    }
     case 2:
       trim_so_much(Wait::yes);
       return_to_sources();
-      return 1;
+      effort->rung = 3;
+      return true;
     default:
-      return 0;
+      return false;
   }
 }
 

@@ -193,7 +193,7 @@ class Heap final : private PageSupply::Lender {
   Bytes range_bytes() const { return pages_.pages() * kPageBytes; }
   HeapStats stats() const;
   std::uint64_t live_blocks() const;
-  Bytes live_bytes() const;
+  Bytes live_bytes() const;  // on the device: none while it is asleep
   // Sleep, of a heap of a pool with pages that are mapped (backing/residency.h says what it is). begin_sleep: from now
   // on requests are not_ready, until cancel_sleep or woken. fell_asleep: the driver has unmapped everything.
   bool asleep() const {

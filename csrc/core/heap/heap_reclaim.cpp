@@ -221,7 +221,7 @@ void Heap::shed() noexcept {
 
 Bytes Heap::live_bytes() const {
   const Guard guard(*this);
-  return static_cast<Bytes>(counts_.live.current());
+  return asleep_ ? 0 : static_cast<Bytes>(counts_.live.current());
 }
 
 void Heap::let_calls_finish() const { const BiasedLock::Guard guard(lock_); }
