@@ -362,7 +362,7 @@ void Allocator::leave_region() {
 
 void Allocator::sleep(const std::vector<std::string>& tags, Keep keep, const std::string& folder) {
   const std::vector<RegionId> regions = regions_.find(tags);
-  const std::lock_guard<std::recursive_mutex> turn(sleeping_);
+  const std::lock_guard turn(sleeping_);
   std::vector<std::pair<DeviceHeap*, RegionId>> done;
   try {
     for (const RegionId region : regions)
@@ -379,7 +379,8 @@ void Allocator::sleep(const std::vector<std::string>& tags, Keep keep, const std
         done.emplace_back(&heap, region);
       }
   } catch (...) {
-    for (const auto& [heap, region] : done) heap->wake({region});  // its memory was given back a moment ago
+    Bytes missing = 0;
+    for (const auto& [heap, region] : done) heap->wake({region}, &missing);  // its memory was given back a moment ago
     throw;
   }
 }
@@ -388,7 +389,6 @@ void Allocator::wake(const std::vector<std::string>& tags) { wake_regions(region
 
 // Device by device; on one, all or none. Where a later one has no room, those before go back to sleep.
 void Allocator::wake_regions(const std::vector<RegionId>& regions) {
-  const std::lock_guard<std::recursive_mutex> turn(sleeping_);
   struct Woken {
     DeviceHeap* heap;
     RegionId region;
@@ -399,13 +399,24 @@ void Allocator::wake_regions(const std::vector<RegionId>& regions) {
   try {
     for (const DeviceIndex device : devices()) {
       DeviceHeap& heap = *existing(device);
-      std::vector<Woken> here;
-      for (const RegionId region : regions)
-        if (const auto kept = heap.kept(region)) here.push_back({&heap, region, kept->first, kept->second});
-      heap.wake(regions);
-      woken.insert(woken.end(), here.begin(), here.end());
+      DeviceHeap::Effort effort;
+      for (;;) {
+        Bytes missing = 0;
+        {
+          const std::lock_guard turn(sleeping_);
+          std::vector<Woken> here;
+          for (const RegionId region : regions)
+            if (const auto kept = heap.kept(region)) here.push_back({&heap, region, kept->first, kept->second});
+          if (heap.wake(regions, &missing) == Status::ok) {
+            woken.insert(woken.end(), here.begin(), here.end());
+            break;
+          }
+        }
+        if (!heap.find_room_to_wake(missing, &effort)) heap.raise_no_room_to_wake(regions);
+      }
     }
   } catch (...) {
+    const std::lock_guard turn(sleeping_);
     for (const Woken& each : woken) each.heap->sleep(each.region, each.keep, each.folder, ~Bytes{0});
     throw;
   }

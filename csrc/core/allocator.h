@@ -222,7 +222,7 @@ class POOLALLOC_API Allocator {
   std::atomic<EventLog*> log_{nullptr};
   std::vector<std::unique_ptr<EventLog>> logs_;  // closed ones stay: a thread may be about to add to one
   Regions regions_;
-  std::recursive_mutex sleeping_;  // one sleep or wake at a time; a callback of one may put another region to sleep
+  std::mutex sleeping_;                   // one sleep or wake at a time; callbacks are called without it
   std::unique_ptr<Caretaker> caretaker_;  // where an option asks for it, from the first device on
 };
 

@@ -82,8 +82,19 @@ class DeviceHeap {
   // keeps it awake, or there is no room), DriverError. Nothing if it is asleep, or has nothing here.
   void sleep(RegionId region, Keep keep, const std::string& folder, Bytes room);
   // Memory for all of these at the same addresses, with the contents that were kept. On any error they are as asleep as
-  // before. Throws OutOfMemory, UsageError (a capture is going on), DriverError.
-  void wake(const std::vector<RegionId>& regions);
+  // before. out_of_memory: so many bytes are *missing; find_room_to_wake, and try again. Throws UsageError (a capture
+  // is going on), DriverError.
+  Status wake(const std::vector<RegionId>& regions, Bytes* missing);
+  // What has been tried for memory to wake with.
+  struct Effort {
+    int rung = 0;
+    Bytes least_live = ~Bytes{0};  // after a round of callbacks
+  };
+  // What the ladder does for a request, with no heap of its own: idle memory that completed work has left; callbacks,
+  // for as long as they say that they freed something and less is live than ever before; idle memory that has to be
+  // waited for. Under no lock. False when there is nothing left to try.
+  bool find_room_to_wake(Bytes missing, Effort* effort);
+  [[noreturn]] void raise_no_room_to_wake(const std::vector<RegionId>& regions);
   bool asleep(RegionId region) const;
   bool has_region(RegionId region) const;
   // How a region that is asleep was put to sleep.
@@ -209,20 +220,13 @@ class DeviceHeap {
   }
   Visit heaps_of_region(RegionId region) const;
   void unmap_all(const std::vector<Sleeper>& sleepers);
-  // What has been tried for memory to wake with.
-  struct Effort {
-    int rung = 0;
-    Bytes least_live = ~Bytes{0};  // after a round of callbacks
-  };
-  Status make_handles(std::vector<Sleeper>& sleepers);
-  bool find_room_to_wake(Bytes missing, Effort* effort);
+  Status make_handles(std::vector<Sleeper>& sleepers, Bytes* missing);
   std::vector<SavedBytes> wanted_of(const RegionMemory& memory, RegionId region) const;
   void destroy_handles(const std::vector<Sleeper>& sleepers);
   bool graphs_may_touch(const Heap& heap) const;
   bool has_users(const Heap& heap) const;
   void map_all(std::vector<Sleeper>& sleepers);
   void unmap(const std::vector<Residency::Alias>& aliases, std::size_t count);
-  [[noreturn]] void raise_no_room_to_wake(const std::vector<RegionId>& regions);
   void resolve_suspicion(PrivatePool& pool, StreamId stream);
   // Under mutex_.
   template <typename Do>

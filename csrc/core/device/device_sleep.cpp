@@ -185,7 +185,7 @@ void DeviceHeap::destroy_handles(const std::vector<Sleeper>& sleepers) {
 
 // --- waking ------------------------------------------------------------------------------------------------------
 
-void DeviceHeap::wake(const std::vector<RegionId>& regions) {
+Status DeviceHeap::wake(const std::vector<RegionId>& regions, Bytes* missing) {
   std::vector<Sleeper> sleepers;
   std::vector<RegionId> waking;
   for (const RegionId region : regions) {
@@ -198,9 +198,9 @@ void DeviceHeap::wake(const std::vector<RegionId>& regions) {
       sleepers.push_back({heap, heap->aliases()});
     }
   }
-  if (waking.empty()) return;
-  if (const Status status = make_handles(sleepers); status == Status::out_of_memory)
-    raise_no_room_to_wake(waking);
+  if (waking.empty()) return Status::ok;
+  if (const Status status = make_handles(sleepers, missing); status == Status::out_of_memory)
+    return status;
   else if (status != Status::ok)
     throw DriverError("the driver refused memory for a region that wakes: " + shared_.driver.last_error());
   const std::lock_guard<Lock> turn(gathering_);
@@ -227,6 +227,7 @@ void DeviceHeap::wake(const std::vector<RegionId>& regions) {
   for (const Sleeper& sleeper : sleepers) sleeper.heap->woken(sleeper.aliases);
   std::lock_guard guard(mutex_);
   for (const RegionId region : waking) regions_.erase(region);
+  return Status::ok;
 }
 
 // Of what was saved, the pages on which something lives still: others may have no memory now.
@@ -249,17 +250,16 @@ std::vector<SavedBytes> DeviceHeap::wanted_of(const RegionMemory& memory, Region
   return wanted;
 }
 
-// Memory is made for all of them before anything is mapped: for all or for none.
-Status DeviceHeap::make_handles(std::vector<Sleeper>& sleepers) {
-  Bytes missing = 0;
+// Memory is made for all of them before anything is mapped: for all or for none. `missing` is what all of them take.
+Status DeviceHeap::make_handles(std::vector<Sleeper>& sleepers, Bytes* missing) {
+  *missing = 0;
   for (Sleeper& sleeper : sleepers) {
     std::uint32_t before = 0;
     for (Residency::Alias& alias : sleeper.aliases) {
       alias.handle = 0;
-      if (std::exchange(before, alias.span) != alias.span) missing += alias.pages * kPageBytes;
+      if (std::exchange(before, alias.span) != alias.span) *missing += alias.pages * kPageBytes;
     }
   }
-  Effort effort;
   for (Sleeper& sleeper : sleepers) {
     const Residency::Alias* before = nullptr;
     for (Residency::Alias& alias : sleeper.aliases) {
@@ -267,29 +267,28 @@ Status DeviceHeap::make_handles(std::vector<Sleeper>& sleepers) {
         alias.handle = before->handle;
         continue;
       }
-      Status status = shared_.page_supply.make(alias.pages, &alias.handle);
-      while (status == Status::out_of_memory && find_room_to_wake(missing, &effort))
-        status = shared_.page_supply.make(alias.pages, &alias.handle);
+      const Status status = shared_.page_supply.make(alias.pages, &alias.handle);
       if (status != Status::ok) {
         alias.handle = 0;
         destroy_handles(sleepers);
         return status;
       }
-      missing -= alias.pages * kPageBytes;
       before = &alias;
     }
   }
   return Status::ok;
 }
 
-// What the ladder does for a request, with no heap of its own: idle memory that completed work has left; callbacks, for
-// as long as they say that they freed something and less is live than ever before; idle memory that has to be waited
-// for. False when there is nothing left to try.
 bool DeviceHeap::find_room_to_wake(Bytes missing, Effort* effort) {
+  // So far that the limit allows it, and the device has it.
   const auto trim_so_much = [&](Wait wait) {
     const std::lock_guard<Lock> turn(gathering_);
+    Bytes free_bytes = 0, total_bytes = 0;
+    shared_.driver.memory_info(shared_.device, &free_bytes, &total_bytes);
+    const Bytes lacking = missing > free_bytes ? missing - free_bytes : 0;
+    const auto minus = [](Bytes all, Bytes part) { return all > part ? all - part : 0; };
     const auto reserved = static_cast<Bytes>(shared_.holdings.reserved().current);
-    trim_to(reserved > missing ? reserved - missing : 0, wait);
+    trim_to(std::min(minus(shared_.holdings.limit(), missing), minus(reserved, lacking)), wait);
   };
   switch (effort->rung) {
     case 0:
@@ -309,8 +308,7 @@ bool DeviceHeap::find_room_to_wake(Bytes missing, Effort* effort) {
       return true;
     }
     case 2:
-      trim_so_much(Wait::yes);
-      return_to_sources();
+      trim(0, Wait::yes);
       effort->rung = 3;
       return true;
     default:
