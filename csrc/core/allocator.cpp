@@ -23,8 +23,11 @@ Allocator::Allocator(Driver& driver, const Options& options, const Plan* plan)
 }
 
 Allocator::~Allocator() {
+  // In a child of fork() the thread may have left locks of heaps behind, which nobody will unlock: they stay as they are.
+  const bool locked = caretaker_ != nullptr && !caretaker_->here();
   caretaker_.reset();
-  for (auto& slot : heaps_) delete slot.load();
+  for (auto& slot : heaps_)
+    if (!locked) delete slot.load();
 }
 
 DeviceHeap* Allocator::existing(DeviceIndex device) const {

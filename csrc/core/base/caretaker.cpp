@@ -32,7 +32,6 @@ struct Caretaker::Thread {
       changed.wait_for(lock, period, [this] { return ending || woken; });
     }
   }
-  // Whether this process has the thread: not so in a child of fork().
   bool here() const { return process == getpid(); }
   void end() {
     {
@@ -97,6 +96,8 @@ Caretaker::~Caretaker() {
   }
   thread_->end();
 }
+
+bool Caretaker::here() const { return thread_->here(); }
 
 std::uint64_t Caretaker::rounds() const { return thread_->rounds.load(std::memory_order_acquire); }
 

@@ -20,6 +20,8 @@ class Caretaker {
   Caretaker& operator=(const Caretaker&) = delete;
 
   void wake();
+  // Whether this process has the thread: not so in a child of fork(), where it may have left locks behind.
+  bool here() const;
   // How often the work was done from beginning to end.
   std::uint64_t rounds() const;
 
