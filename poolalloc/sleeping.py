@@ -12,17 +12,18 @@ The manual page is docs/sleep.md.
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import ContextDecorator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from poolalloc import _core
 from poolalloc._internal.device import device_index
 from poolalloc._internal.installed import require_installed
-from poolalloc.errors import OutOfMemoryError
+from poolalloc.errors import OutOfMemoryError, UsageError
 
 if TYPE_CHECKING:
     from torch.types import Device
@@ -52,28 +53,74 @@ class Region:
     idle_for_graphs: int  # idle pages that stay, since the replays of a CUDA graph may touch them; part of `reserved`
 
 
-@contextmanager
-def region(tag: str | None) -> Iterator[None]:
+class region(ContextDecorator):  # noqa: N801 - it is called as a function is
     """Give what this thread allocates on any device until the end of the `with` to the region of that tag.
 
     So does what autograd's threads allocate in backward passes that this thread runs meanwhile, and what pools
     (torch.cuda.MemPool, CUDA graphs) that are made meanwhile ever allocate. Regions share no page of physical memory. A
     tensor that outlives the `with` stays where it is, and is freed as any other. Regions nest: the inner one counts.
-    Entering costs a microsecond; a program that has no region pays nothing for them.
+    Entering costs a microsecond; a program that has no region pays nothing for them. It is the thread that is in the
+    region, not the coroutine: leave it before an `await` or a `yield`.
+
+    Also a decorator.
 
     Args:
         tag: any text that is not empty. The first use of a tag makes the region. None: outside of every region.
 
     Raises:
         NotInstalledError: before install().
-        UsageError: the tag is empty.
+        UsageError: the tag is empty, or no text.
     """
-    require_installed()
-    _core.enter_region(tag)
-    try:
-        yield
-    finally:
+
+    def __init__(self, tag: str | None) -> None:
+        if tag is not None:
+            _check_tags([tag])
+        self._tag = tag
+
+    def __enter__(self) -> None:
+        require_installed()
+        _follow_backward_passes()
+        _core.enter_region(self._tag)
+
+    def __exit__(self, *_: object) -> None:
         _core.leave_region()
+
+
+def _check_tags(tags: Iterable[object]) -> None:
+    for tag in tags:
+        if not isinstance(tag, str):
+            raise UsageError(f"a tag is a text, not {tag!r}")
+        try:
+            tag.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"this tag is no valid text: {tag!r}") from None
+
+
+@functools.cache
+def _follow_backward_passes() -> None:
+    """Let autograd's threads know for whom they work.
+
+    Both names are one private function of torch's, through which every backward pass of Python goes. Where there is no
+    such function, what autograd's threads allocate is in no region.
+    """
+    import torch
+
+    run = getattr(torch.autograd.graph, "_engine_run_backward", None)
+    if run is None:
+        return
+
+    @functools.wraps(run)
+    def run_in_region(*args: Any, **kwargs: Any) -> Any:
+        if not _core.carry_region():
+            return run(*args, **kwargs)
+        try:
+            return run(*args, **kwargs)
+        finally:
+            _core.stop_carrying_region()
+
+    for module in (torch.autograd, torch.autograd.graph):
+        if getattr(module, "_engine_run_backward", None) is run:
+            module._engine_run_backward = run_in_region  # type: ignore[attr-defined]
 
 
 def regions(device: Device = None) -> list[Region]:
@@ -91,7 +138,8 @@ def sleep(*tags: str, keep: Keep = "host", folder: str | os.PathLike[str] | None
     """Give the physical memory of regions (none named: of all) to their devices. Addresses and tensors stay.
 
     Waits for all work on those devices. Until wake(), work must not touch the tensors, and an allocation in the region
-    is an error, or wakes it with the option `wake_on_allocate`; a tensor may be freed. A region that is asleep already
+    is an error, or wakes it with the option `wake_on_allocate`; a tensor may be freed, and when none that was kept is
+    left, so is what was kept. A region that is asleep already
     stays as it is. On any error nothing has changed.
 
     Args:
@@ -108,6 +156,9 @@ def sleep(*tags: str, keep: Keep = "host", folder: str | os.PathLike[str] | None
         DriverError: the driver refused a call.
     """
     require_installed()
+    _check_tags(tags)
+    if keep not in get_args(Keep):
+        raise UsageError(f'keep is {keep!r}; it may be "nothing", "host" or "file"')
     place = os.fspath(folder) if folder is not None else tempfile.gettempdir() if keep == "file" else ""
     _core.sleep(list(tags) or _core.region_tags(), keep, place)
 
@@ -126,6 +177,7 @@ def wake(*tags: str) -> None:
         DriverError: the driver refused a call.
     """
     require_installed()
+    _check_tags(tags)
     try:
         _core.wake(list(tags) or _core.region_tags())
     except OutOfMemoryError as error:

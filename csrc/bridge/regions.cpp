@@ -1,6 +1,7 @@
 // Threads of autograd allocate in the region of the thread whose backward pass they run. torch carries what a thread
-// has in its ThreadLocalDebugInfo over to them, so that is where the region is noted; of the kinds there are, this one
-// has no other user in a CUDA build.
+// has in its ThreadLocalDebugInfo over to them, so that is where the region is noted while a backward pass runs; of the
+// kinds there are, this one has no other user in a CUDA build. Only then, since profilers start and stop on the same
+// stack.
 #include "core/device/regions.h"
 
 #include <c10/util/ThreadLocalDebugInfo.h>
@@ -15,33 +16,28 @@ namespace {
 const auto kKind = c10::DebugInfoKind::MOBILE_RUNTIME_INFO;
 
 struct Here final : c10::DebugInfoBase {
-  explicit Here(RegionId region, RegionId around) : region(region), around(around) {}
-  RegionId region;
-  const RegionId around;
+  explicit Here(RegionId region) : region(region) {}
+  const RegionId region;
 };
 
-Here* here() { return static_cast<Here*>(c10::ThreadLocalDebugInfo::get(kKind)); }
+void carry(RegionId region) { c10::ThreadLocalDebugInfo::_push(kKind, std::make_shared<Here>(region)); }
 
-void entered(RegionId region) {
-  const Here* outer = here();
-  c10::ThreadLocalDebugInfo::_push(kKind, std::make_shared<Here>(region, outer != nullptr ? outer->region : 0));
-}
-
-// Something else, a profiler say, may have come on top and stay there.
-void left() {
-  if (c10::ThreadLocalDebugInfo::_peek(kKind) != nullptr)
+// A hook of the pass may have started something that is on top now; then this stays under it, and counts for nobody but
+// threads of autograd.
+void stop() {
+  try {
     c10::ThreadLocalDebugInfo::_pop(kKind);
-  else if (Here* own = here())
-    own->region = own->around;
+  } catch (const c10::Error&) {
+  }
 }
 
-RegionId region_here() {
-  const Here* own = here();
+RegionId here() {
+  const auto* own = static_cast<const Here*>(c10::ThreadLocalDebugInfo::get(kKind));
   return own != nullptr ? own->region : 0;
 }
 
 }  // namespace
 
-void follow_regions() { Regions::set_hooks({&entered, &left, &region_here}); }
+void follow_regions() { Regions::set_hooks({&carry, &stop, &here}); }
 
 }  // namespace poolalloc::bridge

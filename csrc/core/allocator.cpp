@@ -23,7 +23,8 @@ Allocator::Allocator(Driver& driver, const Options& options, const Plan* plan)
 }
 
 Allocator::~Allocator() {
-  // In a child of fork() the thread may have left locks of heaps behind, which nobody will unlock: they stay as they are.
+  // In a child of fork() the thread may have left locks of heaps behind, which nobody will unlock: they stay as they
+  // are.
   const bool locked = caretaker_ != nullptr && !caretaker_->here();
   caretaker_.reset();
   for (auto& slot : heaps_)
@@ -55,8 +56,8 @@ DeviceHeap& Allocator::make_device_heap(DeviceIndex device) {
   for (int i = 0; i < in_regions_; ++i) heap->enter_region();
   heap->set_regions(&regions_, [this](RegionId region) {
     if (!options_.wake_on_allocate)
-      throw UsageError("the region \"" + regions_.tag(region) +
-                       "\" is asleep, so nothing can be allocated in it; wake it first, or set the option "
+      throw UsageError("the region " + quoted(regions_.tag(region)) +
+                       " is asleep, so nothing can be allocated in it; wake it first, or set the option "
                        "wake_on_allocate");
     wake_regions({region});
   });
@@ -154,6 +155,7 @@ std::vector<BlockInfo> Allocator::blocks(DeviceIndex device, PoolId pool) const 
 bool Allocator::owns(Address address) const { return addresses_->find(address) != nullptr; }
 
 Bytes Allocator::empty_cache() {
+  if (!regions_.none()) forget_freed();
   Bytes bytes = 0;
   for (DeviceIndex device : devices()) bytes += existing(device)->trim(0, Wait::yes);
   return bytes;
@@ -359,12 +361,14 @@ void Allocator::enter_region(const std::optional<std::string>& tag) {
 void Allocator::leave_region() {
   Regions::leave();
   std::lock_guard guard(mutex_);
+  if (in_regions_ == 0) return;
   --in_regions_;
   for (const DeviceIndex device : devices()) existing(device)->leave_region();
 }
 
 void Allocator::sleep(const std::vector<std::string>& tags, Keep keep, const std::string& folder) {
   const std::vector<RegionId> regions = regions_.find(tags);
+  forget_freed();
   const std::lock_guard turn(sleeping_);
   std::vector<std::pair<DeviceHeap*, RegionId>> done;
   try {
@@ -425,7 +429,15 @@ void Allocator::wake_regions(const std::vector<RegionId>& regions) {
   }
 }
 
+// Not while a region is on its way, which may take seconds.
+void Allocator::forget_freed() const {
+  const std::unique_lock turn(sleeping_, std::try_to_lock);
+  if (!turn.owns_lock()) return;
+  for (const DeviceIndex device : devices()) existing(device)->forget_freed();
+}
+
 std::vector<RegionStats> Allocator::regions() const {
+  forget_freed();
   std::vector<RegionStats> stats;
   for (const DeviceIndex device : devices()) existing(device)->append_regions(stats);
   return stats;
@@ -488,6 +500,7 @@ std::vector<DeviceIndex> Allocator::devices() const {
 DeviceStats Allocator::stats(DeviceIndex device) const {
   DeviceStats stats;
   if (const DeviceHeap* heap = existing(device)) {
+    if (!regions_.none()) forget_freed();
     stats = heap->stats();
   } else {
     check_device(device);

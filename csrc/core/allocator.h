@@ -198,6 +198,7 @@ class POOLALLOC_API Allocator {
   void let_calls_finish();
   [[noreturn]] void unknown(Address address) const;
   void wake_regions(const std::vector<RegionId>& regions);
+  void forget_freed() const;
   [[gnu::noinline]] Address allocate_logged(EventLog& log, Bytes bytes, DeviceIndex device, StreamId stream);
 
   Options options_;
@@ -222,7 +223,7 @@ class POOLALLOC_API Allocator {
   std::atomic<EventLog*> log_{nullptr};
   std::vector<std::unique_ptr<EventLog>> logs_;  // closed ones stay: a thread may be about to add to one
   Regions regions_;
-  std::mutex sleeping_;                   // one sleep or wake at a time; callbacks are called without it
+  mutable std::mutex sleeping_;           // one sleep or wake at a time; callbacks are called without it
   std::unique_ptr<Caretaker> caretaker_;  // where an option asks for it, from the first device on
 };
 

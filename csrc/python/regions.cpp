@@ -38,6 +38,9 @@ void bind_regions(py::module_& module) {
       "enter_region", [](const std::optional<std::string>& tag) { plugin_allocator().enter_region(tag); },
       py::arg("tag"), "This thread allocates in the region from now on; None: outside of every region.");
   module.def("leave_region", [] { plugin_allocator().leave_region(); }, "The region entered last ends.");
+  module.def("carry_region", &Regions::carry,
+             "Threads that work for this one are where it is. False if it is nowhere.");
+  module.def("stop_carrying_region", &Regions::stop_carrying);
   module.def(
       "sleep",
       [](const std::vector<std::string>& tags, const std::string& keep, const std::string& folder) {

@@ -166,7 +166,7 @@ class Replayer {
     Address address = 0;
     {
       const Routing routing(allocator_, place);
-      if (!has_user_[place.pool_number] && place.pool.first != kRegionPools)
+      if (!has_user_[place.pool_number] && !is_regions_own(place.pool))
         allocator_.expect_graphs(place.device, place.pool);
       address = allocator_.allocate(bytes, place.device, place.stream);
     }

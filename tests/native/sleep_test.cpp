@@ -5,6 +5,8 @@
 #include <map>
 #include <random>
 #include <set>
+#include <thread>
+#include <utility>
 
 #include "core/allocator.h"
 #include "core_rig.h"
@@ -188,6 +190,40 @@ TEST_CASE("a block may be freed while it sleeps, and what it held does not come 
   rig.allocator.free(rig.take(kMiB, "r"));
 }
 
+TEST_CASE("what was kept is let go of when nothing is left that it belongs to") {
+  Rig rig;
+  const Address one = rig.take(4 * kMiB, "r"), two = rig.take(3 * kMiB, "r");
+  rig.allocator.sleep({"r"}, Keep::host);
+  rig.allocator.free(one);
+  CHECK(rig.region("r").contents_bytes != 0);
+  rig.allocator.free(two);
+  const RegionStats left = rig.region("r");
+  CHECK((left.asleep && left.asleep_bytes == 0 && left.contents_bytes == 0));
+  CHECK((rig.allocator.stats(0).asleep == 0 && rig.allocator.stats(0).asleep_host == 0));
+  rig.allocator.wake({"r"});
+  CHECK(rig.used() == 0);
+  rig.allocator.validate();
+}
+
+TEST_CASE("a callback of one that wakes may wake it, and another thread may sleep meanwhile") {
+  Rig rig(64);
+  const Address block = rig.take(40 * kPage, "r");
+  rig.write(block, 40 * kPage, 41);
+  rig.allocator.sleep({"r"}, Keep::host);
+  Address taken = rig.take(40 * kPage);
+  rig.take(2 * kPage, "other");
+  const auto name = rig.allocator.oom_callbacks().add([&](DeviceIndex, Bytes) {
+    if (taken == 0) return false;
+    std::thread([&] { rig.allocator.sleep({"other"}, Keep::nothing); }).join();
+    rig.allocator.free(std::exchange(taken, 0));
+    rig.allocator.wake({"r"});
+    return true;
+  });
+  rig.allocator.wake({"r"});
+  CHECK((rig.region("other").asleep && !rig.region("r").asleep && rig.holds(block, 40 * kPage, 41)));
+  rig.allocator.oom_callbacks().remove(name);
+}
+
 TEST_CASE("an allocation in a sleeping region is refused, or wakes it") {
   Rig refusing;
   const Address block = refusing.take(kMiB, "r");
@@ -239,7 +275,7 @@ TEST_CASE("a region that finds no room stays asleep, with what it held, until th
   rig.allocator.sleep({"r"}, Keep::host);
   const Address taken = rig.take(40 * kPage);
   for (int i = 0; i < 2; ++i) {
-    CHECK_THROWS_WITH_AS(rig.allocator.wake({"r"}), doctest::Contains("to wake a region"), OutOfMemory);
+    CHECK_THROWS_WITH_AS(rig.allocator.wake({"r"}), doctest::Contains("to wake \"r\""), OutOfMemory);
     CHECK((rig.region("r").asleep && rig.used() <= 48 * kPage));
     rig.allocator.validate();
   }

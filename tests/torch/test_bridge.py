@@ -244,8 +244,8 @@ WORKS = {
     """,  # the rest of it: test_pool_allocator.py
     "torch.cuda.MemPool(use_on_oom=True)": """
         for lends in (True, False):
-            pool = torch.cuda.MemPool(use_on_oom=lends)
-            with torch.cuda.use_mem_pool(pool):
+            pool, graph = torch.cuda.MemPool(use_on_oom=lends), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool.id):  # what no graph has used serves everybody anyway
                 block(6000)
             try:
                 block(4000)
@@ -253,7 +253,7 @@ WORKS = {
                 assert not lends
             else:
                 assert lends
-            del pool
+            del graph, pool
             torch.cuda.empty_cache()
     """,
     "torch.cuda.MemPool on several threads": """

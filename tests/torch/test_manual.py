@@ -29,6 +29,30 @@ PAGES = {
     "docs/recording.md": "",
     "docs/replay.md": INSTALL,
     "docs/trace-format.md": INSTALL + "\nwith poolalloc.record('run.npz'): train()",
+    "docs/sleep.md": """
+class Model(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(512, 512)
+
+class Engine(Model):
+    def __init__(self):
+        super().__init__()
+        self.cuda()
+    def allocate_cache(self):
+        self.cache = torch.empty(1 << 20, device="cuda")
+    def generate(self, prompts):
+        return self(prompts)
+
+class Trainer(Engine):
+    def step(self, samples):
+        self(samples.detach()).sum().backward()
+
+class Batches:
+    def __iter__(self):
+        yield from (torch.ones(8, 512, device="cuda") for _ in range(2))
+
+batches = Batches()
+""",
     "docs/tune.md": "import poolalloc",
     "docs/who-holds-memory.md": "",
 }

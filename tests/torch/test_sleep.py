@@ -176,6 +176,9 @@ def test_what_people_report(on_sim: Callable) -> None:
     refused(lambda: poolalloc.wake("wieghts"), poolalloc.UsageError, "weights")
     refused(lambda: poolalloc.sleep("weights", keep="file", folder="/no/such"), poolalloc.UsageError, "/no/such")
     refused(lambda: poolalloc.sleep("weights", keep="disk"), poolalloc.UsageError, "nothing")
+    refused(lambda: poolalloc.sleep(["weights"]), poolalloc.UsageError, "text")
+    refused(lambda: poolalloc.region(5), poolalloc.UsageError, "text")
+    refused(lambda: poolalloc.region("\\ud800"), poolalloc.UsageError, "text")
     poolalloc.sleep("weights", keep="nothing")
     poolalloc.sleep("weights", keep="host")
     del one
@@ -189,7 +192,7 @@ def test_what_people_report(on_sim: Callable) -> None:
 
     poolalloc.sleep("weights", keep="nothing")
     blocker = torch.empty(4 << 30, dtype=torch.uint8, device="cuda")
-    refused(lambda: poolalloc.wake(), torch.OutOfMemoryError, "wake a region", "GiB")
+    refused(lambda: poolalloc.wake(), torch.OutOfMemoryError, 'to wake "weights"', "GiB")
     assert of("weights").is_asleep
     del blocker
     poolalloc.wake()
@@ -343,5 +346,46 @@ def test_vllms_names_work(on_sim: Callable) -> None:
     allocator.sleep("default")
     allocator.wake_up()
     assert torch.equal(default.cpu(), numbers(9, 9))
+    """
+    run(on_sim, program)
+
+
+def test_a_profiler_may_start_and_stop_across_the_border_of_a_region(on_sim: Callable) -> None:
+    program = """
+    from torch.profiler import ProfilerActivity, profile
+
+    def profiler():
+        return profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+
+    inside = profiler()
+    with poolalloc.region("r"):
+        inside.start()
+        kept = torch.empty(MiB, device="cuda")
+    outside = torch.empty(MiB, device="cuda")
+    inside.stop()
+    before = profiler()
+    before.start()
+    entered = poolalloc.region("r")
+    with entered:
+        before.stop()
+    with entered:
+        more = torch.empty(MiB, device="cuda")
+    assert of("r").requested == 8 * MiB
+    """
+    run(on_sim, program)
+
+
+def test_many_regions_cost_statistics_little(on_sim: Callable) -> None:
+    program = """
+    kept = []
+    for number in range(300):
+        with poolalloc.region(f"r{number}"):
+            kept.append(torch.empty(10, device="cuda"))
+    stats = torch.cuda.memory_stats()
+    assert stats["allocated_bytes.all.current"] == 300 * 512
+    poolalloc.sleep(keep="nothing")
+    assert torch.cuda.memory_reserved() == 0
+    del kept
+    assert sum(one.asleep for one in poolalloc.regions()) == 0
     """
     run(on_sim, program)

@@ -45,8 +45,11 @@ struct PoolId {
 // A region: memory under one tag, which sleeps and wakes together (device/regions.h). 0: none.
 using RegionId = std::uint32_t;
 
-// PoolId::first of the pools that have what threads allocate in regions; `second` is the region. torch counts from 0.
-inline constexpr std::uint64_t kRegionPools = ~std::uint64_t{0};
+// The pool that has what threads allocate in a region outside of other pools. torch's own count from 0, and are told
+// apart by `first` alone in its tables.
+inline constexpr std::uint64_t kRegionPools = std::uint64_t{1} << 63;
+inline constexpr PoolId pool_of(RegionId region) { return {kRegionPools | region, 0}; }
+inline constexpr bool is_regions_own(PoolId pool) { return (pool.first & kRegionPools) != 0; }
 
 // A block that cannot be handed out now, as a question about an address is answered.
 struct BlockInfo {

@@ -95,6 +95,8 @@ class DeviceHeap {
   // waited for. Under no lock. False when there is nothing left to try.
   bool find_room_to_wake(Bytes missing, Effort* effort);
   [[noreturn]] void raise_no_room_to_wake(const std::vector<RegionId>& regions);
+  // Lets go of what need not be kept of regions that are asleep, since blocks there were freed.
+  void forget_freed();
   bool asleep(RegionId region) const;
   bool has_region(RegionId region) const;
   // How a region that is asleep was put to sleep.

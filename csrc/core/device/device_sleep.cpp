@@ -13,9 +13,6 @@ namespace poolalloc {
 
 namespace {
 
-// The pool that has what threads allocate in a region outside of other pools.
-PoolId pool_of(RegionId region) { return {kRegionPools, region}; }
-
 [[noreturn]] void raise_captured(const char* what) {
   throw UsageError(std::string("a CUDA graph is being captured, so no region can ") + what + " now");
 }
@@ -121,8 +118,8 @@ void DeviceHeap::sleep(RegionId region, Keep keep, const std::string& folder, By
       }
       if (heap->has_pending()) heap->wait_pending();
       if (const char* reason = heap->kept_awake_by())
-        throw UsageError(std::string("this region cannot sleep on device ") + std::to_string(shared_.device) + ": " +
-                         reason);
+        throw UsageError("the region " + quoted(region_names_->tag(region)) + " cannot sleep on device " +
+                         std::to_string(shared_.device) + ": " + reason);
       for (const MemoryRun& run : heap->live_runs()) {
         saved.push_back({run.address, run.bytes, bytes});
         bytes += run.bytes;
@@ -132,8 +129,8 @@ void DeviceHeap::sleep(RegionId region, Keep keep, const std::string& folder, By
     if (keep == Keep::nothing || bytes == 0) saved.clear();
     if (!saved.empty()) {
       if (keep == Keep::host && bytes > room)
-        throw UsageError("the contents of this region are " + format_bytes(bytes) +
-                         ", and the option sleep_host_limit leaves " + format_bytes(room));
+        throw UsageError("the contents of the region " + quoted(region_names_->tag(region)) + " are " +
+                         format_bytes(bytes) + ", and the option sleep_host_limit leaves " + format_bytes(room));
       std::sort(saved.begin(), saved.end(), [](const auto& a, const auto& b) { return a.address < b.address; });
       contents = keep == Keep::host ? Contents::in_host(bytes) : Contents::in_file(folder, bytes);
       Copier(shared_.driver, *token, shared_.device).save(saved, contents.get());
@@ -360,10 +357,36 @@ void DeviceHeap::raise_no_room_to_wake(const std::vector<RegionId>& regions) {
   OutOfMemoryFigures figures;
   shared_.driver.memory_info(shared_.device, &figures.free_bytes, &figures.total_bytes);
   figures.asked = asked;
-  figures.waking = true;
+  for (const RegionId region : regions)
+    if (asleep(region)) figures.waking += (figures.waking.empty() ? "" : ", ") + quoted(region_names_->tag(region));
   figures.device_name = info_.name;
   figures.stats = stats();
   throw OutOfMemory(describe(figures));
+}
+
+// Blocks may be freed while they sleep: their memory need not come back, and what it held is dropped once nothing that
+// was saved is left. A page that lives on keeps the contents of all.
+void DeviceHeap::forget_freed() {
+  std::vector<RegionId> sleeping;
+  {
+    std::lock_guard guard(mutex_);
+    for (const auto& [region, memory] : regions_)
+      if (memory.asleep) sleeping.push_back(region);
+  }
+  for (const RegionId region : sleeping) {
+    bool lives = false;
+    const Visit visit = heaps_of_region(region);
+    for (Heap* heap : visit.heaps) {
+      if (!heap->asleep()) continue;
+      heap->prepare_to_wake(has_users(*heap) && graphs_may_touch(*heap));
+      lives |= !heap->live_runs().empty();
+    }
+    if (lives) continue;
+    std::lock_guard guard(mutex_);
+    RegionMemory& memory = regions_[region];
+    memory.contents.reset();
+    memory.saved.clear();
+  }
 }
 
 // --- figures -----------------------------------------------------------------------------------------------------

@@ -70,7 +70,14 @@ std::string torchs_sentences(Bytes asked, DeviceIndex device, Bytes free_bytes, 
 
 std::string describe(const OutOfMemoryFigures& figures) {
   const DeviceStats& now = figures.stats;
-  const auto shown = [](const Counter& counter) { return format_bytes(static_cast<Bytes>(counter.current)); };
+  // What is on the device: not what lives in regions that are asleep.
+  Bytes live = 0, requested = 0, pending = 0;
+  for (const HeapStats& heap : now.heaps) {
+    if (heap.asleep != 0) continue;
+    live += static_cast<Bytes>(heap.live.current);
+    requested += static_cast<Bytes>(heap.requested.current);
+    pending += static_cast<Bytes>(heap.pending.current);
+  }
   const Bytes free_bytes = figures.free_bytes, total_bytes = figures.total_bytes;
   const Bytes reserved = static_cast<Bytes>(now.reserved.current);
   const Bytes room = std::min(free_bytes, now.limit_bytes > reserved ? now.limit_bytes - reserved : 0);
@@ -78,10 +85,11 @@ std::string describe(const OutOfMemoryFigures& figures) {
 
   std::ostringstream text;
   text << torchs_sentences(figures.asked, now.device, free_bytes, total_bytes) << " poolalloc was asked for "
-       << format_bytes(figures.asked) << (figures.waking ? " to wake a region on device " : " on device ") << now.device
-       << " (" << figures.device_name << "). It may hold " << format_bytes(now.limit_bytes) << " and holds "
-       << format_bytes(reserved) << ": " << shown(now.live) << " live (" << shown(now.requested) << " requested), "
-       << shown(now.pending) << " pending, " << shown(now.idle) << " idle.";
+       << format_bytes(figures.asked) << (figures.waking.empty() ? "" : " to wake " + figures.waking) << " on device "
+       << now.device << " (" << figures.device_name << "). It may hold " << format_bytes(now.limit_bytes)
+       << " and holds " << format_bytes(reserved) << ": " << format_bytes(live) << " live (" << format_bytes(requested)
+       << " requested), " << format_bytes(pending) << " pending, " << format_bytes(static_cast<Bytes>(now.idle.current))
+       << " idle.";
   if (idle.in_pools != 0)
     text << " Of the idle memory, " << format_bytes(idle.in_pools)
          << " is in private pools that a CUDA graph may touch, and serves only them.";
@@ -104,10 +112,10 @@ std::string describe(const OutOfMemoryFigures& figures) {
     holders.emplace_back(heap.arena_rounded, "arena" + where);
   }
   std::sort(holders.rbegin(), holders.rend());
-  text << " Held by:";
   for (std::size_t i = 0; i < holders.size() && i < 4 && holders[i].first != 0; ++i)
-    text << (i == 0 ? " " : ", ") << holders[i].second << " " << format_bytes(holders[i].first);
-  text << (figures.waking ? ". Try putting another region to sleep" : ". Try a smaller batch");
+    text << (i == 0 ? " Held by: " : ", ") << holders[i].second << " " << format_bytes(holders[i].first);
+  if (!holders.empty() && holders.front().first != 0) text << ".";
+  text << (figures.waking.empty() ? " Try a smaller batch" : " Try putting another region to sleep");
   if (idle.in_pools != 0) text << ", or deleting CUDA graphs and memory pools that are no longer needed";
   if (now.limit_bytes < now.total_bytes) text << ", a higher memory_fraction or memory_limit";
   if (free_bytes + reserved < total_bytes / 10 * 9)

@@ -17,7 +17,7 @@ struct OutOfMemoryFigures {
   std::string device_name;
   bool addresses_missing = false;  // rather than memory
   double address_space = 0;        // the option
-  bool waking = false;             // it was asked for by a region that wakes
+  std::string waking;              // the regions that it was asked for, where any wake
   DeviceStats stats;
 };
 

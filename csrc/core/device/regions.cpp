@@ -13,12 +13,18 @@ RegionHooks hooks;
 
 }  // namespace
 
+std::string quoted(const std::string& tag) {
+  constexpr std::size_t kMost = 60;
+  return tag.size() <= kMost ? "\"" + tag + "\"" : "\"" + tag.substr(0, kMost) + "...\"";
+}
+
 RegionId Regions::id_of(const std::string& tag) {
   if (tag.empty()) throw UsageError("a region needs a tag that is not empty");
   std::lock_guard guard(mutex_);
   const auto found = std::find(tags_.begin(), tags_.end(), tag);
   if (found != tags_.end()) return static_cast<RegionId>(found - tags_.begin()) + 1;
   tags_.push_back(tag);
+  count_.store(tags_.size(), std::memory_order_relaxed);
   return static_cast<RegionId>(tags_.size());
 }
 
@@ -26,9 +32,12 @@ RegionId Regions::find(const std::string& tag) const {
   std::lock_guard guard(mutex_);
   const auto found = std::find(tags_.begin(), tags_.end(), tag);
   if (found != tags_.end()) return static_cast<RegionId>(found - tags_.begin()) + 1;
+  constexpr std::size_t kShown = 8;
   std::string known;
-  for (const std::string& each : tags_) known += (known.empty() ? "\"" : ", \"") + each + "\"";
-  throw UsageError("this process has no region \"" + tag + "\"; " +
+  for (std::size_t i = 0; i < std::min(tags_.size(), kShown); ++i)
+    known += (known.empty() ? "" : ", ") + quoted(tags_[i]);
+  if (tags_.size() > kShown) known += " and " + std::to_string(tags_.size() - kShown) + " more";
+  throw UsageError("this process has no region " + quoted(tag) + "; " +
                    (known.empty() ? "it has none yet" : "its regions are " + known));
 }
 
@@ -54,15 +63,19 @@ RegionId Regions::here() {
   return hooks.here != nullptr ? hooks.here() : 0;
 }
 
-void Regions::enter(RegionId region) {
-  entered.push_back(region);
-  if (hooks.entered != nullptr) hooks.entered(region);
-}
+void Regions::enter(RegionId region) { entered.push_back(region); }
 
 void Regions::leave() {
-  if (hooks.left != nullptr) hooks.left();
-  entered.pop_back();
+  if (!entered.empty()) entered.pop_back();
 }
+
+bool Regions::carry() {
+  if (entered.empty() || hooks.carry == nullptr) return false;
+  hooks.carry(entered.back());
+  return true;
+}
+
+void Regions::stop_carrying() { hooks.stop(); }
 
 void Regions::set_hooks(const RegionHooks& wanted) { hooks = wanted; }
 

@@ -14,11 +14,14 @@
 
 namespace poolalloc {
 
+// A tag in a message: in quotes, its beginning alone if it is long.
+std::string quoted(const std::string& tag);
+
 // What a framework knows of threads that work for others. All are called on the thread that they are about.
 struct RegionHooks {
-  void (*entered)(RegionId) = nullptr;
-  void (*left)() = nullptr;
-  RegionId (*here)() = nullptr;  // 0: none
+  void (*carry)(RegionId) = nullptr;  // from now on, threads that work for this one are in the region
+  void (*stop)() = nullptr;
+  RegionId (*here)() = nullptr;  // for whom does this thread work, and where is that one; 0: nowhere
 };
 
 class POOLALLOC_API Regions {
@@ -30,18 +33,23 @@ class POOLALLOC_API Regions {
   std::vector<RegionId> find(const std::vector<std::string>& tags) const;
   std::string tag(RegionId region) const;
   std::vector<std::string> tags() const;
+  bool none() const { return count_.load(std::memory_order_relaxed) == 0; }
 
   // The region that this thread allocates in, or 0.
   static RegionId here();
   static void enter(RegionId region);
-  // The one entered last ends.
+  // The one entered last ends; nothing if there is none.
   static void leave();
+  // While others work for this thread, until stop_carrying: they allocate where it does. False if it is nowhere.
+  static bool carry();
+  static void stop_carrying();
   // Before any thread enters one.
   static void set_hooks(const RegionHooks& hooks);
 
  private:
   mutable std::mutex mutex_;
   std::vector<std::string> tags_;  // of region 1 and on
+  std::atomic<std::size_t> count_{0};
 };
 
 }  // namespace poolalloc
