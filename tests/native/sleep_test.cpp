@@ -269,34 +269,34 @@ TEST_CASE("what cannot sleep or wake says why, and nothing changes") {
 }
 
 TEST_CASE("a region that finds no room stays asleep, with what it held, until there is room") {
-  Rig rig(64);
-  const Address block = rig.take(40 * kPage, "r");
-  rig.write(block, 40 * kPage, 21);
+  Rig rig(32);
+  const Address block = rig.take(20 * kPage, "r");
+  rig.write(block, 20 * kPage, 21);
   rig.allocator.sleep({"r"}, Keep::host);
-  const Address taken = rig.take(40 * kPage);
+  const Address taken = rig.take(20 * kPage);
   for (int i = 0; i < 2; ++i) {
     CHECK_THROWS_WITH_AS(rig.allocator.wake({"r"}), doctest::Contains("to wake \"r\""), OutOfMemory);
-    CHECK((rig.region("r").asleep && rig.used() <= 48 * kPage));
+    CHECK((rig.region("r").asleep && rig.used() <= 24 * kPage));
     rig.allocator.validate();
   }
   rig.allocator.free(taken);  // idle now, which is enough: the ladder takes it
   rig.allocator.wake({"r"});
-  CHECK(rig.holds(block, 40 * kPage, 21));
+  CHECK(rig.holds(block, 20 * kPage, 21));
 
   // A callback that puts another region to sleep makes room, too.
   rig.allocator.sleep({"r"}, Keep::host);
-  const Address other = rig.take(40 * kPage, "other");
-  rig.write(other, 40 * kPage, 22);
+  const Address other = rig.take(20 * kPage, "other");
+  rig.write(other, 20 * kPage, 22);
   const auto name = rig.allocator.oom_callbacks().add([&](DeviceIndex, Bytes) {
     rig.allocator.sleep({"other"}, Keep::host);
     return true;
   });
   rig.allocator.wake({"r"});
-  CHECK((rig.region("other").asleep && rig.holds(block, 40 * kPage, 21)));
+  CHECK((rig.region("other").asleep && rig.holds(block, 20 * kPage, 21)));
   rig.allocator.oom_callbacks().remove(name);
   rig.allocator.sleep({"r"}, Keep::nothing);
   rig.allocator.wake({"other"});
-  CHECK(rig.holds(other, 40 * kPage, 22));
+  CHECK(rig.holds(other, 20 * kPage, 22));
 }
 
 TEST_CASE("callbacks are asked again for as long as they make room") {
@@ -382,18 +382,20 @@ TEST_CASE("a pool that no capture has used gives back what is idle") {
   CHECK((rig.used() == 0 && rig.allocator.stats(0).idle_in_pools == 0));
 }
 
-TEST_CASE("a thousand cycles leave nothing behind") {
-  Rig rig;
-  std::vector<std::pair<Address, Bytes>> blocks;
-  for (int i = 0; i < 12; ++i) blocks.emplace_back(rig.take((i + 1) * 700'000, "r", i % 3 == 0 ? kOther : kStream), 0);
-  std::map<std::string, std::int64_t> after_first;
-  for (int cycle = 0; cycle < 1000; ++cycle) {
-    const Keep kinds[] = {Keep::host, Keep::file, Keep::nothing, Keep::nothing, Keep::nothing};
-    rig.allocator.sleep({"r"}, kinds[cycle % 5], std::filesystem::temp_directory_path());
-    rig.allocator.wake({"r"});
-    if (cycle == 0) after_first = rig.holdings();
+TEST_CASE("a thousand cycles of each kind leave nothing behind") {
+  const int cycles = stress::kSlowness == 1 ? 1000 : 40;
+  for (const Keep keep : {Keep::nothing, Keep::host, Keep::file}) {
+    Rig rig;
+    rig.take(700, "r");
+    rig.take(kMiB, "r", kOther);
+    std::map<std::string, std::int64_t> after_first;
+    for (int cycle = 0; cycle < cycles; ++cycle) {
+      rig.allocator.sleep({"r"}, keep, std::filesystem::temp_directory_path());
+      rig.allocator.wake({"r"});
+      if (cycle == 0) after_first = rig.holdings();
+    }
+    CHECK(rig.holdings() == after_first);
   }
-  CHECK(rig.holdings() == after_first);
 }
 
 // A program that does everything at random, and what must be true of what it knows.
@@ -415,7 +417,7 @@ struct Walk {
     const std::string tag = random() % 5 == 0 ? std::string() : any_tag();
     if (what < 40) {
       if (asleep(tag)) return;
-      const Bytes sizes[] = {64 + random() % 4000, 64 + random() % kMiB, 64 + random() % (12 * kMiB)};
+      const Bytes sizes[] = {64 + random() % 4000, 64 + random() % kMiB, 64 + random() % (5 * kMiB)};
       Block block{tag, 0, sizes[random() % 3], static_cast<std::uint32_t>(random())};
       try {
         block.address = rig.take(block.bytes, tag, random() % 4 == 0 ? kOther : kStream);
@@ -485,9 +487,9 @@ struct Walk {
 
 TEST_CASE("whatever sleeps and wakes at random, blocks keep what they hold") {
   for (unsigned seed = 0; seed < static_cast<unsigned>(stress::steps(4)); ++seed) {
-    Rig rig(96);
+    Rig rig(48);
     Walk walk(rig, seed);
-    for (int step = 0; step < 3000; ++step) {
+    for (int step = 0; step < stress::steps(1500); ++step) {
       walk.step();
       if (step % 100 == 0) rig.allocator.validate();
       CHECK(rig.allocator.stats(0).reserved.current == static_cast<std::int64_t>(rig.used()));
@@ -505,9 +507,9 @@ TEST_CASE("whatever sleeps and wakes at random, blocks keep what they hold") {
 TEST_CASE("any call of the driver may be refused on the way") {
   for (std::uint64_t nth = 1;; ++nth) {
     Rig rig(64);
-    const Address one = rig.take(5 * kMiB, "r"), two = rig.take(3 * kMiB, "r", kOther);
-    rig.write(one, 5 * kMiB, 31);
-    rig.write(two, 3 * kMiB, 32);
+    const Address one = rig.take(kMiB, "r"), two = rig.take(2 * kMiB, "r", kOther);
+    rig.write(one, kMiB, 31);
+    rig.write(two, 2 * kMiB, 32);
     const Bytes awake = rig.used();
     rig.faulty.fail(nth);
     bool slept = false;
@@ -524,7 +526,7 @@ TEST_CASE("any call of the driver may be refused on the way") {
       CHECK(rig.allocator.stats(0).asleep_host != 0);
       rig.allocator.wake({"r"});
     }
-    CHECK((rig.holds(one, 5 * kMiB, 31) && rig.holds(two, 3 * kMiB, 32)));
+    CHECK((rig.holds(one, kMiB, 31) && rig.holds(two, 2 * kMiB, 32)));
     rig.allocator.validate();
     rig.allocator.empty_cache();
     CHECK(rig.used() == awake);

