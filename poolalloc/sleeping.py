@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import tempfile
 from collections.abc import Iterable
 from contextlib import ContextDecorator
@@ -159,8 +160,20 @@ def sleep(*tags: str, keep: Keep = "host", folder: str | os.PathLike[str] | None
     _check_tags(tags)
     if keep not in get_args(Keep):
         raise UsageError(f'keep is {keep!r}; it may be "nothing", "host" or "file"')
+    _drop_workspaces()
     place = os.fspath(folder) if folder is not None else tempfile.gettempdir() if keep == "file" else ""
     _core.sleep(list(tags) or _core.region_tags(), keep, place)
+
+
+def _drop_workspaces() -> None:
+    """Let go of cuBLAS' workspaces, which torch keeps for ever and makes wherever the first product of matrices runs.
+
+    One in a region would be gone while others use it. torch makes a new one with the next product.
+    """
+    torch = sys.modules.get("torch")
+    drop = getattr(torch and torch._C, "_cuda_clearCublasWorkspaces", None)
+    if drop is not None:
+        drop()
 
 
 def wake(*tags: str) -> None:

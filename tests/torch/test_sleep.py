@@ -97,6 +97,7 @@ def test_autograd_pools_threads_and_nesting_belong_to_the_region(on_sim: Callabl
         optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
         model(torch.ones(64, 1024, device="cuda")).sum().backward()
         optimizer.step()
+        trained = of("training").requested
         with poolalloc.region("inner"):
             inner = torch.empty(5 * MiB, device="cuda")
         with poolalloc.region(None):
@@ -110,7 +111,7 @@ def test_autograd_pools_threads_and_nesting_belong_to_the_region(on_sim: Callabl
     gradients = sum(parameter.grad.nbytes for parameter in model.parameters())
     assert of("model").requested == parameters
     assert of("training").requested >= 2 * gradients, (of("training"), gradients)
-    assert of("training").requested < 2 * gradients + 4 * MiB
+    assert of("training").requested == trained
     assert of("inner").requested == 20 * MiB
     before = of("training").requested
     with torch.cuda.use_mem_pool(pool):
@@ -387,5 +388,19 @@ def test_many_regions_cost_statistics_little(on_sim: Callable) -> None:
     assert torch.cuda.memory_reserved() == 0
     del kept
     assert sum(one.asleep for one in poolalloc.regions()) == 0
+    """
+    run(on_sim, program)
+
+
+def test_workspaces_that_torch_keeps_do_not_sleep_with_a_region(on_sim: Callable) -> None:
+    program = """
+    with poolalloc.region("r"):
+        a = torch.ones(512, 512, device="cuda")
+        b = a @ a  # some versions of torch keep a workspace of cuBLAS from here on
+    poolalloc.sleep("r", keep="nothing")
+    assert of("r").requested == 2 * MiB
+    c = torch.ones(512, 512, device="cuda")
+    c @ c
+    assert of("r").requested == 2 * MiB
     """
     run(on_sim, program)
