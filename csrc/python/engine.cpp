@@ -166,6 +166,11 @@ void bind_allocator(py::class_<Engine>& engine) {
           [](Engine& self, DeviceIndex device, Pool pool) { self.allocator.end_allocate_to_pool(device, id_of(pool)); },
           py::arg("device"), py::arg("pool"), Unlocked())
       .def(
+          "expect_graphs",
+          [](Engine& self, DeviceIndex device, Pool pool) { self.allocator.expect_graphs(device, id_of(pool)); },
+          py::arg("device"), py::arg("pool"), Unlocked(),
+          "Graphs may touch what is idle in the pool, though no capture was seen.")
+      .def(
           "release_pool",
           [](Engine& self, DeviceIndex device, Pool pool) { self.allocator.release_pool(device, id_of(pool)); },
           py::arg("device"), py::arg("pool"), Unlocked())

@@ -60,6 +60,7 @@ class Oracle:
         if op == Op.ALLOC:
             if pool != (0, 0):
                 self.engine.begin_allocate_to_pool(device, pool)
+                self.engine.expect_graphs(device, pool)
             place = (device, self.trace.streams[event["stream"]])
             self.addresses[ident] = self.engine.allocate(int(event["requested"]), *place)
             if pool != (0, 0):
