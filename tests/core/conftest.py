@@ -73,7 +73,7 @@ OTHERWISE_WITH_SEGMENTS = {
     "test_part_of_a_page_is_a_page": _AHEAD,
     "test_what_cannot_be_had_is_said_and_nothing_is_kept": _AHEAD,
     "test_a_reserve_is_made_and_made_again_within_the_limit": _AHEAD,
-    "test_idle_memory_of_pools_in_use_is_told_apart_and_not_promised": _FITS,
+    "test_idle_memory_that_graphs_may_touch_is_told_apart_and_not_promised": _FITS,
     "test_a_refusal_while_memory_is_free_is_no_shortage": _CALLS,
     "test_a_refusal_near_the_end_of_memory_is_a_shortage": _CALLS,
     "test_routing_is_not_capturing": _COUNTS_PAGES,
