@@ -149,14 +149,18 @@ def serve() -> None:
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
     import torch
-    import torch._dynamo  # noqa: F401  # the first step of any optimizer imports it
+
+    # Before 2.12 importing these asks CUDA how many devices there are, and no child could use CUDA then.
+    imports_ahead = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 12)
+    if imports_ahead:
+        import torch._dynamo  # the first step of any optimizer imports it
 
     _freeze()
     preloaded = os.environ.get("LD_PRELOAD", "")
     answers.write(b"ready\n")
     for line in requests:
         request = json.loads(line)
-        for name in set(request["imports"]) - set(sys.modules):
+        for name in set(request["imports"]) - set(sys.modules) if imports_ahead else ():
             importlib.import_module(name)
             _freeze()
         child = os.fork()
