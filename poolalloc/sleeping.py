@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterable
 from contextlib import ContextDecorator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from poolalloc import _core
 from poolalloc._internal.device import device_index
@@ -138,10 +138,9 @@ def regions(device: Device = None) -> list[Region]:
 def sleep(*tags: str, keep: Keep = "host", folder: str | os.PathLike[str] | None = None) -> None:
     """Give the physical memory of regions (none named: of all) to their devices. Addresses and tensors stay.
 
-    Waits for all work on those devices. Until wake(), work must not touch the tensors, and an allocation in the region
-    is an error, or wakes it with the option `wake_on_allocate`; a tensor may be freed, and when none that was kept is
-    left, so is what was kept. A region that is asleep already
-    stays as it is. On any error nothing has changed.
+    Waits for all work on those devices. Until wake(), work must not touch the tensors. An allocation in the region is
+    an error, or wakes it with the option `wake_on_allocate`. Tensors may be freed, and contents that are kept go with
+    the last one. A region that is asleep already stays as it is. On any error nothing has changed.
 
     Args:
         tags: of the regions.
@@ -158,11 +157,9 @@ def sleep(*tags: str, keep: Keep = "host", folder: str | os.PathLike[str] | None
     """
     require_installed()
     _check_tags(tags)
-    if keep not in get_args(Keep):
-        raise UsageError(f'keep is {keep!r}; it may be "nothing", "host" or "file"')
     _drop_workspaces()
     place = os.fspath(folder) if folder is not None else tempfile.gettempdir() if keep == "file" else ""
-    _core.sleep(list(tags) or _core.region_tags(), keep, place)
+    _core.sleep(list(tags) or _core.region_tags(), str(keep), place)
 
 
 def _drop_workspaces() -> None:
