@@ -1,7 +1,6 @@
-// Threads of autograd allocate in the region of the thread whose backward pass they run. torch carries what a thread
-// has in its ThreadLocalDebugInfo over to them, so that is where the region is noted while a backward pass runs; of the
-// kinds there are, this one has no other user in a CUDA build. Only then, since profilers start and stop on the same
-// stack.
+// Threads of autograd allocate in the region of the thread whose backward pass they run. torch copies a thread's
+// ThreadLocalDebugInfo to them, so the region is noted there. It is a stack that profilers use too, so the note stays
+// only while a backward pass runs. Its kind has no other user in a CUDA build.
 #include "core/device/regions.h"
 
 #include <c10/util/ThreadLocalDebugInfo.h>

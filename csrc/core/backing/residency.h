@@ -104,7 +104,6 @@ class Residency final : public PageTable {
       }
   }
   bool can_sleep() const { return parting_.empty() && away_ == 0; }
-  bool asleep() const { return asleep_; }
   void fall_asleep();
   // Spans on which nothing lives any more need not come back.
   void forget_idle();

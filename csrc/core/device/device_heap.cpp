@@ -229,8 +229,8 @@ Address DeviceHeap::allocate_while_routing(Bytes bytes, StreamId stream) {
     });
     const auto route = std::find_if(routes.rbegin(), routes.rend(), [&](auto& each) { return each.second(stream); });
     if (route != routes.rend()) {
-      resolve_suspicion(*route->first, stream);
-      return allocate_in(route->first->region, heap_of_pool(*route->first, stream, captured_now(stream)), bytes);
+      look_for_capture(*route->first, stream);
+      return allocate_in(route->first->region, heap_of_pool(*route->first, stream), bytes);
     }
   }
   const RegionId region = Regions::here();
@@ -248,22 +248,26 @@ Address DeviceHeap::allocate_in(RegionId region, Heap& heap, Bytes bytes) {
   return status == Status::ok ? address : find_memory(heap, bytes, status);
 }
 
-// A request that goes to the pool from a stream that is not captured: its owner only routes.
-void DeviceHeap::resolve_suspicion(PrivatePool& pool, StreamId stream) {
+// What a request to the pool tells: one from a captured stream, whoever captures it, belongs to a graph; after one from
+// another stream its owner only routes. The legacy default stream (0, and the handle that names it) is never captured,
+// though the driver says so while another stream's capture forbids its use.
+void DeviceHeap::look_for_capture(PrivatePool& pool, StreamId stream) {
+  const bool legacy = stream <= 1;
   {
     std::lock_guard guard(mutex_);
-    if (!pool.suspected) return;
+    if (!pool.suspected && (pool.captured || legacy)) return;
   }
   bool capturing = true;
-  if (shared_.driver.stream_capturing(shared_.device, stream, &capturing) != Status::ok || capturing) return;
+  if (shared_.driver.stream_capturing(shared_.device, stream, &capturing) != Status::ok) capturing = true;
   std::lock_guard guard(mutex_);
-  if (std::exchange(pool.suspected, false)) shared_.gate.end(shared_.device);
+  if (capturing)
+    pool.captured |= !legacy;
+  else if (std::exchange(pool.suspected, false))
+    shared_.gate.end(shared_.device);
 }
 
-// `capturing`: the request belongs to a graph.
-Heap& DeviceHeap::heap_of_pool(PrivatePool& pool, StreamId stream, bool capturing) {
+Heap& DeviceHeap::heap_of_pool(PrivatePool& pool, StreamId stream) {
   std::lock_guard guard(mutex_);
-  pool.captured |= capturing;
   SegmentSupply* const segments = pool.own_supply != nullptr ? pool.own_supply.get()
                                   : segments_wanted_         ? &shared_.segment_supply
                                                              : nullptr;

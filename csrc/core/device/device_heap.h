@@ -213,9 +213,8 @@ class DeviceHeap {
   Heap& choose_heap(StreamEntry& entry);
   [[gnu::noinline]] Address allocate_while_routing(Bytes bytes, StreamId stream);
   Address allocate_in(RegionId region, Heap& heap, Bytes bytes);
-  Heap& heap_of_pool(PrivatePool& pool, StreamId stream, bool capturing);
+  Heap& heap_of_pool(PrivatePool& pool, StreamId stream);
   Heap& heap_of_region(RegionId region, StreamId stream);
-  bool captured_now(StreamId stream);
   // Idle memory of a pool in use goes where it is needed, unless a graph may touch it or it is the pool's own.
   static bool keeps_idle(const PrivatePool& pool) {
     return !pool.quiet && (pool.captured || pool.suspected || pool.source != nullptr);
@@ -226,10 +225,10 @@ class DeviceHeap {
   std::vector<SavedBytes> wanted_of(const RegionMemory& memory, RegionId region) const;
   void destroy_handles(const std::vector<Sleeper>& sleepers);
   bool graphs_may_touch(const Heap& heap) const;
-  bool has_users(const Heap& heap) const;
+  bool graphs_will_touch(const Heap& heap) const;
   void map_all(std::vector<Sleeper>& sleepers);
   void unmap(const std::vector<Residency::Alias>& aliases, std::size_t count);
-  void resolve_suspicion(PrivatePool& pool, StreamId stream);
+  void look_for_capture(PrivatePool& pool, StreamId stream);
   // Under mutex_.
   template <typename Do>
   void each_heap(Do act) const {

@@ -33,15 +33,8 @@ Heap& DeviceHeap::heap_of_region(RegionId region, StreamId stream) {
       pool->region = region;
     }
   }
-  return heap_of_pool(*pool, stream, captured_now(stream));
-}
-
-// Whether what the stream is asked to do belongs to a graph, whoever captures it. The legacy default stream (0, and the
-// handle that names it) cannot be captured.
-bool DeviceHeap::captured_now(StreamId stream) {
-  if (stream <= 1) return false;
-  bool capturing = false;
-  return shared_.driver.stream_capturing(shared_.device, stream, &capturing) != Status::ok || capturing;
+  look_for_capture(*pool, stream);
+  return heap_of_pool(*pool, stream);
 }
 
 bool DeviceHeap::graphs_may_touch(const Heap& heap) const {
@@ -50,10 +43,11 @@ bool DeviceHeap::graphs_may_touch(const Heap& heap) const {
   return pool != nullptr && keeps_idle(*pool);
 }
 
-bool DeviceHeap::has_users(const Heap& heap) const {
+// The same of a heap that is asleep: nothing has run there since, so a pool without a user has no graph.
+bool DeviceHeap::graphs_will_touch(const Heap& heap) const {
   std::lock_guard guard(mutex_);
   const PrivatePool* pool = find_pool(heap.pool());
-  return pool != nullptr && pool->users != 0;
+  return pool != nullptr && pool->users != 0 && keeps_idle(*pool);
 }
 
 DeviceHeap::Visit DeviceHeap::heaps_of_region(RegionId region) const {
@@ -191,7 +185,7 @@ Status DeviceHeap::wake(const std::vector<RegionId>& regions, Bytes* missing) {
     const Visit visit = heaps_of_region(region);
     for (Heap* heap : visit.heaps) {
       if (!heap->asleep()) continue;
-      heap->prepare_to_wake(has_users(*heap) && graphs_may_touch(*heap));  // nothing has run there since it fell asleep
+      heap->prepare_to_wake(graphs_will_touch(*heap));
       sleepers.push_back({heap, heap->aliases()});
     }
   }
@@ -378,7 +372,7 @@ void DeviceHeap::forget_freed() {
     const Visit visit = heaps_of_region(region);
     for (Heap* heap : visit.heaps) {
       if (!heap->asleep()) continue;
-      heap->prepare_to_wake(has_users(*heap) && graphs_may_touch(*heap));
+      heap->prepare_to_wake(graphs_will_touch(*heap));
       lives |= !heap->live_runs().empty();
     }
     if (lives) continue;

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/device/regions.h"
 #include "core/options/options.h"
 
 namespace poolalloc {
@@ -52,7 +53,7 @@ Idle idle_of(const OutOfMemoryFigures& figures) {
 std::string name_of(const HeapStats& heap) {
   std::string name = " on stream " + std::to_string(heap.stream);
   if (!heap.region.empty())
-    name += " in region \"" + heap.region + "\"";
+    name += " in region " + quoted(heap.region);
   else if (heap.pool != PoolId{})
     name += " in private pool " + std::to_string(heap.pool.first) + "," + std::to_string(heap.pool.second);
   return name;
